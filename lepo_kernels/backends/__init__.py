@@ -1,0 +1,1 @@
+"""The backends: each folder holds one kernel file per op family."""

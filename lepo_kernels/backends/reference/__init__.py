@@ -1,0 +1,1 @@
+"""Plain PyTorch kernels, any dtype and device; in float64 they are the oracle."""

@@ -1,0 +1,59 @@
+"""Reference kernels of the embedding mixture: plain torch, any dtype.
+
+Contract: reads K rows of the table per output row; sums in float32 (float64 for float64);
+deterministic run to run; a row's result does not depend on its neighbours.
+"""
+
+import torch
+from torch import Tensor
+
+from lepo_kernels.backends.reference.numerics import accumulation_dtype, add_rows
+from lepo_kernels.validation import checks_enabled
+
+
+def mix_embeddings(
+    ids: Tensor,  # [N, K]
+    weights: Tensor,  # [N, K]
+    embedding: Tensor,  # [V, D]
+) -> Tensor:  # [N, D]
+    """Sum of weights_k * embedding[ids_k], in the dtype of ``embedding``."""
+    _check_ids(ids, embedding.shape[0])
+    rows = _used_rows(ids, weights, embedding)
+    acc = rows.dtype
+    return torch.einsum("nk,nkd->nd", weights.to(acc), rows).to(embedding.dtype)
+
+
+def mix_embeddings_backward(
+    grad: Tensor,  # [N, D]
+    ids: Tensor,  # [N, K]
+    weights: Tensor,  # [N, K]
+    embedding: Tensor,  # [V, D]
+    need_dweights: bool,
+    need_dembedding: bool,
+) -> tuple[Tensor, Tensor]:  # [N, K] or [0], [V, D] or [0]
+    """dw_k = E[i_k] . de and dE[i_k] += w_k de."""
+    acc = accumulation_dtype(embedding.dtype)
+    dweights, dembedding = weights.new_empty(0), embedding.new_empty(0)
+    if need_dweights:
+        rows = embedding[ids].to(acc)
+        dweights = torch.einsum("nkd,nd->nk", rows, grad.to(acc)).to(weights.dtype)
+    if need_dembedding:
+        contributions = weights.to(acc)[..., None] * grad.to(acc)[:, None, :]
+        table = torch.zeros(embedding.shape, dtype=acc, device=embedding.device)
+        add_rows(table, ids.reshape(-1), contributions.reshape(-1, grad.shape[-1]))
+        dembedding = table.to(embedding.dtype)
+    return dweights, dembedding
+
+
+def _used_rows(ids: Tensor, weights: Tensor, embedding: Tensor) -> Tensor:
+    """Rows of the table, zeroed where the weight is 0: 0 * inf must not poison the sum."""
+    rows = embedding[ids].to(accumulation_dtype(embedding.dtype))
+    return rows.masked_fill((weights == 0)[..., None], 0.0)
+
+
+def _check_ids(ids: Tensor, vocab: int) -> None:
+    if not checks_enabled(ids.device) or ids.numel() == 0:
+        return
+    low, high = (int(x) for x in torch.aminmax(ids))
+    if low < 0 or high >= vocab:
+        raise IndexError(f"ids: expected values in [0, {vocab}), got {low if low < 0 else high}")

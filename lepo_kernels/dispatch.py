@@ -1,0 +1,136 @@
+"""The one table that decides which backend serves a call.
+
+A public op asks ``resolve`` for a backend's name and hands that name to its torch op, which loads
+the kernel with ``load``. The kernel of op ``x`` in family ``f`` on backend ``b`` is always the
+function ``x`` in ``lepo_kernels/backends/b/f.py``.
+"""
+
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+BACKENDS = ("cuda", "triton", "cpu", "reference")
+
+# Which backends hold a kernel for an op: op -> (family, backends).
+KERNELS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "philox_words": ("philox", ("reference",)),
+    "sample_latent": ("sample_latent", ("reference",)),
+    "mix_embeddings": ("mix_embeddings", ("reference",)),
+    "mix_embeddings_backward": ("mix_embeddings", ("reference",)),
+    "linear_log_probs": ("linear_log_probs", ("reference",)),
+    "linear_log_probs_backward": ("linear_log_probs", ("reference",)),
+    "gather_log_probs": ("linear_log_probs", ("reference",)),
+    "gather_log_probs_backward": ("linear_log_probs", ("reference",)),
+    "gumbel_softmax_embedding": ("gumbel_softmax_embedding", ("reference",)),
+    "gumbel_softmax_embedding_backward": ("gumbel_softmax_embedding", ("reference",)),
+}
+
+# Fastest first. A device that is not named here is served as "other".
+PREFERENCE: dict[str, tuple[str, ...]] = {
+    "cuda": ("cuda", "triton", "reference"),
+    "cpu": ("cpu", "reference"),
+    "other": ("triton", "reference"),
+}
+
+
+class BackendUnavailableError(RuntimeError):
+    """The backend that was asked for cannot serve this call; the message says why."""
+
+
+_override: str | None = os.environ.get("LEPO_BACKEND") or None
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Let backend ``name`` serve every op called inside the ``with`` block, in all threads.
+
+    Overrides the environment variable ``LEPO_BACKEND`` and is itself overridden by an op's
+    ``backend=`` argument. A backward pass runs on the backend of its forward pass.
+
+    Args:
+        name: one of ``"cuda"``, ``"triton"``, ``"cpu"``, ``"reference"``.
+
+    Raises:
+        ValueError: ``name`` is not a backend.
+    """
+    global _override
+    _check_name(name, "backend()")
+    before, _override = _override, name
+    try:
+        yield
+    finally:
+        _override = before
+
+
+def resolve(op: str, device: torch.device, requested: str | None) -> str:
+    """Name the backend that serves ``op`` on ``device``.
+
+    Args:
+        op: a key of ``KERNELS``.
+        device: where the call's tensors live.
+        requested: the op's ``backend=`` argument; None leaves the choice to ``backend(...)``, then
+            ``LEPO_BACKEND``, then the table.
+
+    Raises:
+        ValueError: the requested name is not a backend.
+        BackendUnavailableError: the requested backend cannot serve this op here.
+    """
+    forced = requested if requested is not None else _override
+    if forced is not None:
+        _check_name(forced, "backend=" if requested is not None else "backend()/LEPO_BACKEND")
+        reason = why_not(op, device, forced)
+        if reason is not None:
+            raise BackendUnavailableError(f"backend {forced!r} cannot serve {op}: {reason}")
+        return forced
+    for name in candidates(device):
+        if why_not(op, device, name) is None:
+            return name
+    raise BackendUnavailableError(f"no backend serves {op} on {device}")
+
+
+def candidates(device: torch.device) -> tuple[str, ...]:
+    """Backends that can work on ``device``, fastest first."""
+    return PREFERENCE.get(device.type, PREFERENCE["other"])
+
+
+def why_not(op: str, device: torch.device, name: str) -> str | None:
+    """Say why backend ``name`` cannot serve ``op`` on ``device``; None if it can."""
+    if name not in candidates(device):
+        return f"it does not run on device type {device.type!r}"
+    if name not in KERNELS[op][1]:
+        return "it has no kernel for it (backends that do: " + ", ".join(KERNELS[op][1]) + ")"
+    return MISSING.get(name)
+
+
+def _why_missing(name: str) -> str | None:
+    if importlib.util.find_spec(f"lepo_kernels.backends.{name}") is None:
+        return "it is not part of this installation"
+    return None
+
+
+# Why a backend is not usable on this machine: name -> reason. Filled once, so that a compiled
+# graph sees a constant.
+MISSING: dict[str, str] = {
+    name: reason for name in BACKENDS if (reason := _why_missing(name)) is not None
+}
+
+
+@functools.cache
+def load(op: str, name: str) -> Callable[..., Any]:
+    """Import the kernel of ``op`` from backend ``name``."""
+    family = KERNELS[op][0]
+    kernel: Callable[..., Any] = getattr(
+        importlib.import_module(f"lepo_kernels.backends.{name}.{family}"), op
+    )
+    return kernel
+
+
+def _check_name(name: str, where: str) -> None:
+    if name not in BACKENDS:
+        raise ValueError(f"{where}: unknown backend {name!r}; known: {', '.join(BACKENDS)}")

@@ -1,0 +1,110 @@
+"""Checks on the arguments of public ops.
+
+Each raises a ``TypeError`` or ``ValueError`` that names the argument, what it got and what it
+wants, before any kernel runs. Checks of shapes, dtypes and devices read no data, so they neither
+wait for a GPU nor break a graph. Checks of values (`checks_enabled`) run inside the kernels.
+"""
+
+import os
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INDEX_DTYPES = (torch.int64, torch.int32)
+
+_value_checks_everywhere = os.environ.get("LEPO_CHECK_VALUES", "0") == "1"
+
+
+def checks_enabled(device: torch.device) -> bool:
+    """Whether kernels look at values (NaN rows, ids out of range) and raise.
+
+    Always on the CPU; elsewhere only with ``LEPO_CHECK_VALUES=1``, since it waits for the device.
+    """
+    return device.type == "cpu" or _value_checks_everywhere
+
+
+def check_tensor(
+    name: str,
+    value: object,
+    shape: tuple[int | str, ...],
+    dtypes: tuple[torch.dtype, ...],
+    device: torch.device | None = None,
+) -> None:
+    """Check that ``value`` is a tensor of this shape, one of these dtypes, and on this device.
+
+    Args:
+        name: the argument's name, for the message.
+        value: what the caller passed.
+        shape: one entry per dimension: an int that must match, or a letter that matches any size.
+        dtypes: the dtypes that are welcome.
+        device: where it must live; None accepts any device.
+
+    Raises:
+        TypeError: not a tensor, or of another dtype.
+        ValueError: of another shape, or on another device.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        welcome = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise TypeError(
+            f"{name}: expected dtype {welcome}, got {str(value.dtype).removeprefix('torch.')}"
+        )
+    fits = value.dim() == len(shape) and all(
+        isinstance(want, str) or got == want for got, want in zip(value.shape, shape, strict=True)
+    )
+    if not fits:
+        want_text = ", ".join(str(s) for s in shape)
+        raise ValueError(f"{name}: expected shape [{want_text}], got {list(value.shape)}")
+    if device is not None and value.device != device:
+        raise ValueError(f"{name}: expected device {device}, got {value.device}")
+
+
+def check_number(
+    name: str,
+    value: object,
+    low: float,
+    high: float = float("inf"),
+    *,
+    low_included: bool = True,
+) -> None:
+    """Check that ``value`` is a finite number in [low, high], or (low, high] on request.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: NaN, infinite or out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    number = float(value)
+    above = number >= low if low_included else number > low
+    if not (above and number <= high and number < float("inf")):
+        bracket = "[" if low_included else "("
+        end = "inf)" if high == float("inf") else f"{high:g}]"
+        raise ValueError(f"{name}: expected a number in {bracket}{low:g}, {end}, got {value}")
+
+
+def check_integer(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Check that ``value`` is an int in [low, high].
+
+    Raises:
+        TypeError: not an int.
+        ValueError: out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < low or (high is not None and value > high):
+        end = "inf)" if high is None else f"{high}]"
+        raise ValueError(f"{name}: expected an int in [{low}, {end}, got {value}")
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Check that ``value`` is one of ``choices``.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
