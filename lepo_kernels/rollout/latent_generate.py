@@ -138,6 +138,8 @@ class _Decoder:
         self.mask = torch.ones(B, P + T, dtype=torch.int64, device=device)
         self.mask[:, :P] = self.prompt_mask
         self.positions = self.mask[:, :P].cumsum(dim=1) - 1
+        # Without padding no mask is passed: transformers would read one back at every step.
+        self.padded = not bool(self.prompt_mask.all())
         # Whether a row left the latent phase early; known on the host.
         self.some_left = False
 
@@ -156,7 +158,7 @@ class _Decoder:
         total = self.config.max_new_tokens
         logits = self._forward(
             input_ids=self.prompt_ids,
-            attention_mask=self.mask[:, : self.prompt_ids.shape[1]],
+            attention_mask=self._seen(0),
             position_ids=self.positions.clamp(min=0),
         )
         self.positions = self.positions[:, -1:]
@@ -182,6 +184,10 @@ class _Decoder:
         logits: Tensor = output.logits[:, -1]
         return logits
 
+    def _seen(self, steps: int) -> Tensor | None:
+        """Mask [n, P + steps] of the columns fed so far."""
+        return self.mask[:, : self.prompt_ids.shape[1] + steps] if self.padded else None
+
     def _advance(self, choice: _Choice, step: int) -> Tensor:
         """Feed a step's choice; logits of the next one."""
         embedding = self.soft.mix(choice.ids, choice.weights)
@@ -199,7 +205,7 @@ class _Decoder:
         self.positions = self.positions + 1
         return self._forward(
             inputs_embeds=embedding[:, None],
-            attention_mask=self.mask[:, : self.prompt_ids.shape[1] + step + 1],
+            attention_mask=self._seen(step + 1),
             position_ids=self.positions,
         )
 

@@ -140,6 +140,10 @@ class LmHead:
         @functools.wraps(plain)
         def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
             outputs = plain(*args, **kwargs)
+            if not computed:
+                raise ValueError(
+                    f"model: {type(self.base).__name__}.forward does not call its output embeddings"
+                )
             self._verify(outputs[0])
             return computed.pop()
 

@@ -50,6 +50,7 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 GENERATING = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "phi3")
 FAMILIES = tuple(_FAMILIES)
+CACHES = ("dynamic", "static")
 
 
 def tiny_model(family: str, **overrides: Any) -> Any:
