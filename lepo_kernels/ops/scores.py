@@ -122,7 +122,7 @@ def gumbel_log_density(
     d = q - log_prob
     if clamp is not None:
         d = d.clamp(*clamp)
-    return _masked_mean(-d - (-d).exp(), mask & (log_prob > min_log_prob))
+    return _mean_gumbel_log_density(d, mask & (log_prob > min_log_prob))
 
 
 def latent_grpo_log_density(
@@ -155,7 +155,7 @@ def latent_grpo_log_density(
     check_tensor("advantages", advantages, (logits.shape[0],), FLOAT_DTYPES, logits.device)
     d = _fill(scores.detach(), mask) - (_fill(logits, mask) - _wide(lse)[:, None])
     d = torch.where((advantages <= 0)[:, None] & (d < 0), -d, d)
-    return _masked_mean(-d - (-d).exp(), mask)
+    return _mean_gumbel_log_density(d, mask)
 
 
 def exp_concrete_log_density(
@@ -266,6 +266,9 @@ def _kept_lse(x: Tensor, mask: Tensor) -> Tensor:  # [N]
     return x.masked_fill(~mask, -torch.inf).masked_fill(empty, 0).logsumexp(-1) * ~empty[:, 0]
 
 
-def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:  # [N]
-    """Mean over the entries that count; 0 where none does."""
-    return x.masked_fill(~mask, 0).sum(dim=-1) / mask.sum(dim=-1).clamp_min(1)
+def _mean_gumbel_log_density(d: Tensor, mask: Tensor) -> Tensor:  # [N]
+    """Mean of ``-d - exp(-d)`` over the entries that count; 0 where none does."""
+    # Filled before exp too: an entry that overflows there would have the gradient 0 * inf.
+    d = d.masked_fill(~mask, 0)
+    density = (-d - (-d).exp()).masked_fill(~mask, 0)
+    return density.sum(dim=-1) / mask.sum(dim=-1).clamp_min(1)
