@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+SCALE_REWARDS = ("group", "batch", "none")
 # Keeps a group of equal rewards finite (arXiv 2604.17892, as in GRPO).
 STD_FLOOR = 1e-4
 

@@ -97,9 +97,7 @@ class Collector:
         }
         experience = self._prepare(policy, reference, rollout, grouped.advantages, rollout_index)
         metrics["prepare_time"] = time.perf_counter() - sampled
-        return Collected(
-            experience, metrics, prompts, texts, rewards, grouped.advantages, rollout
-        )
+        return Collected(experience, metrics, prompts, texts, rewards, grouped.advantages, rollout)
 
     def _sample(self, policy: Any, prompts: list[Any], rollout_index: int) -> LatentRollout:
         ids, mask = encode_prompts(self.tokenizer, prompts, self.args.max_prompt_length)

@@ -5,11 +5,10 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
-SCALE_REWARDS = ("group", "batch", "none")
-NOISES = ("gumbel", "gaussian", "dirichlet", "soft", "none", "multiplex")
-LATENT_EOS = ("mask", "stop")
-CACHES = ("dynamic", "static")
+from lepo_kernels.ops.lepo_loss import LATENT_KL
+from lepo_kernels.rollout.config import CACHES, LATENT_EOS, NOISES
+from lepo_kernels.trainer.advantages import SCALE_REWARDS
+from lepo_kernels.trainer.token_weights import LOSS_TYPES
 
 
 @dataclass
@@ -27,7 +26,9 @@ class LEPOConfig(TrainingArguments):
     learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate of AdamW."})
     remove_unused_columns: bool = field(
         default=False,
-        metadata={"help": "Must stay off: the dataset's columns are given to the reward functions."},
+        metadata={
+            "help": "Must stay off: the dataset's columns are given to the reward functions."
+        },
     )
     logging_steps: float = field(default=1, metadata={"help": "Log every so many optimizer steps."})
 
@@ -132,9 +133,7 @@ class LEPOConfig(TrainingArguments):
     log_completions: bool = field(
         default=False, metadata={"help": "Print a table of completions at every log."}
     )
-    num_completions_to_print: int = field(
-        default=4, metadata={"help": "Rows of that table."}
-    )
+    num_completions_to_print: int = field(default=4, metadata={"help": "Rows of that table."})
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Arguments of from_pretrained when model is a name."}
     )
@@ -165,7 +164,7 @@ class LEPOConfig(TrainingArguments):
             ("cache_implementation", CACHES),
             ("scale_rewards", SCALE_REWARDS),
             ("loss_type", LOSS_TYPES),
-            ("latent_kl", ("k3", "exact")),
+            ("latent_kl", LATENT_KL),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(
@@ -191,7 +190,9 @@ class LEPOConfig(TrainingArguments):
             raise ValueError(f"top_p: expected a number in (0, 1], got {self.top_p}")
         upper = 1 + (self.epsilon if self.epsilon_high is None else self.epsilon_high)
         if self.delta is not None and self.delta <= upper:
-            raise ValueError(f"delta: expected more than 1 + epsilon_high = {upper}, got {self.delta}")
+            raise ValueError(
+                f"delta: expected more than 1 + epsilon_high = {upper}, got {self.delta}"
+            )
         if self.latent_length >= self.max_completion_length:
             raise ValueError(
                 f"latent_length: {self.latent_length} leaves no room for an answer within "

@@ -61,19 +61,6 @@ class Experience:
             index = torch.zeros(1, dtype=torch.int64, device=self.advantages.device)
         return self if index.numel() == len(self) else self.select(index)
 
-    def trimmed(self) -> "Experience":
-        """Without the columns behind the longest completion."""
-        longest = int(self.rollout.completion_mask.any(0).nonzero().max()) + 1
-        fields = {
-            field.name: None if value is None else value[:, :longest]
-            for field in dataclasses.fields(self)
-            if field.name not in ("rollout", "advantages")
-            for value in [getattr(self, field.name)]
-        }
-        return Experience(
-            rollout=self.rollout.trimmed(longest), advantages=self.advantages, **fields
-        )
-
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors, for `torch.save`."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -126,6 +113,7 @@ def _step_log_probs(
     per_id = scored.logits - scored.lse[:, None]
     log_prob = per_id.new_zeros(rows.shape)
     log_prob[rows] = scored.log_prob
-    log_probs = per_id.new_zeros(*rows.shape, per_id.shape[1])
-    log_probs[rows] = per_id
+    # A batch without latent steps comes with one id per step, whatever K is.
+    log_probs = per_id.new_zeros(*rows.shape, max(1, rollout.latent_ids.shape[2]))
+    log_probs[..., : per_id.shape[1]][rows] = per_id
     return log_prob, log_probs

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lepo_kernels.rollout.config import LatentGenerationConfig, eos_token_ids
+from lepo_kernels.rollout.config import LatentGenerationConfig, end_tokens
 from lepo_kernels.trainer.config import LEPOConfig
 
 
@@ -37,7 +37,6 @@ def generation_config(args: LEPOConfig, model: Any, tokenizer: Any) -> LatentGen
         latent_eos=args.latent_eos,
         cold_stop_entropy=args.cold_stop_entropy,
         cold_stop_steps=args.cold_stop_steps,
-        eos_token_ids=eos_token_ids(tokenizer, model),
-        pad_token_id=tokenizer.pad_token_id,
         cache_implementation=args.cache_implementation,
+        **end_tokens(tokenizer, model),
     )

@@ -80,8 +80,7 @@ def spoken_ids(rollout: LatentRollout) -> list[list[int]]:
 def spoken_texts(tokenizer: Any, rollout: LatentRollout) -> list[str]:
     """Per sample, the text of its discrete steps, without special tokens."""
     return [
-        str(text)
-        for text in tokenizer.batch_decode(spoken_ids(rollout), skip_special_tokens=True)
+        str(text) for text in tokenizer.batch_decode(spoken_ids(rollout), skip_special_tokens=True)
     ]
 
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
+
 
 def token_weights(
     mask: Tensor,  # [A, B, T] bool

@@ -34,8 +34,8 @@ from lepo_kernels.trainer.experience import Experience
 from lepo_kernels.trainer.generation import generation_config
 from lepo_kernels.trainer.metrics import MetricMeans
 from lepo_kernels.trainer.rewards import RewardFunction, Rewards
-from lepo_kernels.trainer.samples import SampleLog
 from lepo_kernels.trainer.sampler import GroupSampler
+from lepo_kernels.trainer.samples import SampleLog
 
 
 class LEPOTrainer(Trainer):
@@ -219,7 +219,7 @@ class LEPOTrainer(Trainer):
     ) -> Any:
         """LEPO's loss of one micro-batch, scaled so that the update sums over micro-batches."""
         args = self.args
-        batch = inputs.contributing(args.beta).trimmed()
+        batch = inputs.contributing(args.beta)
         rows = batch.rollout.action_mask & (batch.token_weights != 0)
         scored = policy_log_probs(model, batch.rollout, rows, temperature=args.temperature)
         advantages = batch.advantages[:, None].expand(rows.shape)[rows]
@@ -231,7 +231,11 @@ class LEPOTrainer(Trainer):
             advantages,
             batch.token_weights[rows],
             old_log_prob=None if batch.old_log_prob is None else batch.old_log_prob[rows],
-            ref_log_probs=None if batch.ref_log_probs is None else batch.ref_log_probs[rows],
+            ref_log_probs=(
+                None
+                if batch.ref_log_probs is None
+                else batch.ref_log_probs[rows][:, : scored.ids.shape[1]]
+            ),
             beta=args.beta,
             epsilon=args.epsilon,
             epsilon_high=args.epsilon_high,
@@ -320,7 +324,11 @@ class LEPOTrainer(Trainer):
         if "loss" in logs:
             now = time.perf_counter()
             steps = max(1.0, float(self.args.logging_steps))
-            logs = {**logs, **self._means.pop(self.accelerator.num_processes), "step_time": (now - self._last_log) / steps}
+            logs = {
+                **logs,
+                **self._means.pop(self.accelerator.num_processes),
+                "step_time": (now - self._last_log) / steps,
+            }
             self._last_log = now
             if self.args.log_completions and self.args.should_save:
                 self.sample_log.print_table(self.args.num_completions_to_print)
