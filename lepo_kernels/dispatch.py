@@ -123,12 +123,19 @@ MISSING: dict[str, str] = {
 
 @functools.cache
 def load(op: str, name: str) -> Callable[..., Any]:
-    """Import the kernel of ``op`` from backend ``name``."""
+    """Import the kernel of ``op`` from backend ``name``, shielded from autocast."""
     family = KERNELS[op][0]
     kernel: Callable[..., Any] = getattr(
         importlib.import_module(f"lepo_kernels.backends.{name}.{family}"), op
     )
-    return kernel
+
+    @functools.wraps(kernel)
+    def shielded(first: torch.Tensor, *rest: Any) -> Any:
+        # A kernel's own matrix products must keep the dtype it chose for them.
+        with torch.autocast(first.device.type, enabled=False):
+            return kernel(first, *rest)
+
+    return shielded
 
 
 def _check_name(name: str, where: str) -> None:

@@ -7,8 +7,7 @@ deterministic run to run; a row's result does not depend on its neighbours.
 import torch
 from torch import Tensor
 
-from lepo_kernels.backends.reference.numerics import accumulation_dtype, add_rows
-from lepo_kernels.validation import checks_enabled
+from lepo_kernels.backends.reference.numerics import accumulation_dtype, add_rows, check_ids
 
 
 def mix_embeddings(
@@ -17,7 +16,7 @@ def mix_embeddings(
     embedding: Tensor,  # [V, D]
 ) -> Tensor:  # [N, D]
     """Sum of weights_k * embedding[ids_k], in the dtype of ``embedding``."""
-    _check_ids(ids, embedding.shape[0])
+    check_ids("ids", ids, embedding.shape[0])
     rows = _used_rows(ids, weights, embedding)
     acc = rows.dtype
     return torch.einsum("nk,nkd->nd", weights.to(acc), rows).to(embedding.dtype)
@@ -49,11 +48,3 @@ def _used_rows(ids: Tensor, weights: Tensor, embedding: Tensor) -> Tensor:
     """Rows of the table, zeroed where the weight is 0: 0 * inf must not poison the sum."""
     rows = embedding[ids].to(accumulation_dtype(embedding.dtype))
     return rows.masked_fill((weights == 0)[..., None], 0.0)
-
-
-def _check_ids(ids: Tensor, vocab: int) -> None:
-    if not checks_enabled(ids.device) or ids.numel() == 0:
-        return
-    low, high = (int(x) for x in torch.aminmax(ids))
-    if low < 0 or high >= vocab:
-        raise IndexError(f"ids: expected values in [0, {vocab}), got {low if low < 0 else high}")

@@ -3,6 +3,12 @@
 import torch
 from torch import Tensor
 
+from lepo_kernels.validation import checks_enabled
+
+# exp(-10000) is 0 in float64 too: a logit this far below its row's maximum carries no mass.
+_NO_MASS = -1e4
+_BLOCK = 64
+
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype sums are formed in: float64 for float64, float32 for everything else."""
@@ -21,3 +27,94 @@ def add_rows(
     else:
         # index_put_ sorts the ids here; index_add_ would use atomics.
         table.index_put_((ids.long(),), rows, accumulate=True)
+
+
+def row_statistics(
+    a: Tensor,  # [N, V]
+) -> tuple[Tensor, Tensor, Tensor]:  # [N], [N], [N]
+    """Maximum, log-sum-exp and entropy of softmax of each row; entries may be -inf."""
+    top = a.amax(dim=-1)
+    shifted = (a - top[:, None]).clamp_min_(_NO_MASS)
+    weights = shifted.exp()
+    total = weights.sum(dim=-1)
+    mean_shift = shifted.mul_(weights).sum(dim=-1) / total
+    return top, top + total.log(), total.log() - mean_shift
+
+
+def log_softmax_of(
+    a: Tensor,  # [N, V]
+    lse: Tensor,  # [N]
+) -> Tensor:  # [N, V]
+    """``a - lse``, bounded below so that its product with the probability 0 is 0."""
+    return (a - lse[:, None]).clamp_min_(_NO_MASS)
+
+
+def check_rows(
+    name: str,
+    tops: Tensor,  # [N]
+    first_row: int = 0,
+) -> None:
+    """Raise if a row whose maximum is in ``tops`` is all -inf, or holds NaN or +inf.
+
+    Raises:
+        ValueError: naming the first such row, counted from ``first_row``.
+    """
+    if not checks_enabled(tops.device):
+        return
+    bad = tops.isfinite().logical_not_()
+    if bad.any():
+        row = first_row + int(bad.int().argmax())
+        raise ValueError(f"{name}: row {row} is all -inf, or holds NaN or +inf")
+
+
+def check_ids(name: str, ids: Tensor, vocab: int) -> None:
+    """Raise if an id is outside [0, vocab).
+
+    Raises:
+        IndexError: naming the argument and the id.
+    """
+    if not checks_enabled(ids.device) or ids.numel() == 0:
+        return
+    low, high = (int(x) for x in torch.aminmax(ids))
+    if low < 0 or high >= vocab:
+        got = low if low < 0 else high
+        raise IndexError(f"{name}: expected values in [0, {vocab}), got {got}")
+
+
+def top_ids(
+    a: Tensor,  # [N, V]
+    k: int,
+) -> Tensor:  # [N, k] int64
+    """Ids of the k largest entries, by value descending, then id ascending.
+
+    Selects blocks by their maximum first: k blocks that precede a block in that order each hold an
+    entry that precedes all of its entries, so no entry of the top k lies outside the top k blocks.
+    """
+    vocab = a.shape[1]
+    if 2 * k * _BLOCK >= vocab:
+        return _largest(a, k)
+    blocks = vocab // _BLOCK
+    peaks = a[:, : blocks * _BLOCK].unflatten(1, (blocks, _BLOCK)).amax(dim=-1)
+    if blocks * _BLOCK < vocab:
+        tail = a[:, blocks * _BLOCK :].amax(dim=-1, keepdim=True)
+        peaks = torch.cat((peaks, tail), dim=1)
+    # In ascending order, so that positions among the candidates are ordered as their ids.
+    chosen = _largest(peaks, k).sort(dim=-1).values
+    inside = torch.arange(_BLOCK, device=a.device)
+    candidates = (chosen[..., None] * _BLOCK + inside).flatten(1)
+    values = a.gather(1, candidates.clamp_max(vocab - 1))
+    values.masked_fill_(candidates >= vocab, -torch.inf)
+    return candidates.gather(1, _largest(values, k)).clamp_max_(vocab - 1)
+
+
+def _largest(values: Tensor, k: int) -> Tensor:  # [N, k]
+    """Positions of the k largest values, by value descending, then position ascending."""
+    width = values.shape[1]
+    if values.dtype != torch.float32 or 4 * k > width:
+        return values.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    # One int64 key holds both: the float's bits, made monotone, above the reversed position.
+    # Adding 0 turns -0.0, which ties with 0.0, into 0.0.
+    bits = (values + 0.0).view(torch.int32)
+    monotone = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    reversed_position = torch.arange(width - 1, -1, -1, device=values.device)
+    return ((monotone << 32) + reversed_position).topk(k, dim=-1).indices

@@ -1,0 +1,194 @@
+"""Reference kernels of selected log-probabilities: a loop over chunks of rows, plain torch.
+
+Contract: holds the logits of one chunk of rows at a time, recomputed in the backward pass; the
+matrix product of the logits is in the input dtype (accumulated and kept in float32 where the
+device offers that), everything after it in float32 (float64 for float64); the gradient of the
+logits is formed before any rounding, and that of the head is summed in float32. Rows whose
+upstream gradients are all zero are dropped from the backward pass. Deterministic.
+"""
+
+import torch
+from torch import Tensor
+
+from lepo_kernels.backends.reference.numerics import (
+    accumulation_dtype,
+    check_ids,
+    check_rows,
+    log_softmax_of,
+    row_statistics,
+)
+
+# Rows of given logits that are worked on at a time, in entries.
+_CHUNK_ENTRIES = 1 << 22
+
+
+def linear_log_probs(
+    hidden: Tensor,  # [N, D]
+    lm_head: Tensor,  # [V, D]
+    ids: Tensor,  # [N, K]
+    bias: Tensor | None,  # [V]
+    softcap: float | None,
+    inv_temperature: Tensor,  # [N] or [1]
+    chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
+    """Selected logits, log-sum-exp and entropy of ``cap(hidden @ lm_head^T + bias) / T``."""
+    check_ids("ids", ids, lm_head.shape[0])
+    outputs = _empty_outputs(hidden, ids)
+    scale = inv_temperature.expand(len(hidden))
+    for start in range(0, len(hidden), chunk_size):
+        rows = slice(start, start + chunk_size)
+        raw = _head(hidden[rows], lm_head, bias, softcap)
+        _summarise(raw.mul_(scale[rows, None]), ids[rows], outputs, rows, "hidden")
+    return outputs
+
+
+def linear_log_probs_backward(
+    grad_logits: Tensor,  # [N, K]
+    grad_lse: Tensor,  # [N]
+    grad_entropy: Tensor,  # [N]
+    hidden: Tensor,  # [N, D]
+    lm_head: Tensor,  # [V, D]
+    ids: Tensor,  # [N, K]
+    bias: Tensor | None,  # [V]
+    softcap: float | None,
+    inv_temperature: Tensor,  # [N] or [1]
+    lse: Tensor,  # [N]
+    entropy: Tensor,  # [N]
+    chunk_size: int,
+    need_dhidden: bool,
+    need_dlm_head: bool,
+    need_dbias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # [N, D] or [0], [V, D] or [0], [V] or [0]
+    """Gradients of the hidden states, the head and the bias; those not needed are empty."""
+    acc = accumulation_dtype(hidden.dtype)
+    dhidden = torch.zeros_like(hidden) if need_dhidden else hidden.new_empty(0)
+    head_shape = lm_head.shape if need_dlm_head else (0,)
+    dlm_head = torch.zeros(head_shape, dtype=acc, device=hidden.device)
+    dbias = torch.zeros(len(lm_head) if need_dbias else 0, dtype=acc, device=hidden.device)
+    scale = inv_temperature.expand(len(hidden))
+    for rows in _active_rows(grad_logits, grad_lse, grad_entropy).split(chunk_size):
+        inputs = hidden[rows]
+        capped = _head(inputs, lm_head, bias, softcap)
+        a = capped * scale[rows, None]
+        da = _logit_gradient(
+            a, ids[rows], grad_logits[rows], grad_lse[rows], grad_entropy[rows], lse[rows],
+            entropy[rows],
+        )  # fmt: skip
+        da.mul_(scale[rows, None])
+        if softcap is not None:
+            da.mul_(1 - (capped / softcap).square_())
+        if need_dhidden:
+            dhidden[rows] = _product(da.to(hidden.dtype), lm_head).to(hidden.dtype)
+        if need_dlm_head:
+            dlm_head.addmm_(da.T, inputs.to(acc))
+        if need_dbias:
+            dbias += da.sum(dim=0)
+    return (
+        dhidden,
+        dlm_head.to(lm_head.dtype),
+        dbias.to(hidden.dtype if bias is None else bias.dtype),
+    )
+
+
+def gather_log_probs(
+    logits: Tensor,  # [N, V]
+    ids: Tensor,  # [N, K]
+    inv_temperature: Tensor,  # [N] or [1]
+) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
+    """Selected logits, log-sum-exp and entropy of ``logits / T``."""
+    check_ids("ids", ids, logits.shape[1])
+    outputs = _empty_outputs(logits, ids)
+    scale = inv_temperature.expand(len(logits))
+    chunk_size = max(1, _CHUNK_ENTRIES // logits.shape[1])
+    for start in range(0, len(logits), chunk_size):
+        rows = slice(start, start + chunk_size)
+        a = logits[rows].to(scale.dtype) * scale[rows, None]
+        _summarise(a, ids[rows], outputs, rows, "logits")
+    return outputs
+
+
+def gather_log_probs_backward(
+    grad_logits: Tensor,  # [N, K]
+    grad_lse: Tensor,  # [N]
+    grad_entropy: Tensor,  # [N]
+    logits: Tensor,  # [N, V]
+    ids: Tensor,  # [N, K]
+    inv_temperature: Tensor,  # [N] or [1]
+    lse: Tensor,  # [N]
+    entropy: Tensor,  # [N]
+) -> Tensor:  # [N, V]
+    """Gradient of the logits, in their dtype."""
+    dlogits = torch.zeros(logits.shape, dtype=logits.dtype, device=logits.device)
+    scale = inv_temperature.expand(len(logits))
+    chunk_size = max(1, _CHUNK_ENTRIES // logits.shape[1])
+    for rows in _active_rows(grad_logits, grad_lse, grad_entropy).split(chunk_size):
+        a = logits[rows].to(scale.dtype) * scale[rows, None]
+        da = _logit_gradient(
+            a, ids[rows], grad_logits[rows], grad_lse[rows], grad_entropy[rows], lse[rows],
+            entropy[rows],
+        )  # fmt: skip
+        dlogits[rows] = da.mul_(scale[rows, None]).to(logits.dtype)
+    return dlogits
+
+
+def _head(
+    hidden: Tensor,  # [C, D]
+    lm_head: Tensor,  # [V, D]
+    bias: Tensor | None,  # [V]
+    softcap: float | None,
+) -> Tensor:  # [C, V], float32 or float64
+    """``cap(hidden @ lm_head^T + bias)``, cap(x) = softcap tanh(x / softcap)."""
+    raw = _product(hidden, lm_head.T)
+    if bias is not None:
+        raw = raw + bias
+    return raw if softcap is None else raw.div_(softcap).tanh_().mul_(softcap)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """A matrix product whose result is float32 (float64 for float64)."""
+    acc = accumulation_dtype(left.dtype)
+    if left.device.type == "cuda" and left.dtype != acc:
+        return torch.mm(left, right, out_dtype=acc)
+    return torch.mm(left, right).to(acc)
+
+
+def _summarise(
+    a: Tensor,  # [C, V]
+    ids: Tensor,  # [C, K]
+    outputs: tuple[Tensor, Tensor, Tensor],  # [N, K], [N], [N], written in place
+    rows: slice,
+    name: str,
+) -> None:
+    """Write the outputs of a chunk of rows; ``name`` is the argument a bad row is blamed on."""
+    top, lse, entropy = row_statistics(a)
+    check_rows(name, top, rows.start)
+    for output, value in zip(outputs, (a.gather(1, ids.long()), lse, entropy), strict=True):
+        output[rows] = value
+
+
+def _logit_gradient(
+    a: Tensor,  # [C, V], overwritten
+    ids: Tensor,  # [C, K]
+    grad_logits: Tensor,  # [C, K]
+    grad_lse: Tensor,  # [C]
+    grad_entropy: Tensor,  # [C]
+    lse: Tensor,  # [C]
+    entropy: Tensor,  # [C]
+) -> Tensor:  # [C, V]
+    """da_j = sum_k alpha_k [j = i_k] + gamma pi_j - eta pi_j (log pi_j + H)."""
+    log_pi = log_softmax_of(a, lse)
+    coefficient = (log_pi + entropy[:, None]).mul_(-grad_entropy[:, None]).add_(grad_lse[:, None])
+    da = log_pi.exp_().mul_(coefficient)
+    return da.scatter_add_(1, ids.long(), grad_logits.to(da.dtype))
+
+
+def _active_rows(grad_logits: Tensor, grad_lse: Tensor, grad_entropy: Tensor) -> Tensor:  # [M]
+    """Rows with a coefficient that is not zero, in ascending order."""
+    active = (grad_logits != 0).any(dim=-1) | (grad_lse != 0) | (grad_entropy != 0)
+    return active.nonzero().squeeze(-1)
+
+
+def _empty_outputs(like: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    acc = accumulation_dtype(like.dtype)
+    selected = torch.empty(ids.shape, dtype=acc, device=like.device)
+    return selected, selected.new_empty(len(ids)), selected.new_empty(len(ids))

@@ -1,0 +1,204 @@
+"""Reference kernel of the latent draw: truncate, perturb, weigh; plain torch.
+
+Contract: computes in float32 (float64 for float64). Kept ids, weights, scores, shadow and token of
+a row do not depend on its neighbours: noise is keyed by row key and id, and only the K kept entries
+of a row are ever perturbed. A row that is all -inf, or holds NaN or +inf, raises where values are
+checked, and otherwise yields NaN in that row only.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lepo_kernels.backends.reference.numerics import (
+    accumulation_dtype,
+    check_ids,
+    check_rows,
+    row_statistics,
+    top_ids,
+)
+from lepo_kernels.backends.reference.philox import (
+    exponential_from_words,
+    gumbel_noise,
+    normal_noise,
+    philox_words,
+)
+from lepo_kernels.validation import checks_enabled
+
+# A round of Marsaglia-Tsang accepts with probability above 0.95: 8 rounds fail once in 10^10.
+_GAMMA_ROUNDS = 8
+_DIRICHLET_FLOOR = 1e-6
+
+_Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def sample_latent(
+    logits: Tensor,  # [N, V]
+    tau: Tensor,  # [N] or [1]
+    temperature: Tensor,  # [N] or [1]
+    top_k: int,  # in [1, V]
+    top_p: float,
+    min_p: float,
+    noise: str,
+    noise_scale: float,
+    clamp_low: float,
+    clamp_high: float,
+    num_draws: int,
+    exclude_ids: Tensor | None,  # [M]
+    seed: Tensor,  # []
+    row_keys: Tensor,  # [N]
+    step: Tensor,  # [N] or [1]
+) -> _Outputs:
+    """Fields of `lepo_kernels.ops.sample_latent.LatentSample`, in its order."""
+    dtype = accumulation_dtype(logits.dtype)
+    _check_values(tau, temperature)
+    a = (logits.to(dtype) * temperature.to(dtype).reciprocal()[:, None]).contiguous()
+    tops, lse, entropy = row_statistics(a)
+    check_rows("logits", tops)
+    if exclude_ids is not None:
+        check_ids("exclude_ids", exclude_ids, logits.shape[1])
+        a.index_fill_(1, exclude_ids, -torch.inf)
+    ids = top_ids(a, top_k)
+    kept = a.gather(1, ids)
+    if exclude_ids is not None:
+        _check_survivors(kept)
+    mask = _filter(kept, top_p, min_p)
+    kept = kept.masked_fill(~mask, -torch.inf)
+    ids = torch.where(mask, ids, ids[:, :1])
+    kept_lse = kept.logsumexp(dim=-1)
+    shadow = ids[:, 0].clone()
+    key = (seed, row_keys, step)
+    if noise == "categorical":
+        ids, weights, scores, kept, count = _draw_ids(kept, ids, num_draws, key)
+        token = ids[:, 0].clone()
+    else:
+        scores = _perturb(kept, ids, noise, noise_scale, (clamp_low, clamp_high), key)
+        scores.masked_fill_(~mask, -torch.inf)
+        token = _argmax_id(scores, ids)
+        weights = _weigh(scores, ids, token, tau.to(dtype))
+        count = mask.sum(dim=-1, dtype=torch.int32)
+    bad = tops.isfinite().logical_not_()[:, None]
+    weights, scores, kept = (x.masked_fill(bad, torch.nan) for x in (weights, scores, kept))
+    return ids, weights, scores, kept, count, lse, kept_lse, entropy, shadow, token
+
+
+def _filter(
+    kept: Tensor,  # [N, K], descending
+    top_p: float,
+    min_p: float,
+) -> Tensor:  # [N, K] bool
+    """Which of the top k stay; always a prefix, and always the first."""
+    mask = kept > -torch.inf
+    if top_p < 1:
+        mass = kept.softmax(dim=-1)
+        mask &= mass.cumsum(dim=-1) - mass < top_p
+    if min_p > 0:
+        mask &= kept - kept[:, :1] >= math.log(min_p)
+    mask[:, 0] = True
+    return mask
+
+
+def _perturb(
+    kept: Tensor,  # [N, K], -inf where dropped
+    ids: Tensor,  # [N, K]
+    noise: str,
+    scale: float,
+    clamp: tuple[float, float],
+    key: tuple[Tensor, Tensor, Tensor],
+) -> Tensor:  # [N, K]
+    if noise == "gumbel":
+        return kept + gumbel_noise(*key, ids, 0, kept.dtype).clamp_(*clamp)
+    if noise == "gaussian":
+        present = kept > -torch.inf
+        power = kept.masked_fill(~present, 0).square().sum(-1) / present.sum(-1)
+        return kept + (scale * power.sqrt())[:, None] * normal_noise(*key, ids, 0, kept.dtype)
+    if noise == "dirichlet":
+        return _log_gamma_draws(scale * kept.softmax(dim=-1) + _DIRICHLET_FLOOR, ids, key)
+    return kept.clone()
+
+
+def _log_gamma_draws(
+    alpha: Tensor,  # [N, K], positive
+    ids: Tensor,  # [N, K]
+    key: tuple[Tensor, Tensor, Tensor],
+) -> Tensor:  # [N, K]
+    """Logarithms of Gamma(alpha, 1) numbers.
+
+    Marsaglia and Tsang, "A simple method for generating gamma variables" (2000), in a fixed number
+    of rounds. Below 1, log Gamma(alpha) = log Gamma(alpha + 1) - Exponential / alpha: in logarithms
+    it neither underflows nor divides by 0, even for alpha = 1e-6.
+    """
+    dtype = alpha.dtype
+    boost = alpha < 1
+    d = torch.where(boost, alpha + 1, alpha) - 1 / 3
+    c = (9 * d).rsqrt()
+    log_v = torch.zeros_like(d)
+    undecided = torch.ones_like(boost)
+    for i in range(_GAMMA_ROUNDS):
+        x = normal_noise(*key, ids, 1 + 2 * i, dtype)
+        exponential = exponential_from_words(philox_words(*key, ids, 2 + 2 * i), dtype)
+        root = 1 + c * x
+        proposal = 3 * root.clamp_min(1e-30).log()
+        bound = 0.5 * x.square() + d * (1 - proposal.exp() + proposal)
+        accepted = undecided & (root > 0) & (-exponential < bound)
+        log_v = torch.where(accepted, proposal, log_v)
+        undecided &= ~accepted
+    extra = exponential_from_words(philox_words(*key, ids, 0), dtype) / alpha
+    return d.log() + log_v - torch.where(boost, extra, 0)
+
+
+def _draw_ids(
+    kept: Tensor,  # [N, K], -inf where dropped
+    ids: Tensor,  # [N, K]
+    num_draws: int,
+    key: tuple[Tensor, Tensor, Tensor],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Independent draws, with replacement, from the softmax of the kept entries (Gumbel-max)."""
+    picks = [
+        (kept + gumbel_noise(*key, ids, draw, kept.dtype)).argmax(dim=-1)
+        for draw in range(num_draws)
+    ]
+    drawn = torch.stack(picks, dim=-1)
+    logits = kept.gather(1, drawn)
+    weights = torch.full_like(logits, 1 / num_draws)
+    count = torch.full((len(ids),), num_draws, dtype=torch.int32, device=ids.device)
+    return ids.gather(1, drawn), weights, logits.clone(), logits, count
+
+
+def _argmax_id(scores: Tensor, ids: Tensor) -> Tensor:  # [N]
+    """Id of each row's largest score; of tied ones, the smallest id."""
+    behind = scores < scores.amax(dim=-1, keepdim=True)
+    return ids.masked_fill(behind, torch.iinfo(torch.int64).max).amin(dim=-1)
+
+
+def _weigh(
+    scores: Tensor,  # [N, K], -inf where dropped
+    ids: Tensor,  # [N, K]
+    token: Tensor,  # [N]
+    tau: Tensor,  # [N] or [1]
+) -> Tensor:  # [N, K]
+    """softmax(scores / tau); at tau = 0 all the weight is on ``token``."""
+    tau = tau[:, None]
+    gaps = scores - scores.amax(dim=-1, keepdim=True)
+    soft = (gaps / torch.where(tau == 0, 1, tau)).softmax(dim=-1)
+    hard = (ids == token[:, None]) & (scores > -torch.inf)
+    return torch.where(tau == 0, hard.to(soft.dtype), soft)
+
+
+def _check_values(tau: Tensor, temperature: Tensor) -> None:
+    if not checks_enabled(tau.device):
+        return
+    if not bool((tau >= 0).all() & tau.isfinite().all()):
+        raise ValueError("tau: expected finite numbers >= 0")
+    if not bool((temperature > 0).all() & temperature.isfinite().all()):
+        raise ValueError("temperature: expected finite numbers > 0")
+
+
+def _check_survivors(kept: Tensor) -> None:
+    if not checks_enabled(kept.device):
+        return
+    empty = kept[:, 0] == -torch.inf
+    if empty.any():
+        row = int(empty.int().argmax())
+        raise ValueError(f"exclude_ids: leaves nothing to sample in row {row} of logits")

@@ -1,0 +1,266 @@
+"""P1: one latent step's draw, from logits to a k-sparse soft token.
+
+Design note: filters, noise and weights touch only the K best entries of a row; over the whole
+vocabulary there is one selection and one log-sum-exp. Nothing here is differentiable: the weights
+are constants to every method this package serves, and the gradient of their scores is
+`lepo_kernels.linear_log_probs` with `lepo_kernels.ops.scores`.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lepo_kernels import dispatch
+from lepo_kernels.ops.philox import MAX_DRAWS, MAX_IDS, as_row_keys, as_seed, as_step
+from lepo_kernels.validation import (
+    FLOAT_DTYPES,
+    check_choice,
+    check_integer,
+    check_number,
+    check_tensor,
+)
+
+NOISES = ("none", "gumbel", "gaussian", "dirichlet", "categorical")
+
+
+class LatentSample(NamedTuple):
+    """What `sample_latent` returns. Floating-point fields are float32 (float64 for float64).
+
+    Attributes:
+        ids: [N, K] int64, the kept entries by logit descending, then id ascending; padding repeats
+            the row's first id. For ``noise="categorical"`` the draws, in the order of drawing.
+        weights: [N, K], the soft token ``z``: sums to 1, 0 on padding.
+        scores: [N, K], the perturbed logits ``q``; -inf on padding.
+        logits: [N, K], ``a = logits / temperature`` at ``ids``; -inf on padding.
+        count: [N] int32, how many of the K entries are real.
+        lse: [N], log-sum-exp of ``a`` over the whole vocabulary.
+        kept_lse: [N], log-sum-exp of ``a`` over the kept entries.
+        entropy: [N], of softmax(a) over the whole vocabulary.
+        shadow: [N] int64, argmax of ``a`` among the entries that are not excluded.
+        token: [N] int64, argmax of ``q``: with Gumbel noise a sample of the filtered softmax,
+            without noise the shadow; for ``noise="categorical"`` the first draw.
+    """
+
+    ids: Tensor
+    weights: Tensor
+    scores: Tensor
+    logits: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which has no use here
+    lse: Tensor
+    kept_lse: Tensor
+    entropy: Tensor
+    shadow: Tensor
+    token: Tensor
+
+
+def sample_latent(
+    logits: Tensor,  # [N, V]
+    *,
+    tau: float | Tensor = 1.0,
+    temperature: float | Tensor = 1.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    noise: str = "gumbel",
+    noise_scale: float = 1.0,
+    noise_clamp: tuple[float, float] | None = None,
+    num_draws: int = 1,
+    exclude_ids: Tensor | None = None,  # [M]
+    seed: int | Tensor = 0,
+    row_keys: Tensor | None = None,  # [N]
+    step: int | Tensor = 0,
+    backend: str | None = None,
+) -> LatentSample:
+    """Draw a soft token per row: ``z = softmax(q / tau)`` over the kept entries of ``a + noise``.
+
+    Steps 1, 2 and 4 of a LEPO latent step (arXiv 2604.17892). ``a = logits / temperature`` is cut
+    to its ``top_k`` largest entries, then to those whose preceding mass (renormalised after top-k)
+    is below ``top_p``, then to those with ``a_j - max a >= log min_p``; the first always stays.
+    Ties are ordered by id, so ``top_k=1`` is argmax. The kept entries are then perturbed:
+
+    - ``"none"``: ``q = a``.
+    - ``"gumbel"``: ``q = a + g``, ``g`` Gumbel(0, 1), clamped to ``noise_clamp`` if given
+      (SofT-GRPO, arXiv 2511.06411).
+    - ``"gaussian"``: ``q = a + sigma eps``, sigma = ``noise_scale`` times the RMS of the row's
+      kept ``a``.
+    - ``"dirichlet"``: ``q = log Gamma(noise_scale softmax(a) + 1e-6)`` per entry, so that
+      softmax(q) is a Dirichlet draw.
+    - ``"categorical"``: ``num_draws`` independent draws from the softmax of the kept ``a``, with
+      replacement, each of weight ``1 / num_draws`` (Multiplex Thinking, arXiv 2601.08808);
+      duplicates stay, ``scores`` and ``logits`` are ``a`` there, and ``tau`` plays no part.
+
+    The noise of an entry is a function of (seed, row key, step, id) alone; see
+    `lepo_kernels.philox_words`. Gumbel and normal numbers are the draw 0 of `gumbel_noise` and
+    `normal_noise`; categorical draw d is their draw d.
+
+    Args:
+        logits: [N, V] float32, bfloat16, float16, or float64; V <= 2^26. Entries may be -inf.
+        tau: >= 0, a number or an [N] tensor; 0 puts all the weight on ``token``.
+        temperature: > 0, a number or an [N] tensor.
+        top_k: >= 1; None or more than V keeps all.
+        top_p: in (0, 1].
+        min_p: in [0, 1].
+        noise: one of the above.
+        noise_scale: > 0, for gaussian and dirichlet.
+        noise_clamp: (low, high), for gumbel only.
+        num_draws: in [1, 64], for categorical only.
+        exclude_ids: [M] int64 ids that are never kept, but count in ``lse`` and ``entropy``.
+        seed: any 64-bit integer, or a 0-d int64 tensor.
+        row_keys: [N] int64; None numbers the rows.
+        step: in [0, 2^32), or a 0-d or [N] integer tensor.
+        backend: see `lepo_kernels.backend`.
+
+    Returns:
+        A `LatentSample` with K = ``num_draws`` for categorical, else ``min(top_k, V)``.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
+        ValueError: a row of logits is all -inf, or holds NaN or +inf, or ``exclude_ids`` leaves
+            nothing of it (checked on the CPU, or with ``LEPO_CHECK_VALUES=1``; elsewhere such a
+            row, and no other, yields NaN weights).
+        IndexError: an excluded id is out of range (checked likewise).
+    """
+    check_tensor("logits", logits, ("N", "V"), FLOAT_DTYPES)
+    (rows, vocab), device = logits.shape, logits.device
+    check_integer("logits.shape[1]", vocab, 1, MAX_IDS)
+    if top_k is not None:
+        check_integer("top_k", top_k, 1)
+    check_number("top_p", top_p, 0, 1, low_included=False)
+    check_number("min_p", min_p, 0, 1)
+    check_choice("noise", noise, NOISES)
+    check_number("noise_scale", noise_scale, 0, low_included=False)
+    check_integer("num_draws", num_draws, 1, MAX_DRAWS)
+    if num_draws != 1 and noise != "categorical":
+        raise ValueError(f"num_draws: expected 1 unless noise='categorical', got {num_draws}")
+    low, high = _clamp_range(noise_clamp, noise)
+    if exclude_ids is not None:
+        check_tensor("exclude_ids", exclude_ids, ("M",), (torch.int64,), device)
+    chosen = dispatch.resolve("sample_latent", device, backend)
+    fields = torch.ops.lepo_kernels.sample_latent(
+        logits.detach(),
+        _per_row("tau", tau, rows, device, low_included=True),
+        _per_row("temperature", temperature, rows, device, low_included=False),
+        vocab if top_k is None else min(top_k, vocab),
+        float(top_p),
+        float(min_p),
+        noise,
+        float(noise_scale),
+        low,
+        high,
+        num_draws,
+        exclude_ids,
+        as_seed(seed, device),
+        as_row_keys(row_keys, rows, device),
+        as_step(step, rows, device),
+        chosen,
+    )
+    return LatentSample(*fields)
+
+
+def _per_row(
+    name: str, value: float | Tensor, rows: int, device: torch.device, *, low_included: bool
+) -> Tensor:  # [rows] or [1]
+    if isinstance(value, Tensor):
+        shape = () if value.dim() == 0 else (rows,)
+        check_tensor(name, value, shape, (torch.float32, torch.float64), device)
+        return value.detach().reshape(-1)
+    check_number(name, value, 0, low_included=low_included)
+    return torch.full((1,), float(value), dtype=torch.float64, device=device)
+
+
+def _clamp_range(noise_clamp: tuple[float, float] | None, noise: str) -> tuple[float, float]:
+    if noise_clamp is None:
+        return -torch.inf, torch.inf
+    if noise != "gumbel":
+        raise ValueError(f"noise_clamp: expected None unless noise='gumbel', got {noise_clamp}")
+    low, high = noise_clamp
+    check_number("noise_clamp[0]", low, -torch.inf)
+    check_number("noise_clamp[1]", high, low)
+    return float(low), float(high)
+
+
+_Fields = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@torch.library.custom_op("lepo_kernels::sample_latent", mutates_args=())
+def _sample_latent(
+    logits: Tensor,  # [N, V]
+    tau: Tensor,  # [N] or [1]
+    temperature: Tensor,  # [N] or [1]
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    noise: str,
+    noise_scale: float,
+    clamp_low: float,
+    clamp_high: float,
+    num_draws: int,
+    exclude_ids: Tensor | None,  # [M]
+    seed: Tensor,  # []
+    row_keys: Tensor,  # [N]
+    step: Tensor,  # [N] or [1]
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The fields of `LatentSample`, in its order."""
+    fields: _Fields = dispatch.load("sample_latent", backend)(
+        logits,
+        tau,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        noise,
+        noise_scale,
+        clamp_low,
+        clamp_high,
+        num_draws,
+        exclude_ids,
+        seed,
+        row_keys,
+        step,
+    )
+    return fields
+
+
+@_sample_latent.register_fake
+def _(
+    logits: Tensor,
+    tau: Tensor,
+    temperature: Tensor,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    noise: str,
+    noise_scale: float,
+    clamp_low: float,
+    clamp_high: float,
+    num_draws: int,
+    exclude_ids: Tensor | None,
+    seed: Tensor,
+    row_keys: Tensor,
+    step: Tensor,
+    backend: str,
+) -> _Fields:
+    rows = logits.shape[0]
+    width = num_draws if noise == "categorical" else top_k
+    real = torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+    def entries(dtype: torch.dtype) -> Tensor:
+        return logits.new_empty(rows, width, dtype=dtype)
+
+    def per_row(dtype: torch.dtype) -> Tensor:
+        return logits.new_empty(rows, dtype=dtype)
+
+    return (
+        entries(torch.int64),
+        entries(real),
+        entries(real),
+        entries(real),
+        per_row(torch.int32),
+        per_row(real),
+        per_row(real),
+        per_row(real),
+        per_row(torch.int64),
+        per_row(torch.int64),
+    )
