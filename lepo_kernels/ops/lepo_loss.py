@@ -54,7 +54,7 @@ def lepo_loss(
         lm_head: [V, D] weight of the language-model head.
         ids: [N, K] int64 or int32: the kept ids of a latent row; the sampled id in one slot of a
             discrete row.
-        weights: [N, K]: the mixture weights z of a latent row; one-hot on a discrete row. Constants.
+        weights: [N, K] constants: the mixture weights of a latent row; one-hot on a discrete row.
         latent, advantages, row_weights, old_log_prob, ref_log_probs, beta, epsilon, epsilon_high,
             delta, latent_kl: see `lepo_objective`.
         bias, softcap, inv_temperature, backend: see `linear_log_probs`.

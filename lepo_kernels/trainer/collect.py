@@ -206,7 +206,7 @@ def rollout_metrics(
     rollout: LatentRollout,
     advantages: Tensor,  # [B]
 ) -> dict[str, float]:
-    """Lengths, entropies and latent statistics of a rollout, named as TRL names them where it does."""
+    """Lengths, entropies and latent statistics of a rollout, under TRL's names where it has one."""
     lengths = rollout.completion_mask.sum(-1).double()
     discrete = rollout.action_mask & ~rollout.latent_mask
     zero = (advantages == 0).to(rollout.action_mask.device)[:, None] & rollout.action_mask

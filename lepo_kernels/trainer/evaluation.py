@@ -28,8 +28,8 @@ class EvaluationResult:
     """What `evaluate_policy` returns.
 
     Attributes:
-        metrics: ``greedy_accuracy``, ``greedy_length``, ``mean@k``, ``pass@1`` ... ``pass@k``; those
-            that were asked for.
+        metrics: ``greedy_accuracy``, ``greedy_length``, ``mean@k``, ``pass@1`` ... ``pass@k``, of
+            what was asked for.
         records: one dict per completion: ``problem``, ``prompt``, ``completion``, ``reward``,
             ``greedy``, ``length``, ``latent`` (per latent step its heaviest tokens and weights).
     """

@@ -21,9 +21,9 @@ class RewardError(RuntimeError):
 class Rewards:
     """Several reward functions with weights, called the way TRL calls them.
 
-    A reward function is ``f(prompts, completions, completion_ids, **columns) -> list[float | None]``,
-    plain or ``async``; ``columns`` are the dataset's other columns. None means "does not apply to
-    this sample".
+    A reward function is ``f(prompts, completions, completion_ids, **columns)``, plain or ``async``;
+    ``columns`` are the dataset's other columns. It returns a list with a float per sample, or None
+    where it does not apply.
 
     Args:
         functions: one function, or several.

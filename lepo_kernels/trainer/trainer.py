@@ -1,4 +1,4 @@
-"""`LEPOTrainer`: group rollouts with latent steps, rewards, and LEPO's loss, on transformers' Trainer.
+"""`LEPOTrainer`: group rollouts with latent steps, rewards and LEPO's loss, on HF's Trainer.
 
 The Trainer owns the loop, the optimizer, checkpoints, distribution and logging. Here stand only the
 places where LEPO differs: what a batch is, what its loss is, how to evaluate, and what a checkpoint
