@@ -1,0 +1,1 @@
+"""Problems to train on, rewards that check them, and models that need no hub."""
