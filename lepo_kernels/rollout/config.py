@@ -1,0 +1,167 @@
+"""The settings of a latent rollout.
+
+Contract: a ``LatentGenerationConfig`` that exists is valid; everything that can be wrong about it
+without a model raises here, by name. What depends on the model is checked by ``latent_generate``.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lepo_kernels.ops.philox import MAX_DRAWS
+from lepo_kernels.validation import check_choice, check_integer, check_number
+
+NOISES = ("gumbel", "gaussian", "dirichlet", "soft", "none", "multiplex")
+LATENT_EOS = ("mask", "stop")
+CACHES = ("dynamic", "static")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentGenerationConfig:
+    """How a rollout samples: latent steps, then a forced suffix, then discrete steps.
+
+    The defaults are those of LEPO (arXiv 2604.17892) except for the lengths.
+
+    Attributes:
+        eos_token_ids: every id that ends a row; see ``end_tokens`` for where they come from.
+        pad_token_id: fills ``completion_ids`` after a row's end.
+        latent_length: latent steps at the start of the completion; 0 gives plain sampling.
+        max_new_tokens: columns of a completion, counting latent steps, suffix and discrete steps.
+        latent_suffix_ids: ids forced after the latent phase (also where it is empty).
+        noise: what perturbs a latent step: "gumbel" (LEPO), "gaussian" (on the kept logits),
+            "dirichlet", "soft" (gaussian, on the mixed embedding), "none", or "multiplex" (the mean
+            of ``num_draws`` categorical draws).
+        tau: temperature of the Gumbel-softmax; 0 takes the argmax. Other noises ignore it.
+        noise_scale: strength of the noise: sigma in units of the RMS of what it perturbs
+            ("gaussian", "soft"), or the concentration ("dirichlet").
+        noise_clamp: range the Gumbel noise is clamped to.
+        num_draws: draws of "multiplex".
+        temperature: divides the logits before everything else, on latent and discrete steps alike.
+        top_k: entries kept of the vocabulary; None keeps all.
+        top_p: mass kept of what top-k left.
+        min_p: least probability kept, relative to the largest.
+        do_sample: False makes latent steps the noise-free softmax mixture over the kept entries and
+            discrete steps the argmax.
+        latent_eos: "mask" keeps the EOS ids out of the mixtures; "stop" ends a row whose most
+            likely id at a latent step is one of them.
+        cold_stop_entropy: ends the latent phase of a row early once its entropy (in nats) has been
+            below this for ``cold_stop_steps`` consecutive steps (Soft Thinking, arXiv 2505.15778).
+        cold_stop_steps: see ``cold_stop_entropy``.
+        cache_implementation: "dynamic" (finished rows leave the batch) or "static".
+
+    Raises:
+        TypeError, ValueError: a setting has the wrong type or is out of range.
+    """
+
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    latent_length: int = 0
+    max_new_tokens: int = 256
+    latent_suffix_ids: tuple[int, ...] = ()
+    noise: str = "gumbel"
+    tau: float = 0.5
+    noise_scale: float = 1.0
+    noise_clamp: tuple[float, float] | None = None
+    num_draws: int = 3
+    temperature: float = 1.0
+    top_k: int | None = 30
+    top_p: float = 0.95
+    min_p: float = 0.0
+    do_sample: bool = True
+    latent_eos: str = "mask"
+    cold_stop_entropy: float | None = None
+    cold_stop_steps: int = 256
+    cache_implementation: str = "dynamic"
+
+    def __post_init__(self) -> None:
+        for name in ("eos_token_ids", "latent_suffix_ids"):
+            object.__setattr__(self, name, _as_ids(name, getattr(self, name)))
+        self._check_lengths()
+        self._check_sampling()
+
+    def _check_lengths(self) -> None:
+        if not self.eos_token_ids:
+            raise ValueError("eos_token_ids: expected at least one id, got none")
+        check_integer("pad_token_id", self.pad_token_id, 0)
+        check_integer("max_new_tokens", self.max_new_tokens, 1)
+        check_integer("latent_length", self.latent_length, 0)
+        if self.latent_length > self.max_new_tokens:
+            raise ValueError(
+                f"latent_length: expected at most max_new_tokens ({self.max_new_tokens}), "
+                f"got {self.latent_length}"
+            )
+        room = self.max_new_tokens - self.latent_length
+        if len(self.latent_suffix_ids) > room:
+            raise ValueError(
+                f"latent_suffix_ids: expected at most {room} ids (max_new_tokens - latent_length), "
+                f"got {len(self.latent_suffix_ids)}"
+            )
+        ends = sorted(set(self.latent_suffix_ids) & set(self.eos_token_ids))
+        if ends:
+            raise ValueError(f"latent_suffix_ids: expected no EOS id, got {ends}")
+
+    def _check_sampling(self) -> None:
+        check_choice("noise", self.noise, NOISES)
+        check_choice("latent_eos", self.latent_eos, LATENT_EOS)
+        check_choice("cache_implementation", self.cache_implementation, CACHES)
+        check_number("tau", self.tau, 0.0)
+        check_number("noise_scale", self.noise_scale, 0.0, low_included=False)
+        check_number("temperature", self.temperature, 0.0, low_included=False)
+        check_number("top_p", self.top_p, 0.0, 1.0, low_included=False)
+        check_number("min_p", self.min_p, 0.0, 1.0)
+        check_integer("num_draws", self.num_draws, 1, MAX_DRAWS)
+        check_integer("cold_stop_steps", self.cold_stop_steps, 1)
+        if self.top_k is not None:
+            check_integer("top_k", self.top_k, 1)
+        if self.cold_stop_entropy is not None:
+            check_number("cold_stop_entropy", self.cold_stop_entropy, 0.0)
+        if self.noise_clamp is not None:
+            self._check_clamp(self.noise_clamp)
+
+    def _check_clamp(self, clamp: tuple[float, float]) -> None:
+        if self.noise != "gumbel":
+            raise ValueError(f"noise_clamp: expected None with noise={self.noise!r}, got {clamp}")
+        low, high = clamp
+        if not low < high:
+            raise ValueError(f"noise_clamp: expected (low, high) with low < high, got {clamp}")
+
+
+def end_tokens(tokenizer: Any, model: Any = None) -> dict[str, Any]:
+    """Collect the ids that end a text, from every place that may name one.
+
+    A tokenizer and a model's generation_config often name different ids (a chat model ends a turn
+    with one and a text with another); a rollout that misses one never stops.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        model: a transformers model whose ``generation_config`` is looked at too, or None.
+
+    Returns:
+        ``{"eos_token_ids": ..., "pad_token_id": ...}`` for ``LatentGenerationConfig``; the pad id
+        is the tokenizer's, else the generation_config's, else the first EOS id.
+
+    Raises:
+        ValueError: none of the places names an EOS id.
+    """
+    generation = getattr(model, "generation_config", None)
+    found: list[int] = []
+    for place in (tokenizer, generation):
+        ids = getattr(place, "eos_token_id", None)
+        for i in ids if isinstance(ids, list | tuple) else [ids]:
+            if i is not None and int(i) not in found:
+                found.append(int(i))
+    if not found:
+        raise ValueError(
+            "eos_token_ids: neither the tokenizer nor the model's generation_config names one"
+        )
+    pads = [getattr(place, "pad_token_id", None) for place in (tokenizer, generation)]
+    pad = next((int(p) for p in pads if p is not None), found[0])
+    return {"eos_token_ids": tuple(found), "pad_token_id": pad}
+
+
+def _as_ids(name: str, value: Any) -> tuple[int, ...]:
+    if isinstance(value, int):
+        raise TypeError(f"{name}: expected a sequence of ints, got int")
+    ids = tuple(value)
+    for i in ids:
+        check_integer(name, i, 0)
+    return ids

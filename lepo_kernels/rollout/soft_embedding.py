@@ -1,0 +1,176 @@
+"""The embedding of a mixture of tokens, as the model itself would embed it.
+
+Contract: ``mix`` with weight 1 on one id equals the model's own embedding of that id bit for bit,
+whatever the model does there (Gemma scales, an adapter adds). Both the rollout and the training
+forward go through this file, so they cannot disagree.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lepo_kernels.ops.mix_embeddings import mix_embeddings
+from lepo_kernels.ops.philox import normal_noise
+from lepo_kernels.rollout._modules import runs_plain_forward, swapped_forward, unwrap_model
+from lepo_kernels.rollout.record import LatentRollout
+
+# The stream of random numbers that belongs to noise on embeddings; lower ones serve the sampler.
+EMBEDDING_NOISE_DRAW = 32
+
+
+class SoftEmbedding:
+    """A model's input embedding, for mixtures of ids.
+
+    Args:
+        model: a decoder-only transformers model, possibly inside DDP, FSDP or peft.
+        backend: see `lepo_kernels.backend`.
+
+    Raises:
+        TypeError: not such a model.
+        ValueError: a model whose inputs cannot be mixtures.
+    """
+
+    def __init__(self, model: Any, *, backend: str | None = None):
+        base = unwrap_model(model)
+        config = base.config.get_text_config()
+        if getattr(config, "hidden_size_per_layer_input", 0):
+            raise ValueError(
+                f"model: {type(base).__name__} looks ids up in every layer (per-layer embeddings), "
+                "so a mixture of ids has no embedding there; expected a model that embeds once"
+            )
+        module = base.get_input_embeddings()
+        if not isinstance(module, nn.Module):
+            raise ValueError(f"model: expected an input embedding, {type(base).__name__} has none")
+        self.module = module
+        self._backend = backend
+        # Taken now, so that it stays the plain one while ``soft_inputs`` lends the module another.
+        self._plain_forward = module.forward
+        self._fast: bool | None = True if runs_plain_forward(module, nn.Embedding) else None
+        self._scale: Tensor | None = None
+
+    def mix(
+        self,
+        ids: Tensor,  # [..., K]
+        weights: Tensor,  # [..., K]
+    ) -> Tensor:  # [..., D]
+        """Embed mixtures: ``sum_k weights_k * embed(ids_k)``, with gradient into the table.
+
+        Returns:
+            [..., D] in the dtype of the table; sums are formed in float32.
+        """
+        if self._fast is None:
+            self._fast = self._find_scale()
+        if not self._fast:
+            return self._mix_looked_up(ids, weights)
+        table: Any = self.module.weight
+        mixed = mix_embeddings(ids, weights, table, backend=self._backend)
+        return mixed if self._scale is None else mixed * self._scale.to(mixed)
+
+    def _find_scale(self) -> bool:
+        """Whether the module is a lookup times its ``embed_scale``; tried out on a few ids."""
+        module: Any = self.module
+        scale = getattr(module, "embed_scale", None)
+        table = getattr(module, "weight", None)
+        if not isinstance(module, nn.Embedding) or not isinstance(scale, Tensor | float):
+            return False
+        if not isinstance(table, Tensor) or not table.is_floating_point():
+            return False
+        probe = torch.linspace(0, module.num_embeddings - 1, 8, device=table.device).long()
+        with torch.no_grad():
+            candidate = torch.as_tensor(scale, device=table.device)
+            expected = table[probe] * candidate.to(table.dtype)
+            if not torch.equal(self._plain_forward(probe), expected):
+                return False
+        self._scale = candidate
+        return True
+
+    def _mix_looked_up(self, ids: Tensor, weights: Tensor) -> Tensor:
+        """The same for a module of unknown kind, such as one with an adapter."""
+        rows: Tensor = self._plain_forward(ids)
+        kept = rows.float().masked_fill((weights == 0)[..., None], 0.0)
+        return (weights[..., None] * kept).sum(dim=-2).to(rows.dtype)
+
+
+def add_embedding_noise(
+    embedding: Tensor,  # [N, D]
+    strength: float,
+    *,
+    seed: int | Tensor,
+    row_keys: Tensor,  # [N]
+    step: int | Tensor,
+    backend: str | None = None,
+) -> Tensor:  # [N, D]
+    """Add gaussian noise with sigma = strength * RMS(embedding) per row.
+
+    The "soft" noise of LEPO's ablation, after Soft Tokens (arXiv 2509.19170). The noise depends on
+    (seed, row key, step, dimension) only, so the training forward finds it again. sigma is treated
+    as a constant by the gradient.
+
+    Args:
+        embedding: [N, D] floating point.
+        strength: sigma in units of the row's root mean square.
+        seed: 64-bit seed.
+        row_keys: [N] int64.
+        step: an int, or [N] int64.
+        backend: see `lepo_kernels.backend`.
+    """
+    dimensions = torch.arange(embedding.shape[-1], device=embedding.device)
+    noise = normal_noise(
+        seed, row_keys, step, dimensions, draw=EMBEDDING_NOISE_DRAW, backend=backend
+    )
+    exact = embedding.float()
+    sigma = strength * exact.detach().pow(2).mean(dim=-1, keepdim=True).sqrt()
+    return (exact + sigma * noise).to(embedding.dtype)
+
+
+@contextmanager
+def soft_inputs(
+    model: Any, rollout: LatentRollout, *, backend: str | None = None
+) -> Iterator[None]:
+    """Let ``model(input_ids=...)`` see the rollout's mixtures at its latent steps.
+
+    Inside the ``with`` block, call the model on the prompt followed by any number of completion
+    steps: ``input_ids`` is [B, S] with P <= S <= P + T. The mixtures are formed again from the
+    stored (ids, weights) with the current table, with gradient. It happens inside the embedding
+    module's own forward, so wrappers (peft, DDP, FSDP) work as always.
+
+    Raises:
+        TypeError, ValueError: as ``SoftEmbedding``; inside the block, a call of another shape.
+    """
+    soft = SoftEmbedding(model, backend=backend)
+    plain = soft.module.forward
+    rows, steps = rollout.latent_mask[:, : rollout.latent_ids.shape[1]].nonzero(as_tuple=True)
+
+    def forward(input: Tensor) -> Tensor:
+        embedded: Tensor = plain(input)
+        _check_input_ids(input, rollout)
+        P = rollout.prompt_ids.shape[1]
+        inside = P + steps < input.shape[1]
+        row, step = rows[inside], steps[inside]
+        mixed = soft.mix(rollout.latent_ids[row, step], rollout.latent_weights[row, step])
+        if rollout.embedding_noise > 0:
+            mixed = add_embedding_noise(
+                mixed,
+                rollout.embedding_noise,
+                seed=rollout.seed,
+                row_keys=rollout.row_keys[row],
+                step=step,
+                backend=backend,
+            )
+        return embedded.index_put((row, P + step), mixed.to(embedded.dtype))
+
+    with swapped_forward(soft.module, forward):
+        yield
+
+
+def _check_input_ids(ids: Tensor, rollout: LatentRollout) -> None:
+    B, P = rollout.prompt_ids.shape
+    T = rollout.completion_ids.shape[1]
+    if ids.dim() != 2 or ids.shape[0] != B or not P <= ids.shape[1] <= P + T:
+        raise ValueError(
+            f"input_ids: inside soft_inputs expected shape [{B}, {P} to {P + T}], "
+            f"got {list(ids.shape)}"
+        )

@@ -1,0 +1,82 @@
+"""Tiny models with random weights, one per family, and what the rollout tests share."""
+
+from typing import Any
+
+import torch
+import transformers
+
+from lepo_kernels.rollout.config import LatentGenerationConfig
+
+# Not divisible by 8, so that a padded or chunked vocabulary would show.
+VOCAB = 131
+EOS, PAD = 2, 0
+
+_SHAPE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    # Two layers: the second one sees what the first one cached.
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": EOS,
+    "pad_token_id": PAD,
+    # Wide enough that random logits are far from flat, so that greedy tokens are no coin toss.
+    "initializer_range": 0.2,
+}
+
+# The head dimension is independent of the hidden size in these families.
+_HEAD_DIM = {"head_dim": 8}
+
+_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", _HEAD_DIM),
+    # A window shorter than prompt + completion, so that it slides.
+    "mistral": ("Mistral", {"sliding_window": 9}),
+    "gemma2": (
+        "Gemma2",
+        # A cap that random logits reach, or the softcap would not be seen.
+        {"sliding_window": 9, "final_logit_softcapping": 5.0, "query_pre_attn_scalar": 8}
+        | _HEAD_DIM,
+    ),
+    "phi3": ("Phi3", {}),
+    "gemma3": ("Gemma3Text", {"sliding_window": 9, "query_pre_attn_scalar": 8} | _HEAD_DIM),
+    "cohere": ("Cohere", {"logit_scale": 0.3}),
+    "granite": ("Granite", {"logits_scaling": 2.5, "embedding_multiplier": 3.0}),
+}
+
+GENERATING = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "phi3")
+FAMILIES = tuple(_FAMILIES)
+
+
+def tiny_model(family: str, **overrides: Any) -> Any:
+    name, extra = _FAMILIES[family]
+    config_class = getattr(transformers, f"{name}Config")
+    model_class = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")
+    torch.manual_seed(0)
+    model = model_class(config_class(**(_SHAPE | extra | overrides)))
+    return model.eval()
+
+
+def prompts() -> tuple[torch.Tensor, torch.Tensor]:
+    """Three left-padded prompts [3, 6]: full, padded, and a single token."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, VOCAB, (3, 6), generator=generator)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1]])
+    return ids.masked_fill(mask == 0, PAD), mask
+
+
+def settings(**overrides: Any) -> LatentGenerationConfig:
+    """Latent, suffix and discrete steps; 14 columns slide the windows of 9."""
+    defaults: dict[str, Any] = {
+        "eos_token_ids": (EOS,),
+        "pad_token_id": PAD,
+        "latent_length": 4,
+        "max_new_tokens": 14,
+        "latent_suffix_ids": (7, 8),
+        "top_k": 12,
+    }
+    return LatentGenerationConfig(**(defaults | overrides))
