@@ -1,0 +1,236 @@
+"""P6: LEPO's loss over latent and discrete rows.
+
+`lepo_objective` is the epilogue on selected log-probabilities, plain torch on [N, K]. `lepo_loss`
+runs it on top of `linear_log_probs`, from hidden states and the language-model head.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lepo_kernels.ops.linear_log_probs import linear_log_probs
+from lepo_kernels.ops.scores import soft_log_prob
+from lepo_kernels.validation import FLOAT_DTYPES, check_choice, check_number, check_tensor
+
+LATENT_KL = ("k3", "exact")
+
+
+class LepoLoss(NamedTuple):
+    """What `lepo_loss` and `lepo_objective` return; all but ``loss`` are detached, for metrics."""
+
+    loss: Tensor  # []
+    log_prob: Tensor  # [N]
+    kl: Tensor  # [N]; zeros without reference log-probs
+    ratio: Tensor  # [N]; 1 on latent rows
+    clipped: Tensor  # [N] int8: -1 clipped from below, +1 from above, 0 not clipped
+
+
+def lepo_loss(
+    hidden: Tensor,  # [N, D]
+    lm_head: Tensor,  # [V, D]
+    ids: Tensor,  # [N, K]
+    weights: Tensor,  # [N, K]
+    latent: Tensor,  # [N] bool
+    advantages: Tensor,  # [N]
+    row_weights: Tensor,  # [N]
+    *,
+    old_log_prob: Tensor | None = None,  # [N]
+    ref_log_probs: Tensor | None = None,  # [N, K]
+    beta: float = 0.0,
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    delta: float | None = None,
+    latent_kl: str = "k3",
+    bias: Tensor | None = None,  # [V]
+    softcap: float | None = None,
+    inv_temperature: float | Tensor = 1.0,  # [] or [N]
+    backend: str | None = None,
+) -> LepoLoss:
+    """LEPO's loss from hidden states: `linear_log_probs` followed by `lepo_objective`.
+
+    Args:
+        hidden: [N, D] final hidden states, one row per scored step.
+        lm_head: [V, D] weight of the language-model head.
+        ids: [N, K] int64 or int32: the kept ids of a latent row; the sampled id in one slot of a
+            discrete row.
+        weights: [N, K] constants: the mixture weights of a latent row; one-hot on a discrete row.
+        latent, advantages, row_weights, old_log_prob, ref_log_probs, beta, epsilon, epsilon_high,
+            delta, latent_kl: see `lepo_objective`.
+        bias, softcap, inv_temperature, backend: see `linear_log_probs`.
+
+    Returns:
+        `LepoLoss`. Differentiable in ``hidden``, ``lm_head`` and ``bias``.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
+    """
+    scored = linear_log_probs(
+        hidden,
+        lm_head,
+        ids,
+        bias=bias,
+        softcap=softcap,
+        inv_temperature=inv_temperature,
+        backend=backend,
+    )
+    return lepo_objective(
+        scored.logits,
+        scored.lse,
+        weights,
+        latent,
+        advantages,
+        row_weights,
+        old_log_prob=old_log_prob,
+        ref_log_probs=ref_log_probs,
+        beta=beta,
+        epsilon=epsilon,
+        epsilon_high=epsilon_high,
+        delta=delta,
+        latent_kl=latent_kl,
+    )
+
+
+def lepo_objective(
+    logits: Tensor,  # [N, K]
+    lse: Tensor,  # [N]
+    weights: Tensor,  # [N, K]
+    latent: Tensor,  # [N] bool
+    advantages: Tensor,  # [N]
+    row_weights: Tensor,  # [N]
+    *,
+    old_log_prob: Tensor | None = None,  # [N]
+    ref_log_probs: Tensor | None = None,  # [N, K]
+    beta: float = 0.0,
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    delta: float | None = None,
+    latent_kl: str = "k3",
+) -> LepoLoss:
+    """LEPO's loss (arXiv 2604.17892) from selected logits and their log-sum-exp.
+
+    With ``log pi = logits - lse`` over the whole vocabulary and ``s = sum_k weights_k log pi_k``::
+
+        latent row:    l = -A s                                          (the soft surrogate)
+        discrete row:  l = -min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A)
+                       with rho = exp(s - old_log_prob), capped at delta if given
+        loss = sum_rows row_weights * (l + beta * KL)
+
+    KL is the k3 estimator ``exp(r) - r - 1``, ``r = log pi_ref - log pi``, averaged with the row's
+    weights (one-hot on discrete rows); with ``latent_kl="exact"`` a latent row takes the exact
+    KL(pi | pi_ref) of the two policies renormalised over its kept ids.
+
+    Args:
+        logits: [N, K] scaled logits at the row's ids, as `linear_log_probs` returns them.
+        lse: [N] log-sum-exp of the scaled logits over the vocabulary.
+        weights: [N, K] mixture weights; one-hot on discrete rows. Entries of weight 0 are padding.
+        latent: [N] bool: which rows are latent steps.
+        advantages: [N] floating point.
+        row_weights: [N] floating point: the normalisation; 0 leaves a row out.
+        old_log_prob: [N] log-probability under the policy that sampled; None means the current one
+            (ratio 1, gradient that of REINFORCE).
+        ref_log_probs: [N, K] log-probabilities of the ids under the reference policy; needed when
+            ``beta`` is not 0.
+        beta: weight of the KL term, at least 0.
+        epsilon: lower clipping range, in (0, 1].
+        epsilon_high: upper clipping range; None takes ``epsilon``.
+        delta: upper bound of rho in the unclipped branch (dual clip), above 1 + epsilon_high.
+        latent_kl: ``"k3"`` or ``"exact"``.
+
+    Returns:
+        `LepoLoss`. Differentiable in ``logits`` and ``lse``.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
+    """
+    epsilon_high = epsilon if epsilon_high is None else epsilon_high
+    _check(logits, lse, weights, latent, advantages, row_weights, old_log_prob, ref_log_probs)
+    _check_ranges(beta, epsilon, epsilon_high, delta, latent_kl, ref_log_probs)
+
+    log_prob = soft_log_prob(logits, lse, weights)
+    advantages = advantages.to(log_prob.dtype)
+    old = log_prob.detach() if old_log_prob is None else old_log_prob.to(log_prob.dtype)
+    # On latent rows the ratio is held at 1, so that exp() of a soft score cannot overflow there.
+    ratio = torch.exp(torch.where(latent, torch.zeros_like(log_prob), log_prob - old))
+    unclipped = ratio if delta is None else ratio.clamp(max=delta)
+    bounded = ratio.clamp(1 - epsilon, 1 + epsilon_high)
+    discrete_loss = -torch.minimum(unclipped * advantages, bounded * advantages)
+    row_loss = torch.where(latent, -advantages * log_prob, discrete_loss)
+
+    kl = torch.zeros_like(log_prob)
+    if ref_log_probs is not None:
+        kl = _kl(logits, lse, weights, latent, ref_log_probs.to(log_prob.dtype), latent_kl)
+        row_loss = row_loss + beta * kl
+
+    # A row that is left out adds exactly nothing, whatever its own loss is.
+    used = row_weights != 0
+    loss = (row_weights.to(log_prob.dtype) * row_loss.masked_fill(~used, 0.0)).sum()
+    below = (ratio < 1 - epsilon) & (advantages < 0) & ~latent
+    above = (ratio > 1 + epsilon_high) & (advantages > 0) & ~latent
+    clipped = above.to(torch.int8) - below.to(torch.int8)
+    return LepoLoss(loss, log_prob.detach(), kl.detach(), ratio.detach(), clipped)
+
+
+def _kl(
+    logits: Tensor,  # [N, K]
+    lse: Tensor,  # [N]
+    weights: Tensor,  # [N, K]
+    latent: Tensor,  # [N]
+    ref_log_probs: Tensor,  # [N, K]
+    latent_kl: str,
+) -> Tensor:  # [N]
+    padding = weights == 0
+    log_probs = (logits - lse[:, None]).masked_fill(padding, 0.0)
+    ref = ref_log_probs.masked_fill(padding, 0.0)
+    log_ratio = ref - log_probs
+    k3 = (weights.to(log_probs.dtype) * (torch.exp(log_ratio) - log_ratio - 1)).sum(-1)
+    if latent_kl == "k3":
+        return k3
+    # The lowest finite number rather than -inf: padding then weighs 0 without 0 * inf.
+    low = torch.finfo(log_probs.dtype).min
+    kept = torch.log_softmax(log_probs.masked_fill(padding, low), -1)
+    kept_ref = torch.log_softmax(ref.masked_fill(padding, low), -1)
+    exact = (kept.exp() * (kept - kept_ref).masked_fill(padding, 0.0)).sum(-1)
+    return torch.where(latent, exact, k3)
+
+
+def _check(
+    logits: Tensor,
+    lse: Tensor,
+    weights: Tensor,
+    latent: Tensor,
+    advantages: Tensor,
+    row_weights: Tensor,
+    old_log_prob: Tensor | None,
+    ref_log_probs: Tensor | None,
+) -> None:
+    check_tensor("logits", logits, ("N", "K"), FLOAT_DTYPES)
+    rows, kept = logits.shape
+    device = logits.device
+    check_tensor("lse", lse, (rows,), FLOAT_DTYPES, device)
+    check_tensor("weights", weights, (rows, kept), FLOAT_DTYPES, device)
+    check_tensor("latent", latent, (rows,), (torch.bool,), device)
+    check_tensor("advantages", advantages, (rows,), FLOAT_DTYPES, device)
+    check_tensor("row_weights", row_weights, (rows,), FLOAT_DTYPES, device)
+    if old_log_prob is not None:
+        check_tensor("old_log_prob", old_log_prob, (rows,), FLOAT_DTYPES, device)
+    if ref_log_probs is not None:
+        check_tensor("ref_log_probs", ref_log_probs, (rows, kept), FLOAT_DTYPES, device)
+
+
+def _check_ranges(
+    beta: float,
+    epsilon: float,
+    epsilon_high: float,
+    delta: float | None,
+    latent_kl: str,
+    ref_log_probs: Tensor | None,
+) -> None:
+    check_number("beta", beta, 0.0)
+    check_number("epsilon", epsilon, 0.0, 1.0, low_included=False)
+    check_number("epsilon_high", epsilon_high, 0.0, low_included=False)
+    if delta is not None:
+        check_number("delta", delta, 1 + epsilon_high, low_included=False)
+    check_choice("latent_kl", latent_kl, LATENT_KL)
+    if beta > 0 and ref_log_probs is None:
+        raise ValueError("ref_log_probs: needed when beta is not 0, got None")

@@ -1,0 +1,15 @@
+"""Problems to train on, rewards that check them, and models that need no hub."""
+
+from lepo_kernels.tasks.models import resolve_model
+from lepo_kernels.tasks.registry import load_task, task_names
+from lepo_kernels.tasks.smollm2 import ModelNotInstalledError
+from lepo_kernels.tasks.task import Task, TaskError
+
+__all__ = [
+    "ModelNotInstalledError",
+    "Task",
+    "TaskError",
+    "load_task",
+    "resolve_model",
+    "task_names",
+]

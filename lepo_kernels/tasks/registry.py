@@ -1,0 +1,51 @@
+"""The names of tasks."""
+
+import inspect
+from typing import Any
+
+from lepo_kernels.suggest import did_you_mean
+from lepo_kernels.tasks import generated, mathematics
+from lepo_kernels.tasks.task import Task, TaskError
+
+
+def task_names() -> list[str]:
+    """The names that `load_task` knows; ``reasoning_gym:NAME`` stands for each generator."""
+    return [*mathematics.SOURCES, f"{generated.FAMILY}:NAME"]
+
+
+def load_task(
+    name: str,
+    *,
+    train_size: int | None = None,
+    eval_size: int | None = None,
+    seed: int = 0,
+    **params: Any,
+) -> Task:
+    """Load a task: problems to train on, disjoint problems to evaluate on, and a reward.
+
+    Args:
+        name: ``reasoning_gym:NAME`` with the name of a generator (see `generated.load`), or a
+            mathematical task (see `mathematics.load`): ``gsm8k``, ``dapo-math``, ``math-500``,
+            ``aime24``, or ``file`` for problems of your own.
+        train_size: number of training problems; None leaves it to the task.
+        eval_size: number of held-out problems; None leaves it to the task.
+        seed: chooses and shuffles the problems.
+        params: the task's own parameters.
+
+    Raises:
+        TaskError: the name or a parameter is unknown, or the problems cannot be had.
+    """
+    for what, size in (("train_size", train_size), ("eval_size", eval_size)):
+        if size is not None and size < 0:
+            raise TaskError(f"{what}: expected an int >= 0, got {size}")
+    sizes: dict[str, Any] = {"train_size": train_size, "eval_size": eval_size, "seed": seed}
+    family, _, generator = name.partition(":")
+    if family == generated.FAMILY:
+        return generated.load(generator, **sizes, **params)
+    if name not in mathematics.SOURCES:
+        raise TaskError(f"there is no task {name!r}; {did_you_mean(name, task_names())}")
+    known = set(inspect.signature(mathematics.load).parameters) - {"name", *sizes}
+    for param in params:
+        if param not in known:
+            raise TaskError(f"{name} has no parameter {param!r}; {did_you_mean(param, known)}")
+    return mathematics.load(name, **sizes, **params)

@@ -1,0 +1,1 @@
+"""A thin trainer for LEPO on top of transformers' Trainer."""

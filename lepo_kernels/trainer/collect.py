@@ -1,0 +1,235 @@
+"""One round of experience: sample groups, reward them, and prepare what the loss needs."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lepo_kernels.rollout.config import LatentGenerationConfig
+from lepo_kernels.rollout.latent_generate import latent_generate
+from lepo_kernels.rollout.record import LatentRollout
+from lepo_kernels.trainer.advantages import Advantages, group_advantages
+from lepo_kernels.trainer.config import LEPOConfig
+from lepo_kernels.trainer.experience import Experience, step_log_probs
+from lepo_kernels.trainer.prompts import as_completion, encode_prompts, spoken_ids, spoken_texts
+from lepo_kernels.trainer.rewards import Rewards
+from lepo_kernels.trainer.token_weights import token_weights
+
+
+@dataclass
+class Collected:
+    """Experience, and what was seen on the way to it.
+
+    Attributes:
+        experience: in training order.
+        metrics: one value per name, for logging.
+        prompts, texts: per sample of ``rollout``, groups side by side.
+        rewards: [B, F] by function, NaN where one did not apply.
+        advantages: [B].
+        rollout: the samples in the order of ``prompts`` and ``texts``.
+    """
+
+    experience: Experience
+    metrics: dict[str, float]
+    prompts: list[Any]
+    texts: list[str]
+    rewards: Tensor
+    advantages: Tensor
+    rollout: LatentRollout
+
+
+class Collector:
+    """Collects experience on one process.
+
+    Args:
+        args: the trainer's settings.
+        generation: how the policy samples.
+        tokenizer: encodes prompts and decodes completions.
+        rewards: the reward functions.
+        accelerator: for autocast, device and the token count over processes.
+    """
+
+    def __init__(
+        self,
+        args: LEPOConfig,
+        generation: LatentGenerationConfig,
+        tokenizer: Any,
+        rewards: Rewards,
+        accelerator: Any,
+    ) -> None:
+        self.args = args
+        self.generation = generation
+        self.tokenizer = tokenizer
+        self.rewards = rewards
+        self.accelerator = accelerator
+
+    def collect(
+        self,
+        policy: Any,
+        reference: Any,
+        examples: list[dict[str, Any]],
+        rollout_index: int,
+    ) -> Collected:
+        """Sample ``num_generations`` completions per example and prepare them for training.
+
+        Args:
+            policy: the model to sample from.
+            reference: a context manager that gives the KL reference, or None without a KL term.
+            examples: dataset rows, one per group.
+            rollout_index: counts rollouts; keys the noise and the shuffle.
+        """
+        start = time.perf_counter()
+        group = self.args.num_generations
+        repeated = [example for example in examples for _ in range(group)]
+        prompts = [example["prompt"] for example in repeated]
+        rollout = self._sample(policy, prompts, rollout_index)
+        sampled = time.perf_counter()
+
+        texts = spoken_texts(self.tokenizer, rollout)
+        rewards = self._reward(repeated, texts, rollout)
+        grouped = group_advantages(self.rewards.total(rewards), group, self.args.scale_rewards)
+        metrics = {
+            **self._reward_metrics(rewards, grouped),
+            **rollout_metrics(rollout, grouped.advantages),
+            "rollout_time": sampled - start,
+        }
+        experience = self._prepare(policy, reference, rollout, grouped.advantages, rollout_index)
+        metrics["prepare_time"] = time.perf_counter() - sampled
+        return Collected(experience, metrics, prompts, texts, rewards, grouped.advantages, rollout)
+
+    def _sample(self, policy: Any, prompts: list[Any], rollout_index: int) -> LatentRollout:
+        ids, mask = encode_prompts(self.tokenizer, prompts, self.args.max_prompt_length)
+        device = self.accelerator.device
+        count = len(prompts)
+        first = (
+            rollout_index * self.accelerator.num_processes + self.accelerator.process_index
+        ) * count
+        row_keys = torch.arange(first, first + count, device=device)
+        size = self.args.rollout_batch_size or count
+        with self.accelerator.autocast():
+            parts = [
+                latent_generate(
+                    policy,
+                    ids[begin : begin + size].to(device),
+                    mask[begin : begin + size].to(device),
+                    self.generation,
+                    seed=self.args.seed,
+                    row_keys=row_keys[begin : begin + size],
+                )
+                for begin in range(0, count, size)
+            ]
+        return LatentRollout.cat(parts, self.generation.pad_token_id)
+
+    def _reward(
+        self, examples: list[dict[str, Any]], texts: list[str], rollout: LatentRollout
+    ) -> Tensor:  # [B, F]
+        prompts = [example["prompt"] for example in examples]
+        columns = {
+            name: [example[name] for example in examples]
+            for name in examples[0]
+            if name != "prompt"
+        }
+        completions = [as_completion(p, t) for p, t in zip(prompts, texts, strict=True)]
+        return self.rewards(prompts, completions, spoken_ids(rollout), columns)
+
+    def _prepare(
+        self,
+        policy: Any,
+        reference: Any,
+        rollout: LatentRollout,
+        advantages: Tensor,
+        rollout_index: int,
+    ) -> Experience:
+        args = self.args
+        device = rollout.completion_ids.device
+        shuffle = torch.Generator().manual_seed(args.seed + 1_000_003 * rollout_index)
+        order = torch.randperm(len(rollout), generator=shuffle).to(device)
+        rollout = rollout.select(order)
+        old_log_prob = ref_log_probs = None
+        with self.accelerator.autocast():
+            if args.updates_per_rollout > 1:
+                old_log_prob, _ = self._step_log_probs(policy, rollout)
+            if reference is not None:
+                with reference as model:
+                    _, ref_log_probs = self._step_log_probs(model, rollout)
+        return Experience(
+            rollout=rollout,
+            advantages=advantages.float().to(device)[order],
+            token_weights=self._token_weights(rollout),
+            old_log_prob=old_log_prob,
+            ref_log_probs=ref_log_probs,
+        )
+
+    def _step_log_probs(self, model: Any, rollout: LatentRollout) -> tuple[Tensor, Tensor]:
+        return step_log_probs(
+            model, rollout, self.args.temperature, self.args.per_device_train_batch_size
+        )
+
+    def _token_weights(self, rollout: LatentRollout) -> Tensor:  # [B, T]
+        """Weights of every update of the rollout, one after the other."""
+        args = self.args
+        mask = rollout.action_mask
+        if args.mask_truncated_completions:
+            mask = mask & ~rollout.truncated[:, None]
+        size = args.per_device_train_batch_size
+        updates = mask.reshape(-1, args.gradient_accumulation_steps, size, mask.shape[1])
+        return torch.cat(
+            [
+                token_weights(
+                    update,
+                    args.loss_type,
+                    args.max_completion_length,
+                    self.accelerator.reduce(update.sum().float(), "mean"),
+                ).reshape(-1, mask.shape[1])
+                for update in updates
+            ]
+        )
+
+    def _reward_metrics(self, rewards: Tensor, grouped: Advantages) -> dict[str, float]:
+        metrics = {
+            "reward": float(grouped.group_mean.mean()),
+            "reward_std": float(grouped.group_std.mean()),
+            "frac_reward_zero_std": float((grouped.group_std == 0).double().mean()),
+        }
+        for index, name in enumerate(self.rewards.names):
+            values = rewards[:, index]
+            metrics[f"rewards/{name}/mean"] = float(values.nanmean())
+            present = values[~values.isnan()]
+            spread = float(present.std()) if present.numel() > 1 else 0.0
+            metrics[f"rewards/{name}/std"] = spread
+        return {name: value for name, value in metrics.items() if value == value}
+
+
+def rollout_metrics(
+    rollout: LatentRollout,
+    advantages: Tensor,  # [B]
+) -> dict[str, float]:
+    """Lengths, entropies and latent statistics of a rollout, under TRL's names where it has one."""
+    lengths = rollout.completion_mask.sum(-1).double()
+    discrete = rollout.action_mask & ~rollout.latent_mask
+    zero = (advantages == 0).to(rollout.action_mask.device)[:, None] & rollout.action_mask
+    metrics = {
+        "completions/mean_length": float(lengths.mean()),
+        "completions/min_length": float(lengths.min()),
+        "completions/max_length": float(lengths.max()),
+        "completions/clipped_ratio": float(rollout.truncated.double().mean()),
+        "entropy": _masked_mean(rollout.entropy, discrete),
+        "frac_zero_advantage_rows": float(zero.sum() / rollout.action_mask.sum().clamp(min=1)),
+    }
+    latent = rollout.latent_mask
+    if bool(latent.any()):
+        kept = latent[:, : rollout.latent_count.shape[1]]
+        support = rollout.latent_count.double()
+        metrics |= {
+            "latent/entropy": _masked_mean(rollout.entropy, latent),
+            "latent/support_size": _masked_mean(support, kept),
+            "latent/single_survivor": _masked_mean((support == 1).double(), kept),
+            "latent/mean_length": float(latent.sum(-1).double().mean()),
+        }
+    return metrics
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> float:
+    return float(torch.where(mask, values.double(), 0.0).sum() / mask.sum().clamp(min=1))

@@ -1,0 +1,200 @@
+"""Evaluating a policy: greedy accuracy, mean@k and the unbiased Pass@k."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from lepo_kernels.rollout.config import LatentGenerationConfig
+from lepo_kernels.rollout.latent_generate import latent_generate
+from lepo_kernels.trainer.prompts import (
+    as_completion,
+    encode_prompts,
+    latent_steps,
+    prompt_text,
+    spoken_ids,
+    spoken_texts,
+)
+from lepo_kernels.trainer.rewards import RewardFunction, Rewards
+
+# Rollouts of the evaluation draw noise from keys that training never uses.
+EVALUATION_KEYS = 1 << 48
+
+
+@dataclass
+class EvaluationResult:
+    """What `evaluate_policy` returns.
+
+    Attributes:
+        metrics: ``greedy_accuracy``, ``greedy_length``, ``mean@k``, ``pass@1`` ... ``pass@k``, of
+            what was asked for.
+        records: one dict per completion: ``problem``, ``prompt``, ``completion``, ``reward``,
+            ``greedy``, ``length``, ``latent`` (per latent step its heaviest tokens and weights).
+    """
+
+    metrics: dict[str, float]
+    records: list[dict[str, Any]]
+
+
+def evaluate_policy(
+    model: Any,
+    processing_class: Any,
+    dataset: Any,
+    reward_funcs: RewardFunction | Sequence[RewardFunction] | Rewards,
+    generation: LatentGenerationConfig,
+    *,
+    problems: Sequence[int] | None = None,
+    num_samples: int = 8,
+    greedy: bool = True,
+    batch_size: int = 32,
+    seed: int = 0,
+    success_threshold: float = 0.5,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvaluationResult:
+    """Evaluate a policy on prompts with rewards.
+
+    Greedy decoding takes the noise-free mixture at latent steps and the likeliest id after them;
+    the ``num_samples`` other completions per problem are sampled as in training. The same call
+    gives the same completions, whatever ``batch_size`` is, up to rounding.
+
+    Args:
+        model: a causal language model.
+        processing_class: its tokenizer.
+        dataset: rows with a column ``prompt``; the other columns go to the reward functions.
+        reward_funcs: one or several reward functions, or a `Rewards` with weights.
+        generation: how to sample.
+        problems: which rows of the dataset; None takes all.
+        num_samples: sampled completions per problem; 0 for none.
+        greedy: whether to decode greedily, too.
+        batch_size: completions decoded at once.
+        seed: seed of the noise.
+        success_threshold: a total reward of at least this counts as solved.
+        progress: called with (completions done, completions in all).
+
+    Raises:
+        ValueError: neither greedy nor sampled completions are asked for.
+        RewardError: see `Rewards`.
+    """
+    if num_samples < 1 and not greedy:
+        raise ValueError("num_samples: expected at least 1 when greedy is off, got 0")
+    rewards = reward_funcs if isinstance(reward_funcs, Rewards) else Rewards(reward_funcs)
+    rows = range(len(dataset)) if problems is None else problems
+    jobs = [(problem, 0, True) for problem in rows] if greedy else []
+    jobs += [(problem, draw, False) for problem in rows for draw in range(num_samples)]
+    records: list[dict[str, Any]] = []
+    for is_greedy in (True, False):
+        chosen = [job for job in jobs if job[2] is is_greedy]
+        config = replace(generation, do_sample=not is_greedy)
+        for start in range(0, len(chosen), batch_size):
+            batch = chosen[start : start + batch_size]
+            records += _evaluate_batch(
+                model, processing_class, dataset, rewards, config, batch, num_samples, seed
+            )
+            if progress is not None:
+                progress(len(records), len(jobs))
+    return EvaluationResult(summarise(records, success_threshold), records)
+
+
+def _evaluate_batch(
+    model: Any,
+    tokenizer: Any,
+    dataset: Any,
+    rewards: Rewards,
+    config: LatentGenerationConfig,
+    batch: list[tuple[int, int, bool]],
+    num_samples: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    examples = [dataset[problem] for problem, _, _ in batch]
+    prompts = [example["prompt"] for example in examples]
+    ids, mask = encode_prompts(tokenizer, prompts)
+    device = next(model.parameters()).device
+    keys = [EVALUATION_KEYS + problem * max(num_samples, 1) + draw for problem, draw, _ in batch]
+    rollout = latent_generate(
+        model,
+        ids.to(device),
+        mask.to(device),
+        config,
+        seed=seed,
+        row_keys=torch.tensor(keys, device=device),
+    )
+    texts = spoken_texts(tokenizer, rollout)
+    completions = [as_completion(p, t) for p, t in zip(prompts, texts, strict=True)]
+    columns = {
+        name: [example[name] for example in examples] for name in examples[0] if name != "prompt"
+    }
+    totals = rewards.total(rewards(prompts, completions, spoken_ids(rollout), columns))
+    lengths = rollout.completion_mask.sum(-1).tolist()
+    return [
+        {
+            "problem": problem,
+            "prompt": prompt_text(tokenizer, prompts[index]),
+            "completion": texts[index],
+            "reward": float(totals[index]),
+            "greedy": greedy,
+            "length": lengths[index],
+            "latent": latent_steps(tokenizer, rollout, index),
+        }
+        for index, (problem, _, greedy) in enumerate(batch)
+    ]
+
+
+def summarise(records: list[dict[str, Any]], success_threshold: float = 0.5) -> dict[str, float]:
+    """Metrics of evaluation records; a missing reward (NaN) counts as 0."""
+    metrics: dict[str, float] = {}
+    greedy = [record for record in records if record["greedy"]]
+    if greedy:
+        metrics["greedy_accuracy"] = _mean([_reward(record) for record in greedy])
+        metrics["greedy_length"] = _mean([record["length"] for record in greedy])
+    per_problem: dict[int, list[float]] = {}
+    for record in records:
+        if not record["greedy"]:
+            per_problem.setdefault(record["problem"], []).append(_reward(record))
+    if per_problem:
+        samples = min(len(drawn) for drawn in per_problem.values())
+        metrics[f"mean@{samples}"] = _mean([_mean(drawn) for drawn in per_problem.values()])
+        for k in _powers_of_two(samples):
+            metrics[f"pass@{k}"] = _mean(
+                [
+                    pass_at_k(len(drawn), sum(r >= success_threshold for r in drawn), k)
+                    for drawn in per_problem.values()
+                ]
+            )
+    return metrics
+
+
+def pass_at_k(samples: int, solved: int, k: int) -> float:
+    """Unbiased probability that one of k samples solves: ``1 - C(n - c, k) / C(n, k)``.
+
+    Source: Chen et al., arXiv 2107.03374.
+
+    Args:
+        samples: n completions of a problem.
+        solved: c of them that solve it.
+        k: at most n.
+
+    Raises:
+        ValueError: k is not in [1, n], or c not in [0, n].
+    """
+    if not 1 <= k <= samples:
+        raise ValueError(f"k: expected an int in [1, {samples}], got {k}")
+    if not 0 <= solved <= samples:
+        raise ValueError(f"solved: expected an int in [0, {samples}], got {solved}")
+    return 1.0 - math.comb(samples - solved, k) / math.comb(samples, k)
+
+
+def _powers_of_two(limit: int) -> list[int]:
+    """1, 2, 4, ... and the limit itself."""
+    powers = [1 << bit for bit in range(limit.bit_length()) if 1 << bit <= limit]
+    return powers if powers[-1] == limit else [*powers, limit]
+
+
+def _reward(record: dict[str, Any]) -> float:
+    reward = float(record["reward"])
+    return 0.0 if math.isnan(reward) else reward
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,119 @@
+"""A rollout with everything the loss needs beside it."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lepo_kernels.rollout.policy_log_probs import policy_log_probs
+from lepo_kernels.rollout.record import LatentRollout
+
+
+@dataclass
+class Experience:
+    """Samples of one rollout on one process, in the order in which micro-batches take them.
+
+    Attributes:
+        rollout: the recorded samples.
+        advantages: [B] float32.
+        token_weights: [B, T] float32: the loss's normalisation; 0 leaves a step out.
+        old_log_prob: [B, T] float32 log-probabilities under the sampling policy, computed on the
+            mixtures by a training forward; None while the policy has not moved.
+        ref_log_probs: [B, T, K] float32 log-probabilities of each step's ids under the reference
+            policy; None without a KL term.
+    """
+
+    rollout: LatentRollout
+    advantages: Tensor
+    token_weights: Tensor
+    old_log_prob: Tensor | None = None
+    ref_log_probs: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.advantages.shape[0]
+
+    def select(
+        self,
+        index: Tensor,  # [M] int64
+    ) -> "Experience":
+        """The samples named by ``index``, in its order."""
+        fields = {
+            field.name: None if value is None else value[index]
+            for field in dataclasses.fields(self)
+            if field.name != "rollout"
+            for value in [getattr(self, field.name)]
+        }
+        return Experience(rollout=self.rollout.select(index), **fields)
+
+    def contributing(self, beta: float) -> "Experience":
+        """Without the samples whose gradient is zero; at least one stays.
+
+        A sample of advantage 0 adds nothing to the loss while there is no KL term. One sample is
+        kept even then: every process must run a forward, or distributed training would hang.
+        """
+        if beta > 0:
+            return self
+        counts = (self.advantages != 0) & (self.token_weights != 0).any(-1)
+        index = counts.nonzero()[:, 0]
+        if index.numel() == 0:
+            index = torch.zeros(1, dtype=torch.int64, device=self.advantages.device)
+        return self if index.numel() == len(self) else self.select(index)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain tensors, for `torch.save`."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**fields, "rollout": self.rollout.state_dict()}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> "Experience":
+        """The inverse of `state_dict`."""
+        return cls(**{**state, "rollout": LatentRollout.from_state_dict(state["rollout"])})
+
+
+@torch.no_grad()
+def step_log_probs(
+    model: torch.nn.Module,
+    rollout: LatentRollout,
+    temperature: float,
+    batch_size: int,
+) -> tuple[Tensor, Tensor]:  # [B, T], [B, T, K]
+    """Log-probabilities of every recorded step, on the mixtures, without gradient.
+
+    Args:
+        model: the policy or the reference.
+        rollout: the recorded samples.
+        temperature: T of the policy.
+        batch_size: samples per forward.
+
+    Returns:
+        Per step the (soft) log-probability [B, T] and the log-probability of each of its ids
+        [B, T, K], float32, 0 where there is no action.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        parts = [
+            _step_log_probs(model, rollout.select(index), temperature)
+            for index in torch.arange(len(rollout), device=rollout.completion_ids.device).split(
+                batch_size
+            )
+        ]
+    finally:
+        model.train(was_training)
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def _step_log_probs(
+    model: torch.nn.Module, rollout: LatentRollout, temperature: float
+) -> tuple[Tensor, Tensor]:
+    rows = rollout.action_mask
+    scored = policy_log_probs(model, rollout, rows, temperature=temperature)
+    per_id = scored.logits - scored.lse[:, None]
+    log_prob = per_id.new_zeros(rows.shape)
+    log_prob[rows] = scored.log_prob
+    # A batch without latent steps comes with one id per step, whatever K is.
+    log_probs = per_id.new_zeros(*rows.shape, max(1, rollout.latent_ids.shape[2]))
+    log_probs[..., : per_id.shape[1]][rows] = per_id
+    return log_prob, log_probs

@@ -1,0 +1,392 @@
+"""`LEPOTrainer`: group rollouts with latent steps, rewards and LEPO's loss, on HF's Trainer.
+
+The Trainer owns the loop, the optimizer, checkpoints, distribution and logging. Here stand only the
+places where LEPO differs: what a batch is, what its loss is, how to evaluate, and what a checkpoint
+must hold besides for a resumed run to end with the same bits.
+"""
+
+import contextlib
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Trainer
+from transformers.trainer_callback import TrainerCallback
+
+from lepo_kernels.ops.lepo_loss import lepo_objective
+from lepo_kernels.rollout.policy_log_probs import policy_log_probs
+from lepo_kernels.trainer.checkpoint import (
+    discard_stale_state,
+    last_complete_checkpoint,
+    load_experience,
+    save_experience,
+)
+from lepo_kernels.trainer.collect import Collector
+from lepo_kernels.trainer.config import LEPOConfig
+from lepo_kernels.trainer.evaluation import EvaluationResult, evaluate_policy, summarise
+from lepo_kernels.trainer.experience import Experience
+from lepo_kernels.trainer.generation import generation_config
+from lepo_kernels.trainer.metrics import MetricMeans
+from lepo_kernels.trainer.rewards import RewardFunction, Rewards
+from lepo_kernels.trainer.sampler import GroupSampler
+from lepo_kernels.trainer.samples import SampleLog
+
+
+class LEPOTrainer(Trainer):
+    """Train a causal language model with LEPO (arXiv 2604.17892).
+
+    Args:
+        model: a causal language model, or a name or folder for ``from_pretrained``.
+        reward_funcs: one or several ``f(prompts, completions, completion_ids, **columns)`` that
+            return a list of floats or Nones; plain or async.
+        args: the settings.
+        train_dataset: rows with a column ``prompt`` (text or chat messages); other columns are
+            given to the reward functions.
+        eval_dataset: the same, held out; None trains without evaluation.
+        processing_class: the tokenizer; None loads the model's own.
+        callbacks, optimizers: as in transformers' Trainer.
+        peft_config: a peft configuration; the model is then wrapped in an adapter, and the KL
+            reference is the model with the adapter disabled.
+
+    Raises:
+        TypeError, ValueError: an argument or a setting cannot work; raised before any work starts.
+    """
+
+    args: LEPOConfig
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | nn.Module,
+        reward_funcs: RewardFunction | Sequence[RewardFunction],
+        args: LEPOConfig,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
+    ) -> None:
+        if not isinstance(args, LEPOConfig):
+            raise TypeError(f"args: expected a LEPOConfig, got {type(args).__name__}")
+        self.rewards = Rewards(reward_funcs, args.reward_weights)
+        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            _check_dataset(name, dataset)
+        model = _load_model(model, args)
+        if processing_class is None:
+            processing_class = AutoTokenizer.from_pretrained(model.config._name_or_path)
+        if processing_class.pad_token_id is None:
+            processing_class.pad_token = processing_class.eos_token
+        if peft_config is not None:
+            model = _with_adapter(model, peft_config)
+        # Batches here are lists of dataset rows: transformers cannot count tokens in them.
+        model.warnings_issued = {"estimate_tokens": True}
+        self.generation = generation_config(args, model, processing_class)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=_keep_rows,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.model_accepts_loss_kwargs = False
+        self.reference = None
+        if args.beta > 0 and not _is_peft(model):
+            self.reference = _reference_model(model).to(args.device)
+        self.collector = Collector(
+            args, self.generation, processing_class, self.rewards, self.accelerator
+        )
+        self.sample_log = SampleLog(Path(args.output_dir), processing_class, self.rewards.names)
+        self._means = MetricMeans()
+        self._experience: Experience | None = None
+        self._resumed_from: Path | None = None
+        self._substep = 0
+        self._last_log = time.perf_counter()
+
+    # What a batch is
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of dataset rows: each micro-batch comes with the rows of its whole rollout."""
+        if self.train_dataset is None:
+            raise ValueError("train_dataset: training needs one, got None")
+        args = self.args
+        sampler = GroupSampler(
+            size=len(self.train_dataset),
+            prompts_per_rollout=args.samples_per_rollout // args.num_generations,
+            repeats=self._micro_batches_per_rollout,
+            num_processes=self.accelerator.num_processes,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+        )
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=False,
+        )
+        prepared: DataLoader = self.accelerator.prepare(loader)
+        return prepared
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Train; see transformers' Trainer.
+
+        Args:
+            resume_from_checkpoint: a checkpoint folder, or True for the last complete one in
+                ``output_dir`` (one that was being written when the run was killed is passed over).
+                The resumed run ends with the same weights, bit for bit, as one never interrupted.
+            *args, **kwargs: given on.
+
+        Raises:
+            ValueError: there is no complete checkpoint to resume from.
+        """
+        if resume_from_checkpoint is True:
+            found = last_complete_checkpoint(Path(self.args.output_dir))
+            if found is None:
+                raise ValueError(
+                    f"resume_from_checkpoint: no complete checkpoint in {self.args.output_dir}"
+                )
+            resume_from_checkpoint = str(found)
+        self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        self._experience = None
+        self._substep = 0
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _prepare_inputs(self, inputs: Any) -> Experience:
+        """Turn a batch's dataset rows into its micro-batch of experience, sampling when due."""
+        micro_batch = self._micro_batch_index()
+        rollout_index, position = divmod(micro_batch, self._micro_batches_per_rollout)
+        if position == 0:
+            self._experience = self._collect(inputs, rollout_index)
+        elif self._experience is None:
+            assert self._resumed_from is not None
+            self._experience = load_experience(
+                self._resumed_from, self.args.process_index, self.args.device
+            )
+        assert self._experience is not None
+        steps = self.args.samples_per_rollout // self.args.per_device_train_batch_size
+        size = self.args.per_device_train_batch_size
+        first = position % steps * size
+        index = torch.arange(first, first + size, device=self.args.device)
+        return self._experience.select(index)
+
+    @property
+    def _micro_batches_per_rollout(self) -> int:
+        return self.args.updates_per_rollout * self.args.gradient_accumulation_steps
+
+    def _micro_batch_index(self) -> int:
+        """How many micro-batches this run has trained on, earlier sessions included."""
+        accumulation = self.args.gradient_accumulation_steps
+        index = self.state.global_step * accumulation + self._substep
+        self._substep = (self._substep + 1) % accumulation
+        return int(index)
+
+    def _collect(self, examples: list[dict[str, Any]], rollout_index: int) -> Experience:
+        policy = self.accelerator.unwrap_model(self.model_wrapped)
+        collected = self.collector.collect(
+            policy, self._reference_for(policy), examples, rollout_index
+        )
+        self._means.add(collected.metrics)
+        if self.args.should_save:
+            self.sample_log.write(collected, self.state.global_step)
+        return collected.experience
+
+    def _reference_for(self, policy: Any) -> Any:
+        """A context manager that gives the KL reference; None without a KL term."""
+        if self.args.beta == 0:
+            return None
+        if self.reference is None:
+            return _adapter_disabled(policy)
+        return contextlib.nullcontext(self.reference)
+
+    # What its loss is
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """LEPO's loss of one micro-batch, scaled so that the update sums over micro-batches."""
+        args = self.args
+        batch = inputs.contributing(args.beta)
+        rows = batch.rollout.action_mask & (batch.token_weights != 0)
+        scored = policy_log_probs(model, batch.rollout, rows, temperature=args.temperature)
+        advantages = batch.advantages[:, None].expand(rows.shape)[rows]
+        result = lepo_objective(
+            scored.logits,
+            scored.lse,
+            scored.weights,
+            batch.rollout.latent_mask[rows],
+            advantages,
+            batch.token_weights[rows],
+            old_log_prob=None if batch.old_log_prob is None else batch.old_log_prob[rows],
+            ref_log_probs=(
+                None
+                if batch.ref_log_probs is None
+                else batch.ref_log_probs[rows][:, : scored.ids.shape[1]]
+            ),
+            beta=args.beta,
+            epsilon=args.epsilon,
+            epsilon_high=args.epsilon_high,
+            delta=args.delta,
+            latent_kl=args.latent_kl,
+        )
+        discrete = ~batch.rollout.latent_mask[rows]
+        self._means.add_masked("clip_ratio/low_mean", result.clipped == -1, discrete)
+        self._means.add_masked("clip_ratio/high_mean", result.clipped == 1, discrete)
+        self._means.add_masked("clip_ratio/region_mean", result.clipped != 0, discrete)
+        self._means.add_masked("ratio", result.ratio, discrete)
+        if args.beta > 0:
+            self._means.add_masked("kl", result.kl, torch.ones_like(discrete))
+        # The token weights already sum over the update; the Trainer divides by its micro-batches.
+        loss = result.loss * args.gradient_accumulation_steps
+        return (loss, result) if return_outputs else loss
+
+    # How to evaluate
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Greedy accuracy, mean@k and pass@k on held-out prompts.
+
+        Args:
+            eval_dataset: rows with a column ``prompt``, or a dict of such; None takes the
+                trainer's own.
+            ignore_keys: not used; there are no model outputs to gather.
+            metric_key_prefix: stands before every metric's name.
+
+        Returns:
+            The metrics of `evaluate_policy`, with the prefix.
+
+        Raises:
+            ValueError: there is no dataset.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ValueError("eval_dataset: evaluation needs one, got None")
+        if isinstance(dataset, dict):
+            merged: dict[str, float] = {}
+            for name, part in dataset.items():
+                merged.update(self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}"))
+            return merged
+        start = time.perf_counter()
+        result = self._evaluate_shard(dataset)
+        metrics = {f"{metric_key_prefix}_{k}": v for k, v in result.metrics.items()}
+        metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - start, 3)
+        if self.args.should_save:
+            self.sample_log.write_evaluation(result, self.state.global_step, metric_key_prefix)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        # An evaluation must not count as training time.
+        self._last_log += time.perf_counter() - start
+        return metrics
+
+    def _evaluate_shard(self, dataset: Any) -> EvaluationResult:
+        """Evaluate this process's share of the problems, then put all shares together."""
+        args = self.args
+        shard = range(args.process_index, len(dataset), self.accelerator.num_processes)
+        result = evaluate_policy(
+            self.accelerator.unwrap_model(self.model_wrapped),
+            self.processing_class,
+            dataset,
+            self.rewards,
+            self.generation,
+            problems=shard,
+            num_samples=args.eval_num_samples,
+            greedy=args.eval_greedy,
+            batch_size=args.per_device_eval_batch_size,
+            seed=args.seed,
+            success_threshold=args.success_threshold,
+        )
+        if self.accelerator.num_processes == 1:
+            return result
+        records = gather_object(result.records)
+        return EvaluationResult(summarise(records, args.success_threshold), records)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, and add the metrics gathered since the last training log."""
+        if "loss" in logs:
+            now = time.perf_counter()
+            steps = max(1.0, float(self.args.logging_steps))
+            logs = {
+                **logs,
+                **self._means.pop(self.accelerator.num_processes),
+                "step_time": (now - self._last_log) / steps,
+            }
+            self._last_log = now
+            if self.args.log_completions and self.args.should_save:
+                self.sample_log.print_table(self.args.num_completions_to_print)
+        super().log(logs, start_time)
+
+    # What a checkpoint must hold
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        discard_stale_state(folder)
+        if self.state.global_step % self.args.updates_per_rollout and self._experience is not None:
+            save_experience(folder, self.args.process_index, self._experience)
+        super()._save_checkpoint(model, trial)
+
+
+def _keep_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return rows
+
+
+def _check_dataset(name: str, dataset: Any) -> None:
+    if dataset is None:
+        return
+    if isinstance(dataset, dict):
+        for key, part in dataset.items():
+            _check_dataset(f"{name}[{key!r}]", part)
+        return
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise TypeError(f"{name}: expected a dataset with a length, got {type(dataset).__name__}")
+    if len(dataset) == 0:
+        raise ValueError(f"{name}: has no rows")
+    if not isinstance(dataset[0], dict) or "prompt" not in dataset[0]:
+        raise ValueError(f"{name}: rows need a column 'prompt'")
+
+
+def _load_model(model: Any, args: LEPOConfig) -> Any:
+    if not isinstance(model, str):
+        if args.model_init_kwargs is not None:
+            raise ValueError("model_init_kwargs: only used when model is a name")
+        return model
+    return AutoModelForCausalLM.from_pretrained(model, **(args.model_init_kwargs or {}))
+
+
+def _with_adapter(model: Any, peft_config: Any) -> Any:
+    from peft import get_peft_model
+
+    return get_peft_model(model, peft_config)
+
+
+def _is_peft(model: Any) -> bool:
+    return hasattr(model, "disable_adapter")
+
+
+def _reference_model(model: Any) -> Any:
+    reference = copy.deepcopy(model).eval()
+    return reference.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _adapter_disabled(model: Any) -> Iterator[Any]:
+    with model.disable_adapter():
+        yield model

@@ -1,0 +1,188 @@
+"""LEPO's loss against a transcription of its formulas in plain Python numbers, row by row."""
+
+import math
+
+import pytest
+import torch
+
+from lepo_kernels.ops.lepo_loss import lepo_loss, lepo_objective
+
+# 6 rows: latent and discrete in turn, so that a mix-up of the two shows. 3 ids per row, the last of
+# them padding on some rows; 11 ids in the vocabulary; 5 dimensions.
+N, K, V, D = 6, 3, 11, 5
+LATENT = torch.tensor([True, False, True, False, False, True])
+ADVANTAGES = torch.tensor([0.7, -1.3, -0.4, 0.9, 2.0, 0.0], dtype=torch.float64)
+ROW_WEIGHTS = torch.tensor([0.1, 0.2, 0.3, 0.0, 0.15, 0.25], dtype=torch.float64)
+
+
+@pytest.fixture
+def case():
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    ids = torch.stack([torch.randperm(V, generator=generator)[:K] for _ in range(N)])
+    weights = torch.softmax(draw(N, K), -1)
+    weights[2] = torch.tensor([0.25, 0.75, 0.0])
+    weights[~LATENT] = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    hidden, head = draw(N, D), draw(V, D)
+    old = torch.log_softmax(hidden @ head.T + 0.3 * draw(N, V), -1)
+    ref = torch.log_softmax(hidden @ head.T + 0.3 * draw(N, V), -1)
+    return {
+        "hidden": hidden.requires_grad_(),
+        "head": head.requires_grad_(),
+        "ids": ids,
+        "weights": weights,
+        "old": (old.gather(1, ids) * weights).sum(-1),
+        "ref": ref.gather(1, ids),
+    }
+
+
+def transcribed(case, *, off_policy, beta, latent_kl, eps, eps_high, delta, inv_temperature):
+    """The loss as an expression of dense log-softmaxes, one row at a time."""
+    total = 0.0
+    for n in range(N):
+        log_pi = torch.log_softmax(inv_temperature * (case["head"] @ case["hidden"][n]), -1)
+        kept = [k for k in range(K) if case["weights"][n, k] != 0]
+        w = [float(case["weights"][n, k]) for k in kept]
+        lp = [log_pi[case["ids"][n, k]] for k in kept]
+        ref = [float(case["ref"][n, k]) for k in kept]
+        advantage = float(ADVANTAGES[n])
+        score = sum(wk * lk for wk, lk in zip(w, lp, strict=True))
+        if LATENT[n]:
+            loss = -advantage * score
+        else:
+            old = float(case["old"][n]) if off_policy else float(score)
+            rho = torch.exp(score - old)
+            first = rho if delta is None else torch.clamp(rho, max=delta)
+            second = torch.clamp(rho, 1 - eps, 1 + eps_high)
+            loss = -torch.minimum(first * advantage, second * advantage)
+        k3 = sum(
+            wk * (torch.exp(rk - lk) - (rk - lk) - 1) for wk, rk, lk in zip(w, ref, lp, strict=True)
+        )
+        if LATENT[n] and latent_kl == "exact":
+            mass = sum(torch.exp(lk) for lk in lp)
+            ref_mass = sum(math.exp(rk) for rk in ref)
+            kl = sum(
+                torch.exp(lk) / mass * (lk - torch.log(mass) - rk + math.log(ref_mass))
+                for lk, rk in zip(lp, ref, strict=True)
+            )
+        else:
+            kl = k3
+        total = total + float(ROW_WEIGHTS[n]) * (loss + beta * kl)
+    return total
+
+
+@pytest.mark.parametrize("off_policy", [False, True])
+@pytest.mark.parametrize(("beta", "latent_kl"), [(0.0, "k3"), (0.5, "k3"), (0.5, "exact")])
+@pytest.mark.parametrize("delta", [None, 1.5])
+@pytest.mark.parametrize("inv_temperature", [1.0, 0.7])
+def test_loss_and_gradient_equal_the_formulas(
+    case, off_policy, beta, latent_kl, delta, inv_temperature
+):
+    # Narrow, unequal ranges: some rows are clipped from either side.
+    options = {"eps": 0.05, "eps_high": 0.1, "delta": delta}
+    expected = transcribed(
+        case,
+        off_policy=off_policy,
+        beta=beta,
+        latent_kl=latent_kl,
+        inv_temperature=inv_temperature,
+        **options,
+    )
+    wanted = torch.autograd.grad(expected, (case["hidden"], case["head"]))
+    result = lepo_loss(
+        case["hidden"],
+        case["head"],
+        case["ids"],
+        case["weights"],
+        LATENT,
+        ADVANTAGES,
+        ROW_WEIGHTS,
+        old_log_prob=case["old"] if off_policy else None,
+        ref_log_probs=case["ref"] if beta else None,
+        beta=beta,
+        epsilon=0.05,
+        epsilon_high=0.1,
+        delta=delta,
+        latent_kl=latent_kl,
+        inv_temperature=inv_temperature,
+    )
+    got = torch.autograd.grad(result.loss, (case["hidden"], case["head"]))
+    torch.testing.assert_close(result.loss, expected.detach(), rtol=0, atol=1e-12)
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    if off_policy:
+        assert result.clipped[~LATENT].any(), "the case must exercise the clipping"
+    assert not result.clipped[LATENT].any()
+
+
+def objective(logits, lse, **changes):
+    settings = {
+        "weights": torch.tensor([[1.0, 0.0]] * 3),
+        "latent": torch.tensor([False, False, True]),
+        "advantages": torch.tensor([1.0, -1.0, 1.0]),
+        "row_weights": torch.ones(3),
+        **changes,
+    }
+    return lepo_objective(logits, lse, **settings)
+
+
+LOGITS = torch.tensor([[-1.0, -2.0], [-1.0, -2.0], [-0.5, -1.5]])
+LSE = torch.zeros(3)
+
+
+def test_clipping_acts_on_either_side_and_stops_the_gradient():
+    logits = LOGITS.clone().requires_grad_()
+    # Ratios e and 1/e: the first is clipped from above (A > 0), the second from below (A < 0).
+    result = objective(logits, LSE, old_log_prob=torch.tensor([-2.0, 0.0, 5.0]))
+    assert result.clipped.tolist() == [1, -1, 0]
+    result.loss.backward()
+    assert logits.grad[:2].abs().max() == 0
+    assert logits.grad[2].abs().max() > 0
+
+
+def test_a_row_left_out_adds_nothing_even_if_its_score_is_infinite():
+    logits = LOGITS.clone()
+    logits[1, 0] = float("-inf")
+    logits.requires_grad_()
+    result = objective(logits, LSE, row_weights=torch.tensor([1.0, 0.0, 1.0]))
+    result.loss.backward()
+    assert torch.isfinite(result.loss)
+    assert logits.grad[1].tolist() == [0.0, 0.0]
+
+
+def test_tau_to_zero_with_only_latent_steps_gives_grpos_gradient(case):
+    # A one-hot mixture at every step is a sampled token at every step, on-policy.
+    one_hot = torch.zeros(N, K, dtype=torch.float64)
+    one_hot[:, 0] = 1
+    gradients = []
+    for latent in (torch.ones(N, dtype=torch.bool), torch.zeros(N, dtype=torch.bool)):
+        loss = lepo_loss(
+            case["hidden"], case["head"], case["ids"], one_hot, latent, ADVANTAGES, ROW_WEIGHTS
+        ).loss
+        gradients.append(torch.autograd.grad(loss, (case["hidden"], case["head"])))
+    for soft, hard in zip(*gradients, strict=True):
+        torch.testing.assert_close(soft, hard, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"weights": torch.ones(3, 3)}, ValueError, r"weights: expected shape \[3, 2\]"),
+        ({"latent": torch.zeros(3)}, TypeError, "latent: expected dtype bool"),
+        ({"advantages": torch.zeros(2)}, ValueError, "advantages: expected shape"),
+        ({"row_weights": torch.zeros(3, dtype=torch.int64)}, TypeError, "row_weights"),
+        ({"old_log_prob": torch.zeros(4)}, ValueError, "old_log_prob"),
+        ({"ref_log_probs": torch.zeros(3, 1)}, ValueError, "ref_log_probs"),
+        ({"beta": 0.1}, ValueError, "ref_log_probs: needed when beta is not 0"),
+        ({"beta": -1.0}, ValueError, "beta: expected a number in"),
+        ({"epsilon": 0.0}, ValueError, "epsilon: expected a number in"),
+        ({"delta": 1.2}, ValueError, "delta: expected a number in"),
+        ({"latent_kl": "k2"}, ValueError, "latent_kl: expected one of"),
+    ],
+)
+def test_bad_arguments_are_named(changes, error, message):
+    with pytest.raises(error, match=message):
+        objective(LOGITS, LSE, **changes)

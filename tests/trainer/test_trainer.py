@@ -1,0 +1,301 @@
+"""Training runs on a tiny model: that they learn, and that every way of running them works."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+
+from lepo_kernels.trainer.rewards import RewardError
+from lepo_kernels.trainer.trainer import LEPOTrainer
+from tests.tiny import tiny_model
+from tests.trainer.conftest import digits_reward
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_bits(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def train_logs(trainer):
+    return [log for log in trainer.state.log_history if "reward" in log]
+
+
+@pytest.mark.parametrize("latent_length", [0, 2])  # GRPO and LEPO
+def test_the_reward_rises(make_trainer, latent_length):
+    trainer = make_trainer(
+        max_steps=25,
+        latent_length=latent_length,
+        per_device_train_batch_size=16,
+        learning_rate=3e-3,
+        rows=20,
+    )
+    trainer.train()
+    rewards = [log["reward"] for log in train_logs(trainer)]
+    first, last = sum(rewards[:5]) / 5, sum(rewards[-5:]) / 5
+    assert last > first + 0.3, rewards
+
+
+def test_a_run_logs_trls_names_and_its_own(make_trainer, tmp_path):
+    trainer = make_trainer(eval_rows=3, eval_num_samples=4, eval_strategy="steps", eval_steps=2)
+    trainer.train()
+    log = train_logs(trainer)[0]
+    expected = {
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "reward",
+        "reward_std",
+        "frac_reward_zero_std",
+        "rewards/digits_reward/mean",
+        "rewards/digits_reward/std",
+        "completions/mean_length",
+        "completions/clipped_ratio",
+        "entropy",
+        "clip_ratio/region_mean",
+        "latent/entropy",
+        "latent/support_size",
+        "latent/single_survivor",
+        "latent/mean_length",
+        "frac_zero_advantage_rows",
+        "step_time",
+        "rollout_time",
+    }
+    assert expected <= log.keys()
+    assert all(math.isfinite(log[name]) for name in expected)
+    assert 1 <= log["latent/support_size"] <= 8
+    assert log["latent/mean_length"] == 2
+    evaluation = next(log for log in trainer.state.log_history if "eval_greedy_accuracy" in log)
+    assert {"eval_mean@4", "eval_pass@1", "eval_pass@2", "eval_pass@4"} <= evaluation.keys()
+    run = tmp_path / "run"
+    rows = [json.loads(line) for line in (run / "completions.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * 8
+    assert len(rows[0]["latent"]) == 2
+    assert rows[0]["latent"][0][0].keys() == {"token", "weight"}
+    rows = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 * (1 + 4)
+
+
+def test_grpo_has_no_latent_metrics(make_trainer):
+    trainer = make_trainer(latent_length=0, max_steps=1)
+    trainer.train()
+    assert not any(name.startswith("latent/") for name in train_logs(trainer)[0])
+
+
+def test_the_same_seed_gives_the_same_bits(make_trainer):
+    runs = []
+    for seed in (1, 1, 2):
+        trainer = make_trainer(seed=seed)
+        trainer.train()
+        runs.append(state(trainer.model))
+    assert_same_bits(runs[0], runs[1])
+    assert any(not torch.equal(runs[0][name], runs[2][name]) for name in runs[0])
+
+
+def test_micro_batches_sum_to_the_whole_batch(make_trainer):
+    """Gradient accumulation is invisible: one batch of 8 or four of 2, in every normalisation
+    that does not speak of micro-batches."""
+    for loss_type in ("grpo", "dr_grpo", "dapo"):
+        runs = []
+        for size, accumulation in ((8, 1), (2, 4)):
+            trainer = make_trainer(
+                per_device_train_batch_size=size,
+                gradient_accumulation_steps=accumulation,
+                loss_type=loss_type,
+                max_steps=1,
+                optim="sgd",
+                max_grad_norm=0.0,
+                learning_rate=1.0,
+            )
+            trainer.train()
+            runs.append(state(trainer.model))
+        for name in runs[0]:
+            torch.testing.assert_close(runs[0][name], runs[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_clipping_acts_with_several_iterations(make_trainer):
+    trainer = make_trainer(num_iterations=4, max_steps=4, epsilon=0.01, learning_rate=5e-3)
+    trainer.train()
+    logs = train_logs(trainer) or trainer.state.log_history
+    clipped = [log["clip_ratio/region_mean"] for log in trainer.state.log_history if "loss" in log]
+    ratios = [log["ratio"] for log in trainer.state.log_history if "loss" in log]
+    assert clipped[0] == 0.0
+    assert ratios[0] == pytest.approx(1.0, abs=1e-5)
+    assert max(clipped[1:]) > 0.0
+    assert len(logs) == 1, "one rollout serves the four updates"
+
+
+def test_rollouts_serve_several_updates(make_trainer):
+    trainer = make_trainer(
+        per_device_train_batch_size=4,
+        steps_per_generation=2,
+        max_steps=4,
+        rows=8,
+    )
+    trainer.train()
+    assert len(train_logs(trainer)) == 2
+
+
+def test_gradient_checkpointing_changes_nothing(make_trainer):
+    runs = []
+    for checkpointing in (False, True):
+        trainer = make_trainer(gradient_checkpointing=checkpointing, max_steps=1)
+        trainer.train()
+        runs.append(state(trainer.model))
+    for name in runs[0]:
+        torch.testing.assert_close(runs[0][name], runs[1][name], rtol=1e-5, atol=1e-7)
+
+
+def test_decoding_in_parts_gives_the_same_run(make_trainer):
+    runs = []
+    for size in (None, 3):
+        trainer = make_trainer(rollout_batch_size=size, max_steps=1)
+        trainer.train()
+        runs.append(train_logs(trainer)[0])
+    for name in ("reward", "entropy", "completions/mean_length", "grad_norm"):
+        assert runs[0][name] == pytest.approx(runs[1][name], rel=1e-4)
+
+
+def test_kl_holds_the_policy_near_the_reference(make_trainer):
+    drift = {}
+    for beta in (0.0, 5.0):
+        model = tiny_model()
+        start = copy.deepcopy(model)
+        trainer = make_trainer(model=model, beta=beta, max_steps=8, learning_rate=3e-3)
+        trainer.train()
+        drift[beta] = sum(
+            float((a - b).square().sum())
+            for a, b in zip(model.parameters(), start.parameters(), strict=True)
+        )
+        if beta:
+            kl = [log["kl"] for log in train_logs(trainer)]
+            assert kl[0] == pytest.approx(0.0, abs=1e-6)
+            assert max(kl) > 0
+            for a, b in zip(trainer.reference.parameters(), start.parameters(), strict=True):
+                assert torch.equal(a, b)
+    assert drift[5.0] < drift[0.0]
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_lora_trains_the_adapter_alone(make_trainer, beta):
+    model = tiny_model()
+    start = state(model)
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    trainer = make_trainer(model=model, peft_config=lora, beta=beta, max_steps=3)
+    assert trainer.reference is None
+    trainer.train()
+    trained = state(trainer.model)
+    for name, tensor in start.items():
+        wrapped = f"base_model.model.{name}"
+        kept = trained.get(wrapped, trained.get(wrapped.replace(".weight", ".base_layer.weight")))
+        assert torch.equal(kept, tensor), name
+    assert any("lora_B" in name and bool(tensor.any()) for name, tensor in trained.items())
+    if beta:
+        assert train_logs(trainer)[-1]["kl"] > 0
+
+
+def test_mask_truncated_completions_leaves_them_out(make_trainer):
+    trainer = make_trainer(mask_truncated_completions=True)
+    experience = trainer._prepare_inputs([trainer.train_dataset[0], trainer.train_dataset[1]])
+    truncated = experience.rollout.truncated
+    assert truncated.any()
+    assert experience.token_weights[truncated].abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"noise": "gaussian"},
+        {"noise": "dirichlet"},
+        {"noise": "soft", "noise_scale": 0.33},
+        {"noise": "none"},
+        {"noise": "multiplex", "num_draws": 3},
+        {"noise_clamp": [-1.5, 3.0]},
+        {"cache_implementation": "static"},
+        {"latent_eos": "stop"},
+        {"latent_suffix": "=", "temperature": 0.7},
+        {"scale_rewards": "none", "loss_type": "bnpo"},
+        {"latent_kl": "exact", "beta": 0.1},
+        {"cold_stop_entropy": 10.0, "cold_stop_steps": 1},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_every_setting_trains(make_trainer, settings):
+    trainer = make_trainer(max_steps=1, **settings)
+    before = state(trainer.model)
+    trainer.train()
+    assert any(not torch.equal(before[name], t) for name, t in trainer.model.state_dict().items())
+
+
+def test_async_and_missing_rewards(make_trainer):
+    async def sometimes(completions, **_):
+        return [None if i % 4 == 0 else float(len(c)) for i, c in enumerate(completions)]
+
+    trainer = make_trainer(reward=[digits_reward, sometimes], reward_weights=[1.0, 0.1])
+    trainer.train()
+    log = train_logs(trainer)[0]
+    assert math.isfinite(log["reward"])
+    assert {"rewards/digits_reward/mean", "rewards/sometimes/mean"} <= log.keys()
+
+
+def test_no_reward_at_all_trains_on_nothing(make_trainer):
+    trainer = make_trainer(reward=lambda completions, **_: [None] * len(completions), max_steps=1)
+    before = state(trainer.model)
+    trainer.train()
+    assert_same_bits(before, state(trainer.model))
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda n: [0.0] * (n - 1), "expected 8 rewards, got 7"),
+        (lambda n: [float("nan")] * n, "reward 0 is nan"),
+        (lambda n: None, "got NoneType"),
+        (lambda n: 1 / 0, "raised ZeroDivisionError"),
+    ],
+)
+def test_a_bad_reward_function_stops_the_run_by_name(make_trainer, returned, message):
+    def broken(completions, **_):
+        return returned(len(completions))
+
+    with pytest.raises(RewardError, match=rf"'broken'.*{message}"):
+        make_trainer(reward=broken).train()
+
+
+def test_bad_arguments_are_refused_before_work_starts(make_trainer, tmp_path):
+    trainer = make_trainer()
+    good = {"model": tiny_model(), "reward_funcs": digits_reward, "args": trainer.args}
+    tokenizer = trainer.processing_class
+    with pytest.raises(ValueError, match="train_dataset: rows need a column 'prompt'"):
+        LEPOTrainer(
+            **good, train_dataset=Dataset.from_dict({"text": ["a"]}), processing_class=tokenizer
+        )
+    with pytest.raises(ValueError, match="eval_dataset: has no rows"):
+        LEPOTrainer(
+            **good, eval_dataset=Dataset.from_dict({"prompt": []}), processing_class=tokenizer
+        )
+    with pytest.raises(TypeError, match="args: expected a LEPOConfig, got NoneType"):
+        LEPOTrainer(**{**good, "args": None})
+    with pytest.raises(TypeError, match="expected functions"):
+        LEPOTrainer(**{**good, "reward_funcs": ["accuracy"]})
+    with pytest.raises(ValueError, match="the dataset has 1"):
+        make_trainer(rows=1).train()
+    with pytest.raises(ValueError, match="train_dataset: training needs one"):
+        LEPOTrainer(**good, processing_class=tokenizer).train()
+    with pytest.raises(ValueError, match="eval_dataset: evaluation needs one"):
+        trainer.evaluate()
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        make_trainer().train(resume_from_checkpoint=True)
+
+
+def test_too_long_a_prompt_is_named(make_trainer):
+    with pytest.raises(ValueError, match="max_prompt_length is 4"):
+        make_trainer(max_prompt_length=4).train()
