@@ -24,7 +24,7 @@ from transformers.cache_utils import (
 
 from lepo_kernels.ops.sample_latent import LatentSample, sample_latent
 from lepo_kernels.ops.scores import hard_log_prob, soft_log_prob
-from lepo_kernels.rollout._modules import evaluating, unwrap_model
+from lepo_kernels.rollout._modules import evaluating, output_embeddings, unwrap_model
 from lepo_kernels.rollout.config import LatentGenerationConfig
 from lepo_kernels.rollout.record import LatentRollout
 from lepo_kernels.rollout.soft_embedding import SoftEmbedding, add_embedding_noise
@@ -427,6 +427,7 @@ def _check_arguments(
 ) -> None:
     if not isinstance(config, LatentGenerationConfig):
         raise TypeError(f"config: expected a LatentGenerationConfig, got {type(config).__name__}")
+    output_embeddings(base)
     if "inputs_embeds" not in inspect.signature(base.forward).parameters:
         raise ValueError(f"model: {type(base).__name__}.forward takes no inputs_embeds")
     check_tensor("input_ids", input_ids, ("B", "P"), INDEX_DTYPES)

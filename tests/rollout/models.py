@@ -62,6 +62,14 @@ def tiny_model(family: str, **overrides: Any) -> Any:
     return model.eval()
 
 
+def train_with_checkpointing(model: Any) -> None:
+    """Train mode with every layer recomputed in backward, by whatever name transformers has."""
+    name = "activation_checkpointing_enable"
+    enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    model.train()
+
+
 def prompts() -> tuple[torch.Tensor, torch.Tensor]:
     """Three left-padded prompts [3, 6]: full, padded, and a single token."""
     generator = torch.Generator().manual_seed(1)

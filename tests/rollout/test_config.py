@@ -18,7 +18,11 @@ from tests.rollout.models import settings
         ({"latent_length": -1}, ValueError, "latent_length"),
         ({"latent_length": 15}, ValueError, r"latent_length: expected at most .*\(14\), got 15"),
         ({"latent_length": 13}, ValueError, "latent_suffix_ids: expected at most 1 ids"),
-        ({"latent_suffix_ids": (7, 2)}, ValueError, r"latent_suffix_ids: expected no EOS id.*\[2\]"),
+        (
+            {"latent_suffix_ids": (7, 2)},
+            ValueError,
+            r"latent_suffix_ids: expected no EOS id.*\[2\]",
+        ),
         ({"noise": "uniform"}, ValueError, "noise: expected one of 'gumbel'"),
         ({"latent_eos": "ignore"}, ValueError, "latent_eos"),
         ({"cache_implementation": "paged"}, ValueError, "cache_implementation"),

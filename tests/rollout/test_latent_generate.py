@@ -1,5 +1,5 @@
 import dataclasses
-from types import SimpleNamespace
+import functools
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from tests.rollout.models import (
     prompts,
     settings,
     tiny_model,
+    train_with_checkpointing,
 )
 
 # So many ids end a row that rows of 14 steps end one after the other.
@@ -151,7 +152,9 @@ def test_dropping_finished_rows_changes_nothing(llama, monkeypatch):
     ids = torch.randint(50, VOCAB, (8, 3), generator=generator)
     mask = torch.ones_like(ids)
     mask[::3, 0] = 0
-    config = settings(eos_token_ids=MANY_EOS, cold_stop_entropy=4.2, cold_stop_steps=1)
+    config = settings(
+        eos_token_ids=MANY_EOS, cold_stop_entropy=4.2, cold_stop_steps=1, max_new_tokens=30
+    )
     sizes = []
     drop = module._Decoder._drop_finished
 
@@ -193,7 +196,8 @@ def test_eos_is_masked_out_of_latent_steps(llama):
 
 def test_a_shadow_eos_can_stop_a_row(llama):
     # The noise-free shadows of the first row, of which the second is made an EOS id.
-    shadow = latent_generate(llama, *prompts(), settings(noise="none")).completion_ids[0]
+    free = settings(noise="none", eos_token_ids=(VOCAB - 1,), latent_eos="stop")
+    shadow = latent_generate(llama, *prompts(), free).completion_ids[0]
     assert shadow[1] not in (shadow[0], 7, 8)
     config = settings(noise="none", eos_token_ids=(int(shadow[1]),), latent_eos="stop")
     rollout = latent_generate(llama, *prompts(), config)
@@ -205,7 +209,8 @@ def test_a_shadow_eos_can_stop_a_row(llama):
 
 
 def test_every_row_stopped_in_the_latent_phase(llama):
-    shadow = latent_generate(llama, *prompts(), settings(noise="none")).completion_ids[:, 0]
+    free = settings(noise="none", eos_token_ids=(VOCAB - 1,), latent_eos="stop")
+    shadow = latent_generate(llama, *prompts(), free).completion_ids[:, 0]
     config = settings(
         noise="none", eos_token_ids=tuple(sorted({*shadow.tolist()})), latent_eos="stop"
     )
@@ -303,8 +308,7 @@ def test_sampled_tokens_follow_the_filtered_softmax(llama):
 
 def test_modes_come_back(llama):
     model = tiny_model("llama")
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()
+    train_with_checkpointing(model)
     model.model.layers[0].eval()  # as someone who freezes a layer's dropout does
     before = [m.training for m in model.modules()]
     trained = latent_generate(model, *prompts(), settings())
@@ -363,10 +367,10 @@ def test_at_most_one_wait_a_step(llama, cache, monkeypatch):
 
         monkeypatch.setattr(torch.Tensor, name, count)
     step = [0]
-    quiet = SimpleNamespace(calls=0)
     sample, forward = module.sample_latent, llama.forward
 
     def hushed(function):
+        @functools.wraps(function)
         def run(*args, **kwargs):
             before = len(waits)
             result = function(*args, **kwargs)
@@ -381,7 +385,6 @@ def test_at_most_one_wait_a_step(llama, cache, monkeypatch):
     monkeypatch.setattr(module, "sample_latent", hushed(sample))
     monkeypatch.setattr(module.SoftEmbedding, "mix", hushed(module.SoftEmbedding.mix))
     monkeypatch.setitem(llama.__dict__, "forward", hushed(forward))
-    assert quiet.calls == 0
     config = settings(cache_implementation=cache)
     latent_generate(llama, *prompts(), config, progress=stepping)
     counts = [waits.count(i) for i in range(1, 15)]
@@ -415,7 +418,10 @@ def test_bad_prompts_are_named(llama, change, error, match):
 @pytest.mark.parametrize(
     ("overrides", "match"),
     [
-        ({"eos_token_ids": (EOS, VOCAB)}, r"eos_token_ids: expected ids in \[0, 131\), got \[131\]"),
+        (
+            {"eos_token_ids": (EOS, VOCAB)},
+            r"eos_token_ids: expected ids in \[0, 131\), got \[131\]",
+        ),
         ({"latent_suffix_ids": (VOCAB + 2,)}, "latent_suffix_ids"),
         ({"pad_token_id": VOCAB}, "pad_token_id"),
     ],
