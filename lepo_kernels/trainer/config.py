@@ -155,8 +155,8 @@ class LEPOConfig(TrainingArguments):
     def updates_per_rollout(self) -> int:
         """Optimizer steps that one rollout serves, all iterations together."""
         assert self.steps_per_generation is not None
-        passes = int(self.num_iterations * self.steps_per_generation)
-        return passes // self.gradient_accumulation_steps
+        micro_batches = self.num_iterations * self.steps_per_generation
+        return int(micro_batches // self.gradient_accumulation_steps)
 
     def _check_ranges(self) -> None:
         for name, choices in (

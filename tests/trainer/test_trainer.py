@@ -15,7 +15,6 @@ from lepo_kernels.trainer.trainer import LEPOTrainer
 from tests.tiny import tiny_model
 from tests.trainer.conftest import digits_reward
 
-
 # Newer transformers call it by another name, and warn of the old one.
 CHECKPOINTING = (
     "activation_checkpointing"
