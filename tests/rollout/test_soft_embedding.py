@@ -134,10 +134,12 @@ def test_soft_inputs_leaves_the_model_as_it_was():
     rollout = latent_generate(model, *prompts(), settings())
     before = copy.copy(model.get_input_embeddings().__dict__)
     plain = model(input_ids=full_ids(rollout)).logits
-    with pytest.raises(KeyError), soft_inputs(model, rollout):
+    with soft_inputs(model, rollout):
         inside = model(input_ids=full_ids(rollout)).logits
-        raise KeyError
     assert not torch.allclose(inside, plain)
+    assert model.get_input_embeddings().__dict__ == before
+    with pytest.raises(KeyError), soft_inputs(model, rollout):
+        raise KeyError
     assert torch.equal(model(input_ids=full_ids(rollout)).logits, plain)
     assert model.get_input_embeddings().__dict__ == before
 
