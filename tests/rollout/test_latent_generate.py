@@ -265,6 +265,25 @@ def test_multiplex_takes_the_mean_of_its_draws(llama):
     assert (rollout.latent_weights == 0.25).all()
 
 
+@pytest.mark.parametrize("noise", ["gaussian", "dirichlet", "soft", "none", "gumbel"])
+def test_tau_belongs_to_gumbel_noise(llama, noise):
+    warm, cold = (
+        latent_generate(llama, *prompts(), settings(noise=noise, tau=tau)) for tau in (1.5, 0.5)
+    )
+    assert torch.equal(warm.latent_weights, cold.latent_weights) == (noise != "gumbel")
+
+
+def test_mixtures_without_noise_are_the_filtered_softmax(llama):
+    ids, mask = prompts()
+    config = settings(noise="none", top_k=5, top_p=1.0, temperature=0.7)
+    rollout = latent_generate(llama, ids, mask, config)
+    best = llama(input_ids=ids[:1]).logits[0, -1].topk(5)
+    assert rollout.latent_ids[0, 0].tolist() == best.indices.tolist()
+    torch.testing.assert_close(
+        rollout.latent_weights[0, 0], (best.values / 0.7).softmax(dim=-1), atol=1e-5, rtol=0
+    )
+
+
 def test_tau_zero_feeds_one_id(llama):
     rollout = latent_generate(llama, *prompts(), settings(tau=0.0))
     assert (rollout.latent_weights.max(dim=-1).values == 1).all()
