@@ -288,9 +288,11 @@ class _Decoder:
         )
 
     def _stopped(self, choice: _Choice) -> Tensor:
-        """[n] bool: rows that end with this step."""
-        ended = (choice.token[:, None] == self.eos).any(dim=1) & ~choice.forced
-        return ended if self.config.latent_eos == "stop" else ended & ~choice.latent
+        """[n] bool: rows that end with this step.
+
+        A shadow id is an EOS only where ``latent_eos="stop"`` let it be; a forced id never is.
+        """
+        return (choice.token[:, None] == self.eos).any(dim=1)
 
     def _follow_entropy(self, choice: _Choice, step: int) -> None:
         """Cold stop: send rows that have been sure for long enough on to the suffix."""

@@ -220,30 +220,40 @@ def test_every_row_stopped_in_the_latent_phase(llama):
     assert rollout.latent_ids.shape[1] == 1
 
 
+def cold_stop(entropies, threshold, needed, consecutive=True):
+    """Length of a latent phase with these entropies, counted by hand."""
+    cold = 0
+    for step, entropy in enumerate(entropies):
+        if entropy < threshold:
+            cold += 1
+        elif consecutive:
+            cold = 0
+        if cold == needed:
+            return step + 1
+    return len(entropies)
+
+
 def test_cold_stop_ends_the_latent_phase_of_a_row(llama):
-    plain = latent_generate(llama, *prompts(), settings(noise="none"))
-    # Between the rows' entropies, so that some rows are cold and others are not.
-    threshold = float(plain.entropy[:, :4].max(dim=1).values.sort().values[1])
-    config = settings(noise="none", cold_stop_entropy=threshold, cold_stop_steps=2)
+    # 8 latent steps: enough for entropies that go below the threshold, above it, and below again.
+    lengths = {"latent_length": 8, "max_new_tokens": 12, "noise": "none"}
+    plain = latent_generate(llama, *prompts(), settings(**lengths)).entropy[:, :8].tolist()
+    threshold = sorted(e for row in plain for e in row)[12]
+    expected = [cold_stop(row, threshold, 2) for row in plain]
+    # The data tell rows apart, and consecutive steps from all steps.
+    assert len(set(expected)) > 1
+    assert expected != [cold_stop(row, threshold, 2, consecutive=False) for row in plain]
+    config = settings(**lengths, cold_stop_entropy=threshold, cold_stop_steps=2)
     rollout = latent_generate(llama, *prompts(), config)
-    lengths = []
-    for i in range(3):
-        cold, length = 0, 4
-        for step in range(4):
-            cold = cold + 1 if plain.entropy[i, step] < threshold else 0
-            if cold == 2:
-                length = step + 1
-                break
-        lengths.append(length)
+    for i, length in enumerate(expected):
         assert rollout.latent_mask[i].nonzero()[:, 0].tolist() == list(range(length))
         assert rollout.completion_ids[i, length : length + 2].tolist() == [7, 8]
         assert rollout.action_mask[i, length : length + 2].tolist() == [False, False]
+        assert rollout.action_mask[i, length + 2 :].all()
         assert (rollout.latent_weights[i, length:] == 0).all()
-    assert len(set(lengths)) > 1
 
 
-def test_cold_stop_counts_consecutive_steps(llama):
-    # Every step is below: the phase ends after exactly cold_stop_steps steps.
+def test_cold_stop_takes_exactly_its_steps(llama):
+    # Every step is below the threshold.
     config = settings(cold_stop_entropy=10.0, cold_stop_steps=3)
     rollout = latent_generate(llama, *prompts(), config)
     assert rollout.latent_mask.sum(dim=1).tolist() == [3, 3, 3]
