@@ -157,6 +157,21 @@ def test_error_is_no_worse_than_plain_torch(dtype):
         assert_no_worse_than_plain(x, y, z, dtype)
 
 
+def test_gradient_of_the_head_is_rounded_once():
+    torch.manual_seed(4)
+    hidden = torch.randn(200, 8).bfloat16()
+    lm_head = torch.randn(20, 8).bfloat16().requires_grad_()
+    ids = torch.randint(0, 20, (200, 1))
+    ours = linear_log_probs(hidden, lm_head, ids, chunk_size=7)
+    (ours.logits[:, 0] - ours.lse).sum().backward()
+    logits = (hidden @ lm_head.T).detach().double()
+    da = torch.zeros_like(logits).scatter_(1, ids, 1) - logits.softmax(-1)
+    exact = da.T @ hidden.double()
+    # Half a unit of bfloat16, and what float32 sums of 200 rows may lose.
+    allowed = 2.0**-8 * exact.abs() + 1e-5
+    assert ((lm_head.grad.double() - exact).abs() <= allowed).all()
+
+
 @pytest.mark.parametrize("dtype", LOW_DTYPES)
 def test_error_from_logits_is_no_worse_than_plain_torch(dtype):
     torch.manual_seed(3)

@@ -25,7 +25,9 @@ def expected_kept(a, top_k=None, top_p=1.0, min_p=0.0, excluded=()):
     total = math.fsum(math.exp(a[j] - a[order[0]]) for j in order)
     kept, mass = [], 0.0
     for j in order:
-        if not kept or (mass < top_p and a[j] - a[order[0]] >= math.log(max(min_p, 1e-300))):
+        in_nucleus = top_p == 1 or mass < top_p
+        likely = min_p == 0 or a[j] - a[order[0]] >= math.log(min_p)
+        if not kept or (in_nucleus and likely):
             kept.append(j)
         mass += math.exp(a[j] - a[order[0]]) / total
     return kept
@@ -53,6 +55,7 @@ def kept_ids(sample, row):
 def test_filters_keep_what_their_definitions_keep(vocab, filters):
     torch.manual_seed(vocab)
     logits = 3 * torch.randn(6, vocab, dtype=torch.float64)
+    logits[0, -1] = 12  # the best entry of a row is the last of the cut block
     sample = sample_latent(logits, temperature=1.5, noise="none", **filters)
     assert sample.ids.shape == (6, min(filters.get("top_k", vocab), vocab))
     for row in range(6):
@@ -91,14 +94,16 @@ def test_filters_agree_with_transformers():
     torch.testing.assert_close(dense, warped.softmax(-1))
 
 
+# V = 7 sorts whole rows, 1000 selects blocks. Of 3 values, all blocks have the same peak; of 100,
+# peaks differ, and a late block with a high peak holds entries that tie with an early block's.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("vocab", [7, 1000])  # whole rows; blocks
-def test_ties_are_ordered_by_id(dtype, vocab):
+@pytest.mark.parametrize("vocab", [7, 1000])
+@pytest.mark.parametrize("values", [3, 100])
+def test_ties_are_ordered_by_id(dtype, vocab, values):
     torch.manual_seed(1)
-    logits = torch.randint(-1, 2, (40, vocab)).to(dtype)
-    logits[logits == 0] *= torch.where(torch.rand(40, vocab)[logits == 0] < 0.5, -1.0, 1.0).to(
-        dtype
-    )
+    logits = torch.randint(-values // 2, values // 2, (40, vocab)).to(dtype)
+    zeros = logits == 0
+    logits[zeros] = torch.where(torch.rand(40, vocab)[zeros] < 0.5, -0.0, 0.0).to(dtype)
     for top_k in (1, 3, 7):
         sample = sample_latent(logits, top_k=top_k, noise="none")
         for row in range(40):
@@ -159,6 +164,14 @@ def test_dirichlet_weights_have_their_marginals():
         gamma = scipy.stats.kstest(sample.scores[:, j].exp().numpy(), "gamma", (share,))
         beta = scipy.stats.kstest(sample.weights[:, j].numpy(), "beta", (share, 4 - share))
         assert min(gamma.pvalue, beta.pvalue) > 1e-3
+
+
+# Concentration 1, where the rejection step of the Gamma draw matters most, and 80000 numbers, so
+# that leaving it out shows.
+def test_gamma_draws_are_exact():
+    sample = sample_latent(torch.zeros(20000, 4), noise="dirichlet", noise_scale=4.0, seed=6)
+    draws = sample.scores.double().exp().flatten().numpy()
+    assert scipy.stats.kstest(draws, "gamma", (1 + 1e-6,)).pvalue > 1e-3
 
 
 def test_dirichlet_of_tiny_concentrations_is_finite():
