@@ -147,6 +147,10 @@ def lepo_objective(
     _check(logits, lse, weights, latent, advantages, row_weights, old_log_prob, ref_log_probs)
     _check_ranges(beta, epsilon, epsilon_high, delta, latent_kl, ref_log_probs)
 
+    # A row that is left out adds exactly nothing, whatever its scores are.
+    used = row_weights != 0
+    logits = logits.masked_fill(~used[:, None], 0.0)
+    lse = lse.masked_fill(~used, 0.0)
     log_prob = soft_log_prob(logits, lse, weights)
     advantages = advantages.to(log_prob.dtype)
     old = log_prob.detach() if old_log_prob is None else old_log_prob.to(log_prob.dtype)
@@ -162,8 +166,6 @@ def lepo_objective(
         kl = _kl(logits, lse, weights, latent, ref_log_probs.to(log_prob.dtype), latent_kl)
         row_loss = row_loss + beta * kl
 
-    # A row that is left out adds exactly nothing, whatever its own loss is.
-    used = row_weights != 0
     loss = (row_weights.to(log_prob.dtype) * row_loss.masked_fill(~used, 0.0)).sum()
     below = (ratio < 1 - epsilon) & (advantages < 0) & ~latent
     above = (ratio > 1 + epsilon_high) & (advantages > 0) & ~latent

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lepo_kernels import dispatch
+from lepo_kernels.ops._arguments import as_per_row
 from lepo_kernels.ops._autograd import refuse_double_backward
 from lepo_kernels.validation import (
     FLOAT_DTYPES,
@@ -142,13 +143,7 @@ def gather_log_probs(
 def _as_scale(inv_temperature: float | Tensor, like: Tensor) -> Tensor:  # [N] or [1]
     """Check 1 / T, and hold it in the dtype the kernels compute in."""
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    if isinstance(inv_temperature, Tensor):
-        shape = () if inv_temperature.dim() == 0 else (like.shape[0],)
-        real = (torch.float32, torch.float64)
-        check_tensor("inv_temperature", inv_temperature, shape, real, like.device)
-        return inv_temperature.detach().reshape(-1).to(dtype)
-    check_number("inv_temperature", inv_temperature, 0, low_included=False)
-    return torch.full((1,), float(inv_temperature), dtype=dtype, device=like.device)
+    return as_per_row("inv_temperature", inv_temperature, like.shape[0], like.device, dtype=dtype)
 
 
 def _fake_outputs(like: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from lepo_kernels import dispatch
 from lepo_kernels.backends.reference.philox import gumbel_from_words, normal_from_words
+from lepo_kernels.ops._arguments import MAX_DRAWS, as_seed, as_step
 from lepo_kernels.validation import INDEX_DTYPES, check_integer, check_tensor
 
-MAX_DRAWS = 64
-MAX_IDS = 1 << 26
 _NOISE_DTYPES = (torch.float32, torch.float64)
 
 
@@ -122,33 +121,6 @@ def normal_noise(
     even = philox_words(seed, row_keys, step, first, draw=draw, backend=backend)
     odd = philox_words(seed, row_keys, step, first + 1, draw=draw, backend=backend)
     return normal_from_words(even, odd, ids, dtype)
-
-
-def as_seed(seed: int | Tensor, device: torch.device) -> Tensor:  # []
-    """Check a seed and hold its 64 bits in a 0-d int64 tensor on ``device``."""
-    if isinstance(seed, Tensor):
-        check_tensor("seed", seed, (), (torch.int64,), device)
-        return seed
-    check_integer("seed", seed, -(1 << 63), (1 << 64) - 1)
-    signed = seed - (1 << 64) if seed >= 1 << 63 else seed
-    return torch.full((), signed, dtype=torch.int64, device=device)
-
-
-def as_step(step: int | Tensor, rows: int, device: torch.device) -> Tensor:  # [rows] or [1]
-    """Check a step and make it an int64 tensor with one entry, or one per row."""
-    if isinstance(step, Tensor):
-        check_tensor("step", step, () if step.dim() == 0 else (rows,), INDEX_DTYPES, device)
-        return step.long().reshape(-1)
-    check_integer("step", step, 0, (1 << 32) - 1)
-    return torch.full((1,), step, dtype=torch.int64, device=device)
-
-
-def as_row_keys(row_keys: Tensor | None, rows: int, device: torch.device) -> Tensor:  # [rows]
-    """Check row keys; None numbers the rows."""
-    if row_keys is None:
-        return torch.arange(rows, device=device)
-    check_tensor("row_keys", row_keys, (rows,), (torch.int64,), device)
-    return row_keys
 
 
 def _check_noise_dtype(dtype: torch.dtype) -> None:

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from lepo_kernels import dispatch
-from lepo_kernels.ops.philox import MAX_DRAWS, MAX_IDS, as_row_keys, as_seed, as_step
+from lepo_kernels.ops._arguments import (
+    MAX_DRAWS,
+    MAX_IDS,
+    as_per_row,
+    as_row_keys,
+    as_seed,
+    as_step,
+)
 from lepo_kernels.validation import (
     FLOAT_DTYPES,
     check_choice,
@@ -139,8 +146,8 @@ def sample_latent(
     chosen = dispatch.resolve("sample_latent", device, backend)
     fields = torch.ops.lepo_kernels.sample_latent(
         logits.detach(),
-        _per_row("tau", tau, rows, device, low_included=True),
-        _per_row("temperature", temperature, rows, device, low_included=False),
+        as_per_row("tau", tau, rows, device, zero_included=True),
+        as_per_row("temperature", temperature, rows, device),
         vocab if top_k is None else min(top_k, vocab),
         float(top_p),
         float(min_p),
@@ -156,17 +163,6 @@ def sample_latent(
         chosen,
     )
     return LatentSample(*fields)
-
-
-def _per_row(
-    name: str, value: float | Tensor, rows: int, device: torch.device, *, low_included: bool
-) -> Tensor:  # [rows] or [1]
-    if isinstance(value, Tensor):
-        shape = () if value.dim() == 0 else (rows,)
-        check_tensor(name, value, shape, (torch.float32, torch.float64), device)
-        return value.detach().reshape(-1)
-    check_number(name, value, 0, low_included=low_included)
-    return torch.full((1,), float(value), dtype=torch.float64, device=device)
 
 
 def _clamp_range(noise_clamp: tuple[float, float] | None, noise: str) -> tuple[float, float]:

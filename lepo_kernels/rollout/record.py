@@ -119,6 +119,30 @@ class LatentRollout:
             cut[name] = getattr(self, name)[:, :steps]
         return replace(self, **cut)  # type: ignore[arg-type]
 
+    @classmethod
+    def cat(cls, parts: "list[LatentRollout]", pad_token_id: int) -> "LatentRollout":
+        """Stack rollouts of the same prompts' width and settings, padding the shorter ones.
+
+        Args:
+            parts: at least one rollout; all with the same P, seed and embedding noise.
+            pad_token_id: fills ``completion_ids`` where a part ends before the longest.
+
+        Raises:
+            ValueError: the parts differ in P, seed or embedding noise.
+        """
+        first = parts[0]
+        for part in parts[1:]:
+            same = part.prompt_ids.shape[1] == first.prompt_ids.shape[1]
+            if not same or (part.seed, part.embedding_noise) != (first.seed, first.embedding_noise):
+                raise ValueError("parts: expected rollouts with the same P, seed and settings")
+        joined: dict[str, Tensor] = {}
+        for name in _tensor_names():
+            tensors = [getattr(part, name) for part in parts]
+            sizes = [max(sizes) for sizes in zip(*(t.shape[1:] for t in tensors), strict=True)]
+            fill = pad_token_id if name == "completion_ids" else 0
+            joined[name] = torch.cat([_padded(tensor, sizes, fill) for tensor in tensors])
+        return replace(first, **joined)  # type: ignore[arg-type]
+
     def state_dict(self) -> dict[str, Tensor]:
         """Everything as a plain dict of tensors, for ``torch.save`` or safetensors."""
         state: dict[str, Tensor] = {name: getattr(self, name) for name in _tensor_names()}
@@ -158,6 +182,15 @@ _PER_STEP = (
     "log_probs",
     "entropy",
 )
+
+
+def _padded(tensor: Tensor, sizes: list[int], fill: int) -> Tensor:
+    """``tensor`` [M, ...] with its trailing dimensions padded at the end to ``sizes``."""
+    if list(tensor.shape[1:]) == sizes:
+        return tensor
+    wide = tensor.new_full((tensor.shape[0], *sizes), fill)
+    wide[tuple(slice(size) for size in tensor.shape)] = tensor
+    return wide
 
 
 def _tensor_names() -> list[str]:

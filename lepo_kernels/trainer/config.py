@@ -134,7 +134,7 @@ class LEPOConfig(TrainingArguments):
         default=False, metadata={"help": "Print a table of completions at every log."}
     )
     num_completions_to_print: int = field(default=4, metadata={"help": "Rows of that table."})
-    model_init_kwargs: dict[str, Any] | str | None = field(
+    model_init_kwargs: dict[str, Any] | None = field(
         default=None, metadata={"help": "Arguments of from_pretrained when model is a name."}
     )
 
@@ -155,7 +155,8 @@ class LEPOConfig(TrainingArguments):
     def updates_per_rollout(self) -> int:
         """Optimizer steps that one rollout serves, all iterations together."""
         assert self.steps_per_generation is not None
-        return self.num_iterations * self.steps_per_generation // self.gradient_accumulation_steps
+        micro_batches = self.num_iterations * self.steps_per_generation
+        return int(micro_batches // self.gradient_accumulation_steps)
 
     def _check_ranges(self) -> None:
         for name, choices in (

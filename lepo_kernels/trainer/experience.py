@@ -39,13 +39,13 @@ class Experience:
         index: Tensor,  # [M] int64
     ) -> "Experience":
         """The samples named by ``index``, in its order."""
-        fields = {
-            field.name: None if value is None else value[index]
-            for field in dataclasses.fields(self)
-            if field.name != "rollout"
-            for value in [getattr(self, field.name)]
-        }
-        return Experience(rollout=self.rollout.select(index), **fields)
+        return Experience(
+            rollout=self.rollout.select(index),
+            advantages=self.advantages[index],
+            token_weights=self.token_weights[index],
+            old_log_prob=None if self.old_log_prob is None else self.old_log_prob[index],
+            ref_log_probs=None if self.ref_log_probs is None else self.ref_log_probs[index],
+        )
 
     def contributing(self, beta: float) -> "Experience":
         """Without the samples whose gradient is zero; at least one stays.

@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Trainer
-from transformers.trainer_callback import TrainerCallback
+from transformers.trainer_callback import TrainerCallback, TrainerControl
 
 from lepo_kernels.ops.lepo_loss import lepo_objective
 from lepo_kernels.rollout.policy_log_probs import policy_log_probs
@@ -59,6 +59,7 @@ class LEPOTrainer(Trainer):
     """
 
     args: LEPOConfig
+    control: TrainerControl
 
     def __init__(
         self,
@@ -181,7 +182,7 @@ class LEPOTrainer(Trainer):
 
     @property
     def _micro_batches_per_rollout(self) -> int:
-        return self.args.updates_per_rollout * self.args.gradient_accumulation_steps
+        return int(self.args.updates_per_rollout * self.args.gradient_accumulation_steps)
 
     def _micro_batch_index(self) -> int:
         """How many micro-batches this run has trained on, earlier sessions included."""
@@ -364,11 +365,12 @@ def _check_dataset(name: str, dataset: Any) -> None:
 
 
 def _load_model(model: Any, args: LEPOConfig) -> Any:
-    if not isinstance(model, str):
-        if args.model_init_kwargs is not None:
-            raise ValueError("model_init_kwargs: only used when model is a name")
-        return model
-    return AutoModelForCausalLM.from_pretrained(model, **(args.model_init_kwargs or {}))
+    settings = args.model_init_kwargs
+    if isinstance(model, str):
+        return AutoModelForCausalLM.from_pretrained(model, **(settings or {}))
+    if settings is not None:
+        raise ValueError("model_init_kwargs: only used when model is a name")
+    return model
 
 
 def _with_adapter(model: Any, peft_config: Any) -> Any:

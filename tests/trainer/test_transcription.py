@@ -14,6 +14,16 @@ from lepo_kernels.trainer.experience import step_log_probs
 from tests.tiny import tiny_model
 
 
+def float64_model():
+    # Without a padding id: nn.Embedding gives the row of one no gradient, a matrix product does.
+    return tiny_model(dtype=torch.float64, pad_token_id=None)
+
+
+def letters_reward(completions, **_):
+    """Differs between almost any two completions."""
+    return [float(sum(map(ord, text)) % 7) for text in completions]
+
+
 def dense_inputs(model, rollout):
     """Embeddings [B, P + T, D] with every mixture formed as a one-hot-weighted [V] product."""
     table = model.get_input_embeddings().weight
@@ -109,7 +119,8 @@ def perturbed(model, scale, seed):
 @pytest.mark.parametrize("off_policy", [False, True])
 def test_loss_and_gradient(make_trainer, loss_type, beta, off_policy):
     trainer = make_trainer(
-        model=tiny_model(dtype=torch.float64),
+        model=float64_model(),
+        reward=letters_reward,
         loss_type=loss_type,
         beta=beta,
         epsilon=0.05,
@@ -145,7 +156,7 @@ def test_loss_and_gradient(make_trainer, loss_type, beta, off_policy):
 
 
 def test_samples_without_advantage_may_be_left_out(make_trainer):
-    trainer = make_trainer(model=tiny_model(dtype=torch.float64))
+    trainer = make_trainer(model=float64_model(), reward=letters_reward)
     experience = trainer._prepare_inputs([trainer.train_dataset[0], trainer.train_dataset[1]])
     experience.advantages[::2] = 0.0
     model = trainer.model
@@ -163,11 +174,11 @@ def test_samples_without_advantage_may_be_left_out(make_trainer):
 
 
 def test_old_log_probs_are_those_of_the_rollout(make_trainer):
-    trainer = make_trainer(model=tiny_model(dtype=torch.float64), num_iterations=2)
+    trainer = make_trainer(model=float64_model(), reward=letters_reward, num_iterations=2)
     experience = trainer._prepare_inputs([trainer.train_dataset[0], trainer.train_dataset[1]])
     rollout = experience.rollout
     recorded = torch.where(rollout.action_mask, rollout.log_probs, 0.0)
-    torch.testing.assert_close(experience.old_log_prob, recorded, rtol=0, atol=1e-5)
+    torch.testing.assert_close(experience.old_log_prob.float(), recorded, rtol=0, atol=1e-5)
     _, per_id = step_log_probs(trainer.model, rollout, trainer.args.temperature, batch_size=3)
     mixed = (per_id[:, :2] * rollout.latent_weights).nan_to_num(0.0).sum(-1)
     torch.testing.assert_close(

@@ -13,13 +13,12 @@ from torch import Tensor
 from lepo_kernels.backends.reference.numerics import (
     accumulation_dtype,
     check_ids,
+    check_positive,
     check_rows,
     log_softmax_of,
     row_statistics,
+    rows_per_chunk,
 )
-
-# Rows of given logits that are worked on at a time, in entries.
-_CHUNK_ENTRIES = 1 << 22
 
 
 def linear_log_probs(
@@ -33,12 +32,14 @@ def linear_log_probs(
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """Selected logits, log-sum-exp and entropy of ``cap(hidden @ lm_head^T + bias) / T``."""
     check_ids("ids", ids, lm_head.shape[0])
+    check_positive("inv_temperature", inv_temperature)
     outputs = _empty_outputs(hidden, ids)
     scale = inv_temperature.expand(len(hidden))
     for start in range(0, len(hidden), chunk_size):
         rows = slice(start, start + chunk_size)
         raw = _head(hidden[rows], lm_head, bias, softcap)
-        _summarise(raw.mul_(scale[rows, None]), ids[rows], outputs, rows, "hidden")
+        _summarise(raw.mul_(scale[rows, None]), ids[rows], outputs, rows)
+    check_rows("logits of hidden", outputs[1])
     return outputs
 
 
@@ -97,13 +98,15 @@ def gather_log_probs(
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """Selected logits, log-sum-exp and entropy of ``logits / T``."""
     check_ids("ids", ids, logits.shape[1])
+    check_positive("inv_temperature", inv_temperature)
     outputs = _empty_outputs(logits, ids)
     scale = inv_temperature.expand(len(logits))
-    chunk_size = max(1, _CHUNK_ENTRIES // logits.shape[1])
+    chunk_size = rows_per_chunk(logits.shape[1])
     for start in range(0, len(logits), chunk_size):
         rows = slice(start, start + chunk_size)
         a = logits[rows].to(scale.dtype) * scale[rows, None]
-        _summarise(a, ids[rows], outputs, rows, "logits")
+        _summarise(a, ids[rows], outputs, rows)
+    check_rows("logits", outputs[1])
     return outputs
 
 
@@ -120,7 +123,7 @@ def gather_log_probs_backward(
     """Gradient of the logits, in their dtype."""
     dlogits = torch.zeros(logits.shape, dtype=logits.dtype, device=logits.device)
     scale = inv_temperature.expand(len(logits))
-    chunk_size = max(1, _CHUNK_ENTRIES // logits.shape[1])
+    chunk_size = rows_per_chunk(logits.shape[1])
     for rows in _active_rows(grad_logits, grad_lse, grad_entropy).split(chunk_size):
         a = logits[rows].to(scale.dtype) * scale[rows, None]
         da = _logit_gradient(
@@ -157,12 +160,10 @@ def _summarise(
     ids: Tensor,  # [C, K]
     outputs: tuple[Tensor, Tensor, Tensor],  # [N, K], [N], [N], written in place
     rows: slice,
-    name: str,
 ) -> None:
-    """Write the outputs of a chunk of rows; ``name`` is the argument a bad row is blamed on."""
-    top, lse, entropy = row_statistics(a)
-    check_rows(name, top, rows.start)
-    for output, value in zip(outputs, (a.gather(1, ids.long()), lse, entropy), strict=True):
+    """Write the outputs of a chunk of rows."""
+    values = (a.gather(1, ids.long()), *row_statistics(a))
+    for output, value in zip(outputs, values, strict=True):
         output[rows] = value
 
 

@@ -8,11 +8,19 @@ from lepo_kernels.validation import checks_enabled
 # exp(-10000) is 0 in float64 too: a logit this far below its row's maximum carries no mass.
 _NO_MASS = -1e4
 _BLOCK = 64
+_CHUNK_ENTRIES = 1 << 22
+# Entries whose temporaries stay in a core's cache.
+_CACHED_ENTRIES = 1 << 17
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype sums are formed in: float64 for float64, float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def rows_per_chunk(vocab: int) -> int:
+    """How many rows of ``vocab`` entries to work on at a time, so that temporaries stay small."""
+    return max(1, _CHUNK_ENTRIES // vocab)
 
 
 def add_rows(
@@ -31,14 +39,25 @@ def add_rows(
 
 def row_statistics(
     a: Tensor,  # [N, V]
-) -> tuple[Tensor, Tensor, Tensor]:  # [N], [N], [N]
-    """Maximum, log-sum-exp and entropy of softmax of each row; entries may be -inf."""
+) -> tuple[Tensor, Tensor]:  # [N], [N]
+    """Log-sum-exp of each row, and entropy of its softmax; entries may be -inf.
+
+    Both are NaN in a row that is all -inf, or holds NaN or +inf, and finite in any other.
+    """
+    if a.device.type != "cpu":
+        return _row_statistics(a)
+    parts = [_row_statistics(part) for part in a.split(max(1, _CACHED_ENTRIES // a.shape[1]))]
+    lse, entropy = (torch.cat(values) for values in zip(*parts, strict=True))
+    return lse, entropy
+
+
+def _row_statistics(a: Tensor) -> tuple[Tensor, Tensor]:
     top = a.amax(dim=-1)
     shifted = (a - top[:, None]).clamp_min_(_NO_MASS)
     weights = shifted.exp()
     total = weights.sum(dim=-1)
     mean_shift = shifted.mul_(weights).sum(dim=-1) / total
-    return top, top + total.log(), total.log() - mean_shift
+    return top + total.log(), total.log() - mean_shift
 
 
 def log_softmax_of(
@@ -51,20 +70,32 @@ def log_softmax_of(
 
 def check_rows(
     name: str,
-    tops: Tensor,  # [N]
-    first_row: int = 0,
+    values: Tensor,  # [N]
 ) -> None:
-    """Raise if a row whose maximum is in ``tops`` is all -inf, or holds NaN or +inf.
+    """Raise if the value of a row of logits is not finite.
 
     Raises:
-        ValueError: naming the first such row, counted from ``first_row``.
+        ValueError: naming the first such row.
     """
-    if not checks_enabled(tops.device):
+    if not checks_enabled(values.device):
         return
-    bad = tops.isfinite().logical_not_()
+    bad = values.isfinite().logical_not_()
     if bad.any():
-        row = first_row + int(bad.int().argmax())
+        row = int(bad.int().argmax())
         raise ValueError(f"{name}: row {row} is all -inf, or holds NaN or +inf")
+
+
+def check_positive(name: str, values: Tensor, *, zero_included: bool = False) -> None:
+    """Raise if a value is not finite, or not above 0 (or 0, where that is welcome).
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if not checks_enabled(values.device):
+        return
+    enough = values >= 0 if zero_included else values > 0
+    if not (enough & values.isfinite()).all():
+        raise ValueError(f"{name}: expected finite numbers {'>=' if zero_included else '>'} 0")
 
 
 def check_ids(name: str, ids: Tensor, vocab: int) -> None:

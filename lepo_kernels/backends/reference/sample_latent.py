@@ -14,6 +14,7 @@ from torch import Tensor
 from lepo_kernels.backends.reference.numerics import (
     accumulation_dtype,
     check_ids,
+    check_positive,
     check_rows,
     row_statistics,
     top_ids,
@@ -52,10 +53,11 @@ def sample_latent(
 ) -> _Outputs:
     """Fields of `lepo_kernels.ops.sample_latent.LatentSample`, in its order."""
     dtype = accumulation_dtype(logits.dtype)
-    _check_values(tau, temperature)
+    check_positive("tau", tau, zero_included=True)
+    check_positive("temperature", temperature)
     a = (logits.to(dtype) * temperature.to(dtype).reciprocal()[:, None]).contiguous()
-    tops, lse, entropy = row_statistics(a)
-    check_rows("logits", tops)
+    lse, entropy = row_statistics(a)
+    check_rows("logits", lse)
     if exclude_ids is not None:
         check_ids("exclude_ids", exclude_ids, logits.shape[1])
         a.index_fill_(1, exclude_ids, -torch.inf)
@@ -78,7 +80,7 @@ def sample_latent(
         token = _argmax_id(scores, ids)
         weights = _weigh(scores, ids, token, tau.to(dtype))
         count = mask.sum(dim=-1, dtype=torch.int32)
-    bad = tops.isfinite().logical_not_()[:, None]
+    bad = lse.isfinite().logical_not_()[:, None]
     weights, scores, kept = (x.masked_fill(bad, torch.nan) for x in (weights, scores, kept))
     return ids, weights, scores, kept, count, lse, kept_lse, entropy, shadow, token
 
@@ -184,15 +186,6 @@ def _weigh(
     soft = (gaps / torch.where(tau == 0, 1, tau)).softmax(dim=-1)
     hard = (ids == token[:, None]) & (scores > -torch.inf)
     return torch.where(tau == 0, hard.to(soft.dtype), soft)
-
-
-def _check_values(tau: Tensor, temperature: Tensor) -> None:
-    if not checks_enabled(tau.device):
-        return
-    if not bool((tau >= 0).all() & tau.isfinite().all()):
-        raise ValueError("tau: expected finite numbers >= 0")
-    if not bool((temperature > 0).all() & temperature.isfinite().all()):
-        raise ValueError("temperature: expected finite numbers > 0")
 
 
 def _check_survivors(kept: Tensor) -> None:
