@@ -36,21 +36,20 @@ def evaluation_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
 
 
 def completions_table(
-    columns: Mapping[str, Sequence[Mapping[str, Any]]], rows: int, title: str = "Completions"
+    problems: Sequence[str], columns: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> Table:
     """Completions of the same problems from one or several evaluations, side by side.
 
     Args:
-        columns: title of a column -> evaluation records, in the same order of problems.
-        rows: how many problems to show.
-        title: the table's title.
+        problems: what each problem asks.
+        columns: title of a column -> one evaluation record per problem.
     """
-    table = Table(title=title, show_lines=True)
-    table.add_column("problem", ratio=2)
+    table = Table(title="Completions (soft tokens by their heaviest, in blue)", show_lines=True)
+    table.add_column("problem", ratio=1)
     for name in columns:
-        table.add_column(name, ratio=3)
-    for records in list(zip(*columns.values(), strict=True))[:rows]:
-        table.add_row(Text(_question(records[0]["prompt"])), *map(_completion, records))
+        table.add_column(name, ratio=1)
+    for problem, *records in zip(problems, *columns.values(), strict=True):
+        table.add_row(Text(problem), *map(_completion, records))
     return table
 
 
@@ -81,11 +80,6 @@ def bar(share: float) -> str:
     """A bar of ``share`` times `BAR_WIDTH` characters, exact to an eighth."""
     eighths = round(min(max(share, 0.0), 1.0) * BAR_WIDTH * 8)
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
-
-
-def _question(prompt: str) -> str:
-    """The end of a prompt, where the question is."""
-    return prompt if len(prompt) <= 160 else "…" + prompt[-159:]
 
 
 def _completion(record: Mapping[str, Any]) -> Text:

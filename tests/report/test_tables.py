@@ -29,12 +29,12 @@ def test_single_evaluation_has_no_change() -> None:
 
 def test_completions_side_by_side_keep_brackets() -> None:
     record = {
-        "prompt": "[b]What?[/b]",
         "completion": "[7]",
         "reward": 1.0,
         "latent": [[{"token": " soft", "weight": 0.5}], []],
     }
-    text = render(tables.completions_table({"before": [record] * 3, "after": [record] * 3}, rows=2))
+    columns = {"before": [record] * 2, "after": [record] * 2}
+    text = render(tables.completions_table(["[b]What?[/b]"] * 2, columns))
     assert text.count("[b]What?[/b]") == 2
     assert text.count("soft [7]") == 4
 
