@@ -37,6 +37,18 @@ def unwrap_model(model: Any) -> Any:
     return base
 
 
+def output_embeddings(base: Any) -> nn.Module:
+    """The output projection of an unwrapped model.
+
+    Raises:
+        ValueError: it has none.
+    """
+    head = base.get_output_embeddings()
+    if not isinstance(head, nn.Module):
+        raise ValueError(f"model: expected a language-model head, {type(base).__name__} has none")
+    return head
+
+
 @contextmanager
 def swapped_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Let ``forward`` serve calls of ``module``; module hooks (FSDP, ZeRO-3) stay around it.

@@ -24,7 +24,7 @@ from transformers.cache_utils import (
 
 from lepo_kernels.ops.sample_latent import LatentSample, sample_latent
 from lepo_kernels.ops.scores import hard_log_prob, soft_log_prob
-from lepo_kernels.rollout._modules import evaluating, unwrap_model
+from lepo_kernels.rollout._modules import evaluating, output_embeddings, unwrap_model
 from lepo_kernels.rollout.config import LatentGenerationConfig
 from lepo_kernels.rollout.record import LatentRollout
 from lepo_kernels.rollout.soft_embedding import SoftEmbedding, add_embedding_noise
@@ -138,6 +138,8 @@ class _Decoder:
         self.mask = torch.ones(B, P + T, dtype=torch.int64, device=device)
         self.mask[:, :P] = self.prompt_mask
         self.positions = self.mask[:, :P].cumsum(dim=1) - 1
+        # Without padding no mask is passed: transformers would read one back at every step.
+        self.padded = not bool(self.prompt_mask.all())
         # Whether a row left the latent phase early; known on the host.
         self.some_left = False
 
@@ -156,7 +158,7 @@ class _Decoder:
         total = self.config.max_new_tokens
         logits = self._forward(
             input_ids=self.prompt_ids,
-            attention_mask=self.mask[:, : self.prompt_ids.shape[1]],
+            attention_mask=self._seen(0),
             position_ids=self.positions.clamp(min=0),
         )
         self.positions = self.positions[:, -1:]
@@ -182,6 +184,10 @@ class _Decoder:
         logits: Tensor = output.logits[:, -1]
         return logits
 
+    def _seen(self, steps: int) -> Tensor | None:
+        """Mask [n, P + steps] of the columns fed so far."""
+        return self.mask[:, : self.prompt_ids.shape[1] + steps] if self.padded else None
+
     def _advance(self, choice: _Choice, step: int) -> Tensor:
         """Feed a step's choice; logits of the next one."""
         embedding = self.soft.mix(choice.ids, choice.weights)
@@ -199,7 +205,7 @@ class _Decoder:
         self.positions = self.positions + 1
         return self._forward(
             inputs_embeds=embedding[:, None],
-            attention_mask=self.mask[:, : self.prompt_ids.shape[1] + step + 1],
+            attention_mask=self._seen(step + 1),
             position_ids=self.positions,
         )
 
@@ -421,6 +427,7 @@ def _check_arguments(
 ) -> None:
     if not isinstance(config, LatentGenerationConfig):
         raise TypeError(f"config: expected a LatentGenerationConfig, got {type(config).__name__}")
+    output_embeddings(base)
     if "inputs_embeds" not in inspect.signature(base.forward).parameters:
         raise ValueError(f"model: {type(base).__name__}.forward takes no inputs_embeds")
     check_tensor("input_ids", input_ids, ("B", "P"), INDEX_DTYPES)

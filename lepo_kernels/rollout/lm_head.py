@@ -18,7 +18,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lepo_kernels.ops.linear_log_probs import LinearLogProbs, gather_log_probs, linear_log_probs
-from lepo_kernels.rollout._modules import runs_plain_forward, swapped_forward, unwrap_model
+from lepo_kernels.rollout._modules import (
+    output_embeddings,
+    runs_plain_forward,
+    swapped_forward,
+    unwrap_model,
+)
 
 # Numbers sent through a model's treatment of its logits: both signs, small, and beyond any softcap.
 _PROBE = (-200.0, -7.0, -0.5, 0.0, 0.25, 3.0, 40.0)
@@ -54,12 +59,7 @@ class LmHead:
 
     def __init__(self, model: Any, *, backend: str | None = None):
         self.base = unwrap_model(model)
-        module = self.base.get_output_embeddings()
-        if not isinstance(module, nn.Module):
-            raise ValueError(
-                f"model: expected a language-model head, {type(self.base).__name__} has none"
-            )
-        self.module = module
+        self.module = module = output_embeddings(self.base)
         self.softcap, self.scale = _describe(self.base)
         self.fused = runs_plain_forward(module, nn.Linear)
         self._backend = backend
@@ -140,6 +140,10 @@ class LmHead:
         @functools.wraps(plain)
         def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
             outputs = plain(*args, **kwargs)
+            if not computed:
+                raise ValueError(
+                    f"model: {type(self.base).__name__}.forward does not call its output embeddings"
+                )
             self._verify(outputs[0])
             return computed.pop()
 

@@ -143,6 +143,9 @@ def soft_inputs(
     soft = SoftEmbedding(model, backend=backend)
     plain = soft.module.forward
     rows, steps = rollout.latent_mask[:, : rollout.latent_ids.shape[1]].nonzero(as_tuple=True)
+    if rows.numel() == 0:
+        yield
+        return
 
     def forward(input: Tensor) -> Tensor:
         embedded: Tensor = plain(input)

@@ -50,6 +50,7 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 GENERATING = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "phi3")
 FAMILIES = tuple(_FAMILIES)
+CACHES = ("dynamic", "static")
 
 
 def tiny_model(family: str, **overrides: Any) -> Any:
@@ -59,6 +60,14 @@ def tiny_model(family: str, **overrides: Any) -> Any:
     torch.manual_seed(0)
     model = model_class(config_class(**(_SHAPE | extra | overrides)))
     return model.eval()
+
+
+def train_with_checkpointing(model: Any) -> None:
+    """Train mode with every layer recomputed in backward, by whatever name transformers has."""
+    name = "activation_checkpointing_enable"
+    enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    model.train()
 
 
 def prompts() -> tuple[torch.Tensor, torch.Tensor]:
