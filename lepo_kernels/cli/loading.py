@@ -40,10 +40,14 @@ def model_name(options: ModelOptions, console: Console) -> str:
     """What ``from_pretrained`` takes for the model; a built-in one is made ready.
 
     Raises:
-        UsageError: no model is named.
+        UsageError: no model is named, or a folder that is not there.
+        ModelNotInstalledError: see `resolve_model`.
     """
     if options.model is None:
         raise UsageError("model: missing; name a model, such as --model smollm2-135m-instruct")
+    # from_pretrained would look for such a name on the hub.
+    if options.model.startswith(("/", ".", "~")) and not Path(options.model).is_dir():
+        raise UsageError(f"model: there is no folder {options.model}")
     return resolve_model(options.model, console.print)
 
 

@@ -82,8 +82,6 @@ def run(words: list[str]) -> None:
         )
     console = Console(quiet=args.process_index != 0)
     train_task, eval_task = load_tasks(task_options, args.seed, training=True)
-    if resume is None and args.process_index == 0:
-        folder.clear()
     if "eval_on_start" not in parsed.given:
         # What a resumed run was before is in its folder.
         args.eval_on_start = resume is None and len(eval_task.eval_dataset) > 0
@@ -94,7 +92,11 @@ def run(words: list[str]) -> None:
     trainer = _make_trainer(
         model_options, options, args, train_task, eval_task, [recorder, progress], console
     )
+    trainer.evaluation_progress = progress.evaluation
     _announce(console, trainer, title, train_task, eval_task)
+    # Only now: nothing that is wrong with the settings may cost an earlier run.
+    if resume is None and trainer.is_world_process_zero():
+        folder.clear()
     try:
         trainer.train(resume_from_checkpoint=resume)
         if len(eval_task.eval_dataset) > 0 and not _was_evaluated(trainer):
