@@ -307,3 +307,17 @@ def test_bad_arguments_are_refused_before_work_starts(make_trainer, tmp_path):
 def test_too_long_a_prompt_is_named(make_trainer):
     with pytest.raises(ValueError, match="max_prompt_length is 4"):
         make_trainer(max_prompt_length=4).train()
+
+
+def test_epochs_take_the_prompts_in_different_orders(make_trainer):
+    seen = []
+
+    def reward(prompts, completions, answer, **_):
+        seen.append(answer[::4])
+        return digits_reward(completions)
+
+    # 4 prompts, 2 per rollout: two rollouts per epoch, four epochs.
+    make_trainer(reward=reward, rows=4, max_steps=8).train()
+    epochs = [seen[i] + seen[i + 1] for i in range(0, 8, 2)]
+    assert all(sorted(epoch) == ["0", "1", "2", "3"] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
