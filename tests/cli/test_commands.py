@@ -110,6 +110,23 @@ def test_adapter_and_grpo(config: Path, tmp_path: Path) -> None:
     assert main(["eval", "--model", str(run)]) == 0
 
 
+def test_another_task_than_the_files(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text('{"problem": "1 + 1?", "answer": "2"}\n' * 2)
+    settings = yaml.safe_load(config.read_text())
+    settings |= {"eval_task": "file", "eval_task_params": {"path": "/nowhere.jsonl"}}
+    config.write_text(yaml.safe_dump(settings))
+    params = json.dumps({"path": str(problems), "reward": "exact_answer"})
+    words = ["--eval_size", "1", "--eval_num_samples", "0"]
+    assert main(["eval", str(config), *words]) == 2
+    assert "there is no file /nowhere.jsonl" in capsys.readouterr().err
+    assert main(["eval", str(config), *words, "--task", "file", "--task_params", params]) == 0
+    assert main(["eval", str(config), *words, "--task", "reasoning_gym:leg_counting"]) == 0
+    assert "reasoning_gym:leg_counting" in capsys.readouterr().out
+
+
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(lepo_kernels.info()))
