@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from tensorboard.backend.event_processing import event_accumulator
 
 from lepo_kernels.trainer.config import LEPOConfig
 from lepo_kernels.trainer.rewards import RewardError
@@ -321,3 +322,11 @@ def test_epochs_take_the_prompts_in_different_orders(make_trainer):
     epochs = [seen[i] + seen[i + 1] for i in range(0, 8, 2)]
     assert all(sorted(epoch) == ["0", "1", "2", "3"] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_tensorboard_sees_the_reward(make_trainer, tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tensorboard"))
+    make_trainer(report_to="tensorboard").train()
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert {"train/reward", "train/latent/support_size"} <= set(events.Tags()["scalars"])
