@@ -1,6 +1,7 @@
 """``lepo eval``: greedy accuracy, mean@k and pass@k of a model on a task."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lepo_kernels.cli.errors import UsageError
-from lepo_kernels.cli.loading import config_of_run, load_for_inference, load_tasks
+from lepo_kernels.cli.loading import (
+    config_of_run,
+    evaluation_task,
+    load_for_inference,
+    task_options,
+)
 from lepo_kernels.cli.options import EvalOptions, EvaluationOptions, ModelOptions, TaskOptions
 from lepo_kernels.cli.parsing import parse
 from lepo_kernels.report.tables import evaluation_table
@@ -30,11 +36,14 @@ def run(words: list[str]) -> None:
         words,
         file=config_of_run(words),
     )
-    model_options, task_options, options, settings = parsed.options
+    model_options, tasks, options, settings = parsed.options
     if settings.eval_num_samples < 1 and not settings.eval_greedy:
         raise UsageError("eval_num_samples: expected at least 1 when eval_greedy is off")
     console = Console()
-    _, task = load_tasks(task_options, settings.seed, training=False)
+    tasks = task_options(parsed, tasks)
+    if "task" in parsed.spoken and "eval_task" not in parsed.spoken:
+        tasks = replace(tasks, eval_task=None)
+    task = evaluation_task(tasks, settings.seed)
     model, tokenizer = load_for_inference(model_options, settings.use_cpu, console)
     result = _evaluate(model, tokenizer, task, settings, console)
     console.print(evaluation_table({task.name: result.metrics}))

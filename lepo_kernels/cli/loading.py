@@ -1,5 +1,6 @@
 """Loading what the options name."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ from rich.console import Console
 
 from lepo_kernels.cli.errors import UsageError
 from lepo_kernels.cli.options import ModelOptions, TaskOptions
-from lepo_kernels.cli.parsing import mapping
+from lepo_kernels.cli.parsing import Parsed, mapping
 from lepo_kernels.report.run_folder import CONFIG
 from lepo_kernels.tasks import Task, load_task, resolve_model
 
@@ -40,10 +41,14 @@ def model_name(options: ModelOptions, console: Console) -> str:
     """What ``from_pretrained`` takes for the model; a built-in one is made ready.
 
     Raises:
-        UsageError: no model is named.
+        UsageError: no model is named, or a folder that is not there.
+        ModelNotInstalledError: see `resolve_model`.
     """
     if options.model is None:
         raise UsageError("model: missing; name a model, such as --model smollm2-135m-instruct")
+    # from_pretrained would look for such a name on the hub.
+    if options.model.startswith(("/", ".", "~")) and not Path(options.model).is_dir():
+        raise UsageError(f"model: there is no folder {options.model}")
     return resolve_model(options.model, console.print)
 
 
@@ -76,41 +81,52 @@ def load_for_inference(options: ModelOptions, use_cpu: bool, console: Console) -
     return model.to(device).eval(), tokenizer
 
 
-def load_tasks(options: TaskOptions, seed: int, *, training: bool) -> tuple[Task, Task]:
-    """The task to train on and the one to evaluate on; the same unless two are named.
+def task_options(parsed: Parsed, options: TaskOptions) -> TaskOptions:
+    """The task's options, without the parameters that the file has for another task."""
+    if "task" in parsed.spoken and "task_params" not in parsed.spoken:
+        return replace(options, task_params=None)
+    return options
 
-    Args:
-        options: the tasks' options.
-        seed: draws the problems.
-        training: whether training problems are needed.
+
+def training_task(options: TaskOptions, seed: int) -> Task:
+    """The task to train on.
 
     Raises:
         UsageError: no task is named, or it has no training problems.
         TaskError: see `load_task`.
     """
-    if options.task is None:
-        raise UsageError("task: missing; name a task, such as --task reasoning_gym:chain_sum")
-    params = mapping("task_params", options.task_params)
+    # With a task of its own for evaluation, nothing is held out of this one.
     apart = options.eval_task is not None
     task = load_task(
-        options.task,
-        train_size=options.train_size if training else 0,
-        # With a task of its own for evaluation, nothing is held out of this one.
+        _named(options),
+        train_size=options.train_size,
         eval_size=0 if apart else options.eval_size,
         seed=seed,
-        **params,
+        **mapping("task_params", options.task_params),
     )
-    if training and task.train_dataset is None:
-        raise UsageError(f"task: {options.task} has no problems to train on")
+    if task.train_dataset is None:
+        raise UsageError(f"task: {task.name} has no problems to train on")
+    return task
+
+
+def evaluation_task(options: TaskOptions, seed: int) -> Task:
+    """The task to evaluate on: ``eval_task``, or the held-out problems of ``task``.
+
+    Raises:
+        UsageError: no task is named.
+        TaskError: see `load_task`.
+    """
     if options.eval_task is None:
-        return task, task
-    return task, load_task(
-        options.eval_task,
-        train_size=0,
-        eval_size=options.eval_size,
-        seed=seed,
-        **mapping("eval_task_params", options.eval_task_params),
-    )
+        name, params = _named(options), mapping("task_params", options.task_params)
+    else:
+        name, params = options.eval_task, mapping("eval_task_params", options.eval_task_params)
+    return load_task(name, train_size=0, eval_size=options.eval_size, seed=seed, **params)
+
+
+def _named(options: TaskOptions) -> str:
+    if options.task is None:
+        raise UsageError("task: missing; name a task, such as --task reasoning_gym:chain_sum")
+    return options.task
 
 
 def config_of_run(words: list[str]) -> Path | None:

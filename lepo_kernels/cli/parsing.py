@@ -26,10 +26,12 @@ class Parsed:
     Attributes:
         options: one instance per dataclass asked for.
         given: names of the settings that the file or the command line set, with their values.
+        spoken: names of those that the command line set.
     """
 
     options: tuple[Any, ...]
     given: dict[str, Any]
+    spoken: set[str]
 
 
 class _Parser(HfArgumentParser):
@@ -86,7 +88,7 @@ def parse(
     except (ValueError, TypeError, ImportError) as error:
         raise UsageError(str(error)) from error
     names = (from_file.keys() | spoken) & hints.keys()
-    return Parsed(options, {name: values[name] for name in values if name in names})
+    return Parsed(options, {name: values[name] for name in values if name in names}, spoken)
 
 
 def mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:

@@ -12,7 +12,13 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_callback import ProgressCallback as TqdmCallback
 
 from lepo_kernels.cli.errors import UsageError
-from lepo_kernels.cli.loading import from_pretrained_options, load_tasks, model_name
+from lepo_kernels.cli.loading import (
+    evaluation_task,
+    from_pretrained_options,
+    model_name,
+    task_options,
+    training_task,
+)
 from lepo_kernels.cli.options import ModelOptions, TaskOptions, TrainOptions
 from lepo_kernels.cli.parsing import Parsed, mapping, parse
 from lepo_kernels.report.callbacks import ProgressCallback, RunFolderCallback, clock
@@ -69,9 +75,10 @@ def run(words: list[str]) -> None:
         defaults=_defaults(),
         hidden=_hidden(),
     )
-    model_options, task_options, options, args = parsed.options
+    model_options, tasks, options, args = parsed.options
+    tasks = task_options(parsed, tasks)
     if "output_dir" not in parsed.given:
-        args.output_dir = default_folder(task_options.task)
+        args.output_dir = default_folder(tasks.task)
     folder = RunFolder(args.output_dir)
     resume = _checkpoint(args, folder)
     if resume is None and folder.holds_a_run() and not options.overwrite_output_dir:
@@ -81,20 +88,23 @@ def run(words: list[str]) -> None:
             "or name another folder"
         )
     console = Console(quiet=args.process_index != 0)
-    train_task, eval_task = load_tasks(task_options, args.seed, training=True)
-    if resume is None and args.process_index == 0:
-        folder.clear()
+    train_task = training_task(tasks, args.seed)
+    eval_task = train_task if tasks.eval_task is None else evaluation_task(tasks, args.seed)
     if "eval_on_start" not in parsed.given:
         # What a resumed run was before is in its folder.
         args.eval_on_start = resume is None and len(eval_task.eval_dataset) > 0
 
     progress = ProgressCallback(console)
     title = f"{model_options.model} on {train_task.name}"
-    recorder = RunFolderCallback(_settings(parsed, args), title)
+    recorder = RunFolderCallback(_settings(parsed, tasks, args), title)
     trainer = _make_trainer(
         model_options, options, args, train_task, eval_task, [recorder, progress], console
     )
+    trainer.evaluation_progress = progress.evaluation
     _announce(console, trainer, title, train_task, eval_task)
+    # Only now: nothing that is wrong with the settings may cost an earlier run.
+    if resume is None and trainer.is_world_process_zero():
+        folder.clear()
     try:
         trainer.train(resume_from_checkpoint=resume)
         if len(eval_task.eval_dataset) > 0 and not _was_evaluated(trainer):
@@ -202,7 +212,7 @@ def _adapter(options: TrainOptions) -> Any:
     )
 
 
-def _settings(parsed: Parsed, args: LEPOConfig) -> dict[str, Any]:
+def _settings(parsed: Parsed, tasks: TaskOptions, args: LEPOConfig) -> dict[str, Any]:
     """What ``config.yaml`` holds: LEPO's own settings, and whatever else was set.
 
     Given to ``lepo train`` again, it makes the same run; `lepo eval` and `lepo generate` read it.
@@ -217,6 +227,7 @@ def _settings(parsed: Parsed, args: LEPOConfig) -> dict[str, Any]:
     settings = {
         **own,
         **parsed.given,
+        **dataclasses.asdict(tasks),
         "output_dir": args.output_dir,
         "seed": args.seed,
         "learning_rate": args.learning_rate,

@@ -18,8 +18,10 @@ METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
 CURVES = "curves.png"
 
-# Files of one JSON object per line with a "step"; the trainer writes the last two.
-STEP_FILES = (METRICS, "completions.jsonl", "evaluations.jsonl")
+# Files of one JSON object per line with a "step", and by how much a line that belongs to the update
+# after step s is ahead: completions are written before the update that they train. The trainer
+# writes the last two.
+STEP_FILES = {METRICS: 0, "completions.jsonl": 1, "evaluations.jsonl": 0}
 
 
 class RunFolder:
@@ -62,10 +64,10 @@ class RunFolder:
 
         A last line that a killed run left half written goes, too.
         """
-        for name in STEP_FILES:
+        for name, ahead in STEP_FILES.items():
             path = self.folder / name
             if path.exists():
-                kept = [row for row in _read_lines(path) if row["step"] <= step]
+                kept = [row for row in _read_lines(path) if row["step"] + ahead <= step]
                 _replace(path, "".join(map(_line, kept)))
 
     def write_config(self, config: Mapping[str, Any]) -> None:

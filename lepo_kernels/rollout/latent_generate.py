@@ -289,7 +289,7 @@ class _Decoder:
 
     def _stopped(self, choice: _Choice) -> Tensor:
         """[n] bool: rows that end with this step."""
-        ended = torch.isin(choice.token, self.eos) & ~choice.forced
+        ended = (choice.token[:, None] == self.eos).any(dim=1) & ~choice.forced
         return ended if self.config.latent_eos == "stop" else ended & ~choice.latent
 
     def _follow_entropy(self, choice: _Choice, step: int) -> None:

@@ -26,10 +26,11 @@ def test_metrics_come_back(run: RunFolder) -> None:
 def test_resumed_run_forgets_what_came_after_and_half_lines(run: RunFolder) -> None:
     for step in (1, 2, 3):
         run.append_metrics({"step": step})
-    (run.folder / "completions.jsonl").write_text('{"step": 2}\n{"step": 3}\n{"step": 3, "pro')
+    # Completions of step 2 train the update that ends at step 3.
+    (run.folder / "completions.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 2, "pro')
     run.forget_after(2)
     assert [row["step"] for row in run.metrics()] == [1, 2]
-    assert (run.folder / "completions.jsonl").read_text() == '{"step": 2}\n'
+    assert (run.folder / "completions.jsonl").read_text() == '{"step": 1}\n'
 
 
 def test_a_broken_line_in_the_middle_is_not_passed_over(run: RunFolder) -> None:

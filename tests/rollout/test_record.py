@@ -72,3 +72,30 @@ def test_crop_drops_common_padding_and_late_steps(rollout):
 def test_tensors_that_do_not_fit_are_named(rollout, name, change, error):
     with pytest.raises(error, match=name):
         dataclasses.replace(rollout, **{name: change(getattr(rollout, name))})
+
+
+def test_cat_pads_the_shorter_parts():
+    model = tiny_model("llama")
+    # Different numbers of steps, latent steps and kept entries, as parts of a batch may have.
+    long = latent_generate(model, *prompts(), settings())
+    short = latent_generate(
+        model, *prompts(), settings(latent_length=1, max_new_tokens=5, top_k=4, noise="none")
+    )
+    both = LatentRollout.cat([short, long], pad_token_id=9)
+    assert len(both) == 6
+    assert both.completion_ids.shape == (6, 14)
+    assert both.latent_ids.shape == (6, 4, 12)
+    assert (both.completion_ids[:3, 5:] == 9).all()
+    assert not both.completion_mask[:3, 5:].any()
+    again = both.select(torch.arange(3, 6))
+    for name, value in tensors(long).items():
+        assert torch.equal(getattr(again, name), value), name
+    assert torch.equal(both.latent_weights[:3, :1, :4], short.latent_weights)
+    assert not both.latent_weights[:3, 1:].any()
+    assert not both.latent_weights[:3, :, 4:].any()
+
+
+def test_cat_refuses_other_noise(rollout):
+    other = dataclasses.replace(rollout, seed=1)
+    with pytest.raises(ValueError, match="same P, seed and settings"):
+        LatentRollout.cat([rollout, other], pad_token_id=0)
