@@ -151,7 +151,7 @@ def soft_inputs(
         embedded: Tensor = plain(input)
         _check_input_ids(input, rollout)
         P = rollout.prompt_ids.shape[1]
-        inside = P + steps < 10**6
+        inside = P + steps < input.shape[1]
         row, step = rows[inside], steps[inside]
         mixed = soft.mix(rollout.latent_ids[row, step], rollout.latent_weights[row, step])
         if rollout.embedding_noise > 0:

@@ -275,7 +275,7 @@ def test_tau_belongs_to_gumbel_noise(llama, noise):
 
 def test_mixtures_without_noise_are_the_filtered_softmax(llama):
     ids, mask = prompts()
-    config = settings(noise="none", top_k=5, top_p=1.0, temperature=0.7)
+    config = settings(noise="none", top_k=5, top_p=1.0, temperature=0.7, latent_eos="stop")
     rollout = latent_generate(llama, ids, mask, config)
     best = llama(input_ids=ids[:1]).logits[0, -1].topk(5)
     assert rollout.latent_ids[0, 0].tolist() == best.indices.tolist()
