@@ -1,6 +1,10 @@
 """Fused kernels and a thin trainer for reinforcement learning on latent (soft-token) reasoning."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from lepo_kernels.dispatch import BackendUnavailableError, backend
+from lepo_kernels.environment import info
 from lepo_kernels.ops.gumbel_softmax_embedding import (
     GumbelSoftmaxEmbedding,
     gumbel_softmax_embedding,
@@ -20,15 +24,35 @@ from lepo_kernels.ops.scores import (
     soft_log_prob,
 )
 
+if TYPE_CHECKING:
+    from lepo_kernels.rollout.config import LatentGenerationConfig
+    from lepo_kernels.rollout.latent_generate import latent_generate
+    from lepo_kernels.trainer.config import LEPOConfig
+    from lepo_kernels.trainer.evaluation import evaluate_policy
+    from lepo_kernels.trainer.trainer import LEPOTrainer
+
 __version__ = "0.1.0"
+
+# Names whose module needs transformers; imported when first used.
+_LAZY = {
+    "LEPOConfig": "lepo_kernels.trainer.config",
+    "LEPOTrainer": "lepo_kernels.trainer.trainer",
+    "LatentGenerationConfig": "lepo_kernels.rollout.config",
+    "evaluate_policy": "lepo_kernels.trainer.evaluation",
+    "latent_generate": "lepo_kernels.rollout.latent_generate",
+}
 
 __all__ = [
     "BackendUnavailableError",
     "GumbelSoftmaxEmbedding",
+    "LEPOConfig",
+    "LEPOTrainer",
+    "LatentGenerationConfig",
     "LatentSample",
     "LinearLogProbs",
     "backend",
     "concrete_log_density",
+    "evaluate_policy",
     "exp_concrete_log_density",
     "gather_log_probs",
     "gaussian_log_density",
@@ -36,6 +60,8 @@ __all__ = [
     "gumbel_noise",
     "gumbel_softmax_embedding",
     "hard_log_prob",
+    "info",
+    "latent_generate",
     "latent_grpo_log_density",
     "linear_log_probs",
     "mix_embeddings",
@@ -45,3 +71,11 @@ __all__ = [
     "sample_latent",
     "soft_log_prob",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value

@@ -56,7 +56,7 @@ def philox_words(
         as_seed(seed, device),
         row_keys,
         as_step(step, rows, device),
-        ids[None] if flat else ids,
+        (ids[None] if flat else ids).long(),
         draw,
         chosen,
     )

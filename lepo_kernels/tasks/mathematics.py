@@ -114,23 +114,20 @@ def load(
         rows = _read_hub(name, source, split) if file is None else _read_file(name, file)
         return _problems(name, rows, columns, source.final_answer, system_prompt)
 
-    train: list[Problem] = []
-    if source.train_split is not None:
-        train = distinct(read(source.train_split, path))
     # A local training file is not paired with the hub's evaluation split.
-    if eval_path is not None or (source.eval_split is not None and path is None):
+    apart = eval_path is not None or (source.eval_split is not None and path is None)
+    train: list[Problem] = []
+    if source.train_split is not None and not (apart and train_size == 0):
+        train = distinct(read(source.train_split, path))
+    if apart:
         held_out = take(
             distinct(read(source.eval_split, eval_path)), eval_size, seed, f"{name} (evaluation)"
         )
     else:
         size = _DEFAULT_HELD_OUT if eval_size is None else eval_size
         held_out = take(train, size, seed, f"{name} (held out of the training problems)")
-    train = take(
-        without(train, held_out),
-        train_size if source.train_split is not None else None,
-        seed,
-        f"{name} (training)",
-    )
+    if train:
+        train = take(without(train, held_out), train_size, seed, f"{name} (training)")
     return Task(name, as_dataset(train) if train else None, as_dataset(held_out), [REWARDS[reward]])
 
 

@@ -35,6 +35,9 @@ class GroupSampler(Sampler[list[int]]):
                 f"the dataset has {size}"
             )
         self.size = size
+        # accelerate asks both of a batch sampler that it deals out to processes.
+        self.batch_size = prompts_per_rollout
+        self.drop_last = True
         self.prompts_per_rollout = prompts_per_rollout
         self.repeats = repeats
         self.num_processes = num_processes

@@ -8,7 +8,7 @@ must hold besides for a resumed run to end with the same bits.
 import contextlib
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,7 @@ class LEPOTrainer(Trainer):
             args, self.generation, processing_class, self.rewards, self.accelerator
         )
         self.sample_log = SampleLog(Path(args.output_dir), processing_class, self.rewards.names)
+        self.evaluation_progress: Callable[[int, int], None] | None = None
         self._means = MetricMeans()
         self._experience: Experience | None = None
         self._resumed_from: Path | None = None
@@ -314,6 +315,7 @@ class LEPOTrainer(Trainer):
             batch_size=args.per_device_eval_batch_size,
             seed=args.seed,
             success_threshold=args.success_threshold,
+            progress=self.evaluation_progress,
         )
         if self.accelerator.num_processes == 1:
             return result

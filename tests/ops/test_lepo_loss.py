@@ -53,7 +53,7 @@ def transcribed(case, *, off_policy, beta, latent_kl, eps, eps_high, delta, inv_
         if LATENT[n]:
             loss = -advantage * score
         else:
-            old = float(case["old"][n]) if off_policy else float(score)
+            old = float(case["old"][n]) if off_policy else float(score.detach())
             rho = torch.exp(score - old)
             first = rho if delta is None else torch.clamp(rho, max=delta)
             second = torch.clamp(rho, 1 - eps, 1 + eps_high)

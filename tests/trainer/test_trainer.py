@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from tensorboard.backend.event_processing import event_accumulator
 
 from lepo_kernels.trainer.config import LEPOConfig
 from lepo_kernels.trainer.rewards import RewardError
@@ -307,3 +308,25 @@ def test_bad_arguments_are_refused_before_work_starts(make_trainer, tmp_path):
 def test_too_long_a_prompt_is_named(make_trainer):
     with pytest.raises(ValueError, match="max_prompt_length is 4"):
         make_trainer(max_prompt_length=4).train()
+
+
+def test_epochs_take_the_prompts_in_different_orders(make_trainer):
+    seen = []
+
+    def reward(prompts, completions, answer, **_):
+        seen.append(answer[::4])
+        return digits_reward(completions)
+
+    # 4 prompts, 2 per rollout: two rollouts per epoch, four epochs.
+    make_trainer(reward=reward, rows=4, max_steps=8).train()
+    epochs = [seen[i] + seen[i + 1] for i in range(0, 8, 2)]
+    assert all(sorted(epoch) == ["0", "1", "2", "3"] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_tensorboard_sees_the_reward(make_trainer, tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tensorboard"))
+    make_trainer(report_to="tensorboard").train()
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert {"train/reward", "train/latent/support_size"} <= set(events.Tags()["scalars"])

@@ -5,6 +5,7 @@ matrix product with the whole table, `inputs_embeds`, full log-softmaxes, loops 
 """
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -188,3 +189,39 @@ def test_old_log_probs_are_those_of_the_rollout(make_trainer):
         atol=1e-5,
     )
     assert not math.isnan(float(per_id.sum()))
+
+
+def as_discrete(rollout):
+    """The same steps as sampled tokens: each mixture becomes its heaviest id."""
+    steps = rollout.latent_ids.shape[1]
+    best = rollout.latent_weights.argmax(-1, keepdim=True)
+    ids = rollout.completion_ids.clone()
+    heaviest = rollout.latent_ids.gather(-1, best)[..., 0]
+    latent = rollout.latent_mask[:, :steps]
+    ids[:, :steps] = torch.where(latent, heaviest, ids[:, :steps])
+    return dataclasses.replace(
+        rollout,
+        completion_ids=ids,
+        latent_mask=torch.zeros_like(rollout.latent_mask),
+        latent_ids=rollout.latent_ids[:, :0],
+        latent_weights=rollout.latent_weights[:, :0],
+        latent_count=rollout.latent_count[:, :0],
+    )
+
+
+def test_tau_to_zero_gives_grpos_gradient(make_trainer):
+    """With tau -> 0 every soft step is a sampled token, and LEPO is on-policy GRPO."""
+    trainer = make_trainer(
+        model=float64_model(), reward=letters_reward, tau=1e-6, latent_length=5, loss_type="dapo"
+    )
+    lepo = trainer._prepare_inputs([trainer.train_dataset[0], trainer.train_dataset[1]])
+    assert lepo.rollout.latent_mask.sum() == 5 * 8
+    grpo = dataclasses.replace(lepo, rollout=as_discrete(lepo.rollout))
+    parameters = tuple(trainer.model.parameters())
+    soft, hard = (
+        torch.autograd.grad(trainer.compute_loss(trainer.model, batch), parameters)
+        for batch in (lepo, grpo)
+    )
+    assert max(float(g.abs().max()) for g in hard) > 1e-3
+    for one, other in zip(soft, hard, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)

@@ -13,7 +13,8 @@ from lepo_kernels.backends.reference.numerics import (
     accumulation_dtype,
     check_positive,
     check_rows,
-    log_softmax_of,
+    drop_specks,
+    probabilities_of,
     rows_per_chunk,
 )
 from lepo_kernels.backends.reference.philox import dense_philox_words, gumbel_from_words
@@ -36,9 +37,10 @@ def gumbel_softmax_embedding(
     mixed = torch.empty(len(logits), embedding.shape[1], dtype=acc, device=logits.device)
     log_prob = mixed.new_empty(len(logits), dtype=accumulation_dtype(logits.dtype))
     for rows in torch.arange(len(logits), device=logits.device).split(rows_per_chunk(len(table))):
-        z, log_pi = _weights(logits, tau, temperature, seed, row_keys, step, rows)
+        z, a = _weights(logits, tau, temperature, seed, row_keys, step, rows)
         mixed[rows] = z.to(acc) @ table
-        log_prob[rows] = (z * log_pi).sum(dim=-1)
+        # Not by log_softmax: where z is 0, a may be -inf.
+        log_prob[rows] = (z * a.masked_fill(z == 0, 0)).sum(dim=-1) - a.logsumexp(dim=-1)
     check_rows("logits", log_prob)
     return mixed.to(embedding.dtype), log_prob
 
@@ -64,7 +66,7 @@ def gumbel_softmax_embedding_backward(
     dembedding = torch.zeros(shape, dtype=acc, device=embedding.device)
     active = ((grad_embedding != 0).any(dim=-1) | (grad_log_prob != 0)).nonzero().squeeze(-1)
     for rows in active.split(rows_per_chunk(len(table))):
-        z, log_pi = _weights(logits, tau, temperature, seed, row_keys, step, rows)
+        z, a = _weights(logits, tau, temperature, seed, row_keys, step, rows)
         grad = grad_embedding[rows].to(acc)
         if need_dlogits:
             # At tau = 0 the mixture is piecewise constant in the logits.
@@ -72,7 +74,8 @@ def gumbel_softmax_embedding_backward(
             pull = (grad @ table.T).to(z.dtype)
             pull -= (z * pull).sum(dim=-1, keepdim=True)
             da = z * pull * inv_tau.to(z.dtype)
-            da += grad_log_prob[rows, None] * (z - log_pi.exp())
+            pi, _ = probabilities_of(a, a.logsumexp(dim=-1))
+            da += grad_log_prob[rows, None] * (z - pi)
             dlogits[rows] = (da / _column(temperature, rows, len(logits), da)).to(logits.dtype)
         if need_dembedding:
             dembedding.addmm_(z.to(acc).T, grad)
@@ -88,7 +91,7 @@ def _weights(
     step: Tensor,  # [N] or [1]
     rows: Tensor,  # [C]
 ) -> tuple[Tensor, Tensor]:  # [C, V], [C, V]
-    """Weights ``z`` and log-probabilities of the chosen rows."""
+    """Weights ``z`` and tempered logits ``a`` of the chosen rows."""
     total, vocab = logits.shape
     dtype = accumulation_dtype(logits.dtype)
     a = logits[rows].to(dtype)
@@ -97,9 +100,9 @@ def _weights(
     q = a + gumbel_from_words(words, dtype)
     tau = _column(tau, rows, total, a)
     gaps = q - q.amax(dim=-1, keepdim=True)
-    soft = (gaps / torch.where(tau == 0, 1, tau)).softmax(dim=-1)
+    soft = drop_specks((gaps / torch.where(tau == 0, 1, tau)).softmax(dim=-1))
     first = torch.zeros_like(soft).scatter_(1, q.argmax(dim=-1, keepdim=True), 1)
-    return torch.where(tau == 0, first, soft), log_softmax_of(a, a.logsumexp(dim=-1))
+    return torch.where(tau == 0, first, soft), a
 
 
 def _column(per_row: Tensor, rows: Tensor, total: int, like: Tensor) -> Tensor:  # [C, 1]

@@ -15,7 +15,7 @@ from lepo_kernels.backends.reference.numerics import (
     check_ids,
     check_positive,
     check_rows,
-    log_softmax_of,
+    probabilities_of,
     row_statistics,
     rows_per_chunk,
 )
@@ -168,7 +168,7 @@ def _summarise(
 
 
 def _logit_gradient(
-    a: Tensor,  # [C, V], overwritten
+    a: Tensor,  # [C, V]
     ids: Tensor,  # [C, K]
     grad_logits: Tensor,  # [C, K]
     grad_lse: Tensor,  # [C]
@@ -177,9 +177,9 @@ def _logit_gradient(
     entropy: Tensor,  # [C]
 ) -> Tensor:  # [C, V]
     """da_j = sum_k alpha_k [j = i_k] + gamma pi_j - eta pi_j (log pi_j + H)."""
-    log_pi = log_softmax_of(a, lse)
-    coefficient = (log_pi + entropy[:, None]).mul_(-grad_entropy[:, None]).add_(grad_lse[:, None])
-    da = log_pi.exp_().mul_(coefficient)
+    pi, log_pi = probabilities_of(a, lse)
+    coefficient = log_pi.add_(entropy[:, None]).mul_(-grad_entropy[:, None]).add_(grad_lse[:, None])
+    da = pi.mul_(coefficient)
     return da.scatter_add_(1, ids.long(), grad_logits.to(da.dtype))
 
 

@@ -7,6 +7,10 @@ from lepo_kernels.validation import checks_enabled
 
 # exp(-10000) is 0 in float64 too: a logit this far below its row's maximum carries no mass.
 _NO_MASS = -1e4
+# A probability up to exp(-69) = 1e-30 is 0 to any sum, in float64 too. Below exp(-87) float32 is
+# subnormal, which slows a matrix product on the CPU down many times.
+_SPECK = 1e-30
+_LOG_SPECK = -80.0
 _BLOCK = 64
 _CHUNK_ENTRIES = 1 << 22
 # Entries whose temporaries stay in a core's cache.
@@ -60,12 +64,20 @@ def _row_statistics(a: Tensor) -> tuple[Tensor, Tensor]:
     return top + total.log(), total.log() - mean_shift
 
 
-def log_softmax_of(
+def probabilities_of(
     a: Tensor,  # [N, V]
     lse: Tensor,  # [N]
-) -> Tensor:  # [N, V]
-    """``a - lse``, bounded below so that its product with the probability 0 is 0."""
-    return (a - lse[:, None]).clamp_min_(_NO_MASS)
+) -> tuple[Tensor, Tensor]:  # [N, V], [N, V]
+    """Probabilities, 0 where they are specks, and their logarithms, which are finite there."""
+    log_pi = (a - lse[:, None]).clamp_min_(_LOG_SPECK)
+    return drop_specks(log_pi.exp()), log_pi
+
+
+def drop_specks(
+    probabilities: Tensor,  # changed in place
+) -> Tensor:
+    """Set probabilities that are 0 to any sum to 0."""
+    return torch.nn.functional.threshold(probabilities, _SPECK, 0.0, inplace=True)
 
 
 def check_rows(

@@ -90,14 +90,13 @@ def _filter(
     top_p: float,
     min_p: float,
 ) -> Tensor:  # [N, K] bool
-    """Which of the top k stay; always a prefix, and always the first."""
+    """Which of the top k stay: a prefix, which no filter can empty."""
     mask = kept > -torch.inf
     if top_p < 1:
         mass = kept.softmax(dim=-1)
         mask &= mass.cumsum(dim=-1) - mass < top_p
     if min_p > 0:
         mask &= kept - kept[:, :1] >= math.log(min_p)
-    mask[:, 0] = True
     return mask
 
 

@@ -1,0 +1,61 @@
+"""``lepo info``: what this installation can do."""
+
+import argparse
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lepo_kernels.environment import info
+
+
+def run(words: list[str]) -> None:
+    """Print the description, as tables or as JSON."""
+    parser = argparse.ArgumentParser(
+        prog="lepo info", description="Show versions, the device, and which kernel serves each op."
+    )
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    found = info()
+    if parser.parse_args(words).json:
+        print(json.dumps(found, indent=2))
+        return
+    console = Console()
+    console.print(_versions(found))
+    console.print(_dispatch(found))
+    for name, missing in found["backends"].items():
+        if missing is not None:
+            console.print(f"{name}: {missing['reason']}; {missing['remedy']}", highlight=False)
+
+
+def _versions(found: dict[str, Any]) -> Table:
+    table = Table(title="Installation", show_header=False)
+    device = ", ".join(f"{key} {value}" for key, value in found["device"].items())
+    rows = {
+        "lepo_kernels": found["version"],
+        "python": found["python"],
+        "platform": found["platform"],
+        "device": device,
+        **{name: version or "not installed" for name, version in found["packages"].items()},
+    }
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    return table
+
+
+def _dispatch(found: dict[str, Any]) -> Table:
+    """Op by backend: ● serves calls on this device, ○ could, · has no kernel that runs here."""
+    table = Table(
+        title=f"Kernels on {found['device']['type']}",
+        caption="● chosen   ○ can serve   · can't",
+    )
+    table.add_column("op")
+    for backend in found["backends"]:
+        table.add_column(backend, justify="center")
+    for op, kernel in found["kernels"].items():
+        marks = [
+            "●" if name == kernel["chosen"] else ("○" if why is None else "·")
+            for name, why in kernel["backends"].items()
+        ]
+        table.add_row(op, *marks)
+    return table

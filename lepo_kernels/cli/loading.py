@@ -1,0 +1,140 @@
+"""Loading what the options name."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lepo_kernels.cli.errors import UsageError
+from lepo_kernels.cli.options import ModelOptions, TaskOptions
+from lepo_kernels.cli.parsing import Parsed, mapping
+from lepo_kernels.report.run_folder import CONFIG
+from lepo_kernels.tasks import Task, load_task, resolve_model
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def from_pretrained_options(options: ModelOptions, auto: str) -> dict[str, Any]:
+    """The arguments of ``from_pretrained`` for a model.
+
+    Args:
+        options: the model's options.
+        auto: the dtype that "auto" stands for.
+
+    Raises:
+        UsageError: an unknown dtype.
+    """
+    import torch
+
+    if options.dtype not in DTYPES:
+        raise UsageError(f"dtype: expected one of {', '.join(DTYPES)}, got {options.dtype!r}")
+    chosen: dict[str, Any] = {
+        "dtype": getattr(torch, auto if options.dtype == "auto" else options.dtype)
+    }
+    if options.attn_implementation is not None:
+        chosen["attn_implementation"] = options.attn_implementation
+    return chosen
+
+
+def model_name(options: ModelOptions, console: Console) -> str:
+    """What ``from_pretrained`` takes for the model; a built-in one is made ready.
+
+    Raises:
+        UsageError: no model is named, or a folder that is not there.
+        ModelNotInstalledError: see `resolve_model`.
+    """
+    if options.model is None:
+        raise UsageError("model: missing; name a model, such as --model smollm2-135m-instruct")
+    # from_pretrained would look for such a name on the hub.
+    if options.model.startswith(("/", ".", "~")) and not Path(options.model).is_dir():
+        raise UsageError(f"model: there is no folder {options.model}")
+    return resolve_model(options.model, console.print)
+
+
+def device_for(use_cpu: bool) -> Any:
+    """The GPU if there is one, unless the CPU is asked for."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() and not use_cpu else "cpu")
+
+
+def load_for_inference(options: ModelOptions, use_cpu: bool, console: Console) -> tuple[Any, Any]:
+    """The model, on its device, and its tokenizer.
+
+    Raises:
+        UsageError: no model is named, or it cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = device_for(use_cpu)
+    auto = "bfloat16" if device.type == "cuda" else "float32"
+    name = model_name(options, console)
+    arguments = from_pretrained_options(options, auto)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, **arguments)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, ImportError) as error:
+        raise UsageError(f"model: can't load {options.model}: {error}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.to(device).eval(), tokenizer
+
+
+def task_options(parsed: Parsed, options: TaskOptions) -> TaskOptions:
+    """The task's options, without the parameters that the file has for another task."""
+    if "task" in parsed.spoken and "task_params" not in parsed.spoken:
+        return replace(options, task_params=None)
+    return options
+
+
+def training_task(options: TaskOptions, seed: int) -> Task:
+    """The task to train on.
+
+    Raises:
+        UsageError: no task is named, or it has no training problems.
+        TaskError: see `load_task`.
+    """
+    # With a task of its own for evaluation, nothing is held out of this one.
+    apart = options.eval_task is not None
+    task = load_task(
+        _named(options),
+        train_size=options.train_size,
+        eval_size=0 if apart else options.eval_size,
+        seed=seed,
+        **mapping("task_params", options.task_params),
+    )
+    if task.train_dataset is None:
+        raise UsageError(f"task: {task.name} has no problems to train on")
+    return task
+
+
+def evaluation_task(options: TaskOptions, seed: int) -> Task:
+    """The task to evaluate on: ``eval_task``, or the held-out problems of ``task``.
+
+    Raises:
+        UsageError: no task is named.
+        TaskError: see `load_task`.
+    """
+    if options.eval_task is None:
+        name, params = _named(options), mapping("task_params", options.task_params)
+    else:
+        name, params = options.eval_task, mapping("eval_task_params", options.eval_task_params)
+    return load_task(name, train_size=0, eval_size=options.eval_size, seed=seed, **params)
+
+
+def _named(options: TaskOptions) -> str:
+    if options.task is None:
+        raise UsageError("task: missing; name a task, such as --task reasoning_gym:chain_sum")
+    return options.task
+
+
+def config_of_run(words: list[str]) -> Path | None:
+    """The settings of the run whose folder ``--model`` names, if it names one."""
+    for position, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option == "--model":
+            name = value if equals else next(iter(words[position + 1 :]), "")
+            file = Path(name) / CONFIG
+            return file if name and file.is_file() else None
+    return None

@@ -1,0 +1,71 @@
+"""``lepo``: dispatch to a subcommand, whose heavy imports happen only when it runs."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from lepo_kernels.suggest import did_you_mean
+
+COMMANDS = {
+    "train": "train a model on a task",
+    "eval": "evaluate a model on a task: greedy, mean@k, pass@k",
+    "generate": "complete a prompt and show each soft step",
+    "info": "show versions, the device, and which kernel serves each op",
+}
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``lepo ARGV``.
+
+    Args:
+        argv: the words after ``lepo``; None takes the process's own.
+
+    Returns:
+        The exit status: 0, or 2 if what was asked for cannot work.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if words else USAGE_ERROR
+    command = words[0]
+    if command not in COMMANDS:
+        hint = did_you_mean(command, COMMANDS)
+        print(f"lepo: error: there is no command {command!r}; {hint}", file=sys.stderr)
+        return USAGE_ERROR
+    return _run(command, words[1:])
+
+
+def _run(command: str, words: list[str]) -> int:
+    from lepo_kernels.cli.errors import UsageError
+    from lepo_kernels.tasks import ModelNotInstalledError, TaskError
+
+    try:
+        importlib.import_module(f"lepo_kernels.cli.{command}").run(words)
+    except (UsageError, TaskError, ModelNotInstalledError) as error:
+        print(f"lepo {command}: error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print(f"lepo {command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _help() -> str:
+    lines = [
+        "usage: lepo COMMAND [CONFIG.yaml] [--key value ...]",
+        "",
+        "Reinforcement learning on latent (soft-token) reasoning.",
+        "",
+        "commands:",
+        *(f"  {name:10}{text}" for name, text in COMMANDS.items()),
+        "",
+        "lepo COMMAND --help tells more.",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""The options of the commands, besides those of `LEPOConfig`."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from lepo_kernels.trainer.config import LEPOConfig
+
+# Settings of `LEPOConfig` that say how a policy samples and is evaluated.
+SAMPLING = (
+    "latent_length",
+    "latent_suffix",
+    "noise",
+    "tau",
+    "noise_scale",
+    "noise_clamp",
+    "num_draws",
+    "latent_eos",
+    "cold_stop_entropy",
+    "cold_stop_steps",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "max_completion_length",
+    "cache_implementation",
+    "seed",
+    "use_cpu",
+)
+EVALUATION = (
+    "reward_weights",
+    "eval_num_samples",
+    "eval_greedy",
+    "success_threshold",
+    "per_device_eval_batch_size",
+)
+
+
+@dataclass
+class ModelOptions:
+    """Which model, and how it is loaded."""
+
+    model: str | None = field(
+        default=None,
+        metadata={"help": "smollm2-135m-instruct (built in), a hub id, or a folder."},
+    )
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Dtype of the weights: float32, bfloat16, float16, or auto: float32 for "
+            "training and on the CPU, else bfloat16."
+        },
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "As in from_pretrained: sdpa, flash_attention_2, ..."}
+    )
+
+
+@dataclass
+class TaskOptions:
+    """Which problems."""
+
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": "reasoning_gym:NAME (any of its generators), gsm8k, dapo-math, math-500, "
+            "aime24, or file."
+        },
+    )
+    task_params: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "The task's own parameters, a mapping (JSON)."}
+    )
+    eval_task: str | None = field(
+        default=None, metadata={"help": "Task to evaluate on; default the task's held-out part."}
+    )
+    eval_task_params: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Parameters of eval_task, a mapping (JSON)."}
+    )
+    train_size: int | None = field(
+        default=None, metadata={"help": "Number of training problems; default the task's."}
+    )
+    eval_size: int | None = field(
+        default=None, metadata={"help": "Number of held-out problems; default the task's."}
+    )
+
+
+@dataclass
+class TrainOptions:
+    """How ``lepo train`` goes about it."""
+
+    lora_r: int = field(
+        default=0, metadata={"help": "Rank of a LoRA adapter (needs peft); 0 trains all weights."}
+    )
+    lora_alpha: int | None = field(
+        default=None, metadata={"help": "Scale of the adapter; default twice lora_r."}
+    )
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the adapter."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Modules with an adapter; default all linear ones."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace the run that output_dir holds."}
+    )
+    show_samples: int = field(
+        default=4, metadata={"help": "Completions to show at the end, before beside after."}
+    )
+
+
+@dataclass
+class GenerateOptions:
+    """What ``lepo generate`` completes and shows."""
+
+    prompt: str | None = field(default=None, metadata={"help": "What the user says."})
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "The system turn before it; default none."}
+    )
+    greedy: bool = field(
+        default=False,
+        metadata={"help": "Noise-free mixtures, then the likeliest tokens, instead of sampling."},
+    )
+    num_samples: int = field(default=1, metadata={"help": "Completions to draw."})
+    show_tokens: int = field(default=5, metadata={"help": "Tokens to show per soft step."})
+
+
+@dataclass
+class EvalOptions:
+    """Where ``lepo eval`` writes."""
+
+    output: str | None = field(
+        default=None,
+        metadata={"help": "JSON file for metrics and completions; default none."},
+    )
+
+
+def part_of_config(name: str, names: tuple[str, ...]) -> type:
+    """A dataclass of some of `LEPOConfig`'s settings, with their types, defaults and help."""
+    chosen = [setting for setting in dataclasses.fields(LEPOConfig) if setting.name in names]
+    return dataclasses.make_dataclass(
+        name,
+        [
+            (
+                setting.name,
+                setting.type,
+                field(
+                    default=setting.default,
+                    default_factory=setting.default_factory,
+                    metadata=setting.metadata,
+                ),
+            )
+            for setting in chosen
+        ],
+    )
+
+
+SamplingOptions = part_of_config("SamplingOptions", SAMPLING)
+EvaluationOptions = part_of_config("EvaluationOptions", SAMPLING + EVALUATION)
+
+ALL = (ModelOptions, TaskOptions, TrainOptions, GenerateOptions, EvalOptions, LEPOConfig)

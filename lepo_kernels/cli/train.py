@@ -1,0 +1,296 @@
+"""``lepo train``: evaluate, train, evaluate again, and leave everything in the run's folder."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import ProgressCallback as TqdmCallback
+
+from lepo_kernels.cli.errors import UsageError
+from lepo_kernels.cli.loading import (
+    evaluation_task,
+    from_pretrained_options,
+    model_name,
+    task_options,
+    training_task,
+)
+from lepo_kernels.cli.options import ModelOptions, TaskOptions, TrainOptions
+from lepo_kernels.cli.parsing import Parsed, mapping, parse
+from lepo_kernels.report.callbacks import ProgressCallback, RunFolderCallback, clock
+from lepo_kernels.report.run_folder import CONFIG, CURVES, RunFolder
+from lepo_kernels.report.tables import completions_table, evaluation_table
+from lepo_kernels.tasks import Task
+from lepo_kernels.trainer.checkpoint import is_complete, last_complete_checkpoint
+from lepo_kernels.trainer.config import LEPOConfig
+from lepo_kernels.trainer.trainer import LEPOTrainer
+
+LATEST = "latest"
+
+# Settings of TrainingArguments that --help shows; it passes over the many others.
+SHOWN = (
+    "output_dir",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "per_device_eval_batch_size",
+    "max_steps",
+    "num_train_epochs",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "max_grad_norm",
+    "gradient_checkpointing",
+    "bf16",
+    "use_cpu",
+    "seed",
+    "eval_strategy",
+    "eval_steps",
+    "save_strategy",
+    "save_steps",
+    "logging_steps",
+    "report_to",
+    "resume_from_checkpoint",
+)
+
+
+def run(words: list[str]) -> None:
+    """Train as the options say.
+
+    Raises:
+        UsageError: an option is wrong, or the model or its adapter cannot be had.
+        TaskError: the task cannot be had.
+    """
+    start = time.monotonic()
+    parsed = parse(
+        "train",
+        (ModelOptions, TaskOptions, TrainOptions, LEPOConfig),
+        words,
+        defaults=_defaults(),
+        hidden=_hidden(),
+    )
+    model_options, tasks, options, args = parsed.options
+    tasks = task_options(parsed, tasks)
+    if "output_dir" not in parsed.given:
+        args.output_dir = default_folder(tasks.task)
+    folder = RunFolder(args.output_dir)
+    resume = _checkpoint(args, folder)
+    if resume is None and folder.holds_a_run() and not options.overwrite_output_dir:
+        raise UsageError(
+            f"output_dir: {folder.folder} holds an earlier run; go on with it "
+            "(--resume_from_checkpoint latest), replace it (--overwrite_output_dir), "
+            "or name another folder"
+        )
+    console = Console(quiet=args.process_index != 0)
+    train_task = training_task(tasks, args.seed)
+    eval_task = train_task if tasks.eval_task is None else evaluation_task(tasks, args.seed)
+    if "eval_on_start" not in parsed.given:
+        # What a resumed run was before is in its folder.
+        args.eval_on_start = resume is None and len(eval_task.eval_dataset) > 0
+
+    progress = ProgressCallback(console)
+    title = f"{model_options.model} on {train_task.name}"
+    recorder = RunFolderCallback(_settings(parsed, tasks, args), title)
+    trainer = _make_trainer(
+        model_options, options, args, train_task, eval_task, [recorder, progress], console
+    )
+    trainer.evaluation_progress = progress.evaluation
+    _announce(console, trainer, title, train_task, eval_task)
+    # Only now: nothing that is wrong with the settings may cost an earlier run.
+    if resume is None and trainer.is_world_process_zero():
+        folder.clear()
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+        if len(eval_task.eval_dataset) > 0 and not _was_evaluated(trainer):
+            trainer.evaluate()
+    finally:
+        progress.close()
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        recorder.draw(folder)
+        _show_results(console, folder, eval_task, options.show_samples)
+        gone = clock(time.monotonic() - start)
+        console.print(
+            f"Done in {gone}. {folder.folder} holds the model, {CONFIG}, metrics.jsonl, {CURVES}, "
+            "completions.jsonl and evaluations.jsonl",
+            highlight=False,
+        )
+
+
+def default_folder(task: str | None) -> str:
+    """The run's folder where none is named."""
+    return str(Path("runs") / (task or "run").replace(":", "-"))
+
+
+def _defaults() -> dict[str, Any]:
+    """On a GPU that can, train in bfloat16 (with float32 weights) unless told otherwise."""
+    import torch
+
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return {"bf16": True} if on_gpu else {}
+
+
+def _hidden() -> tuple[str, ...]:
+    """The settings that ``--help`` passes over."""
+    inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
+    return tuple(inherited - set(SHOWN))
+
+
+def _checkpoint(args: LEPOConfig, folder: RunFolder) -> str | None:
+    """The checkpoint to go on from; None for a new run."""
+    wanted = args.resume_from_checkpoint
+    if wanted is None:
+        return None
+    if wanted == LATEST:
+        found = last_complete_checkpoint(folder.folder)
+        if found is None:
+            raise UsageError(
+                f"resume_from_checkpoint: there is no complete checkpoint in {folder.folder}"
+            )
+        return str(found)
+    if not is_complete(Path(wanted)):
+        raise UsageError(f"resume_from_checkpoint: {wanted} is no complete checkpoint")
+    return str(wanted)
+
+
+def _make_trainer(
+    model_options: ModelOptions,
+    options: TrainOptions,
+    args: LEPOConfig,
+    train_task: Task,
+    eval_task: Task,
+    callbacks: list[Any],
+    console: Console,
+) -> LEPOTrainer:
+    args.model_init_kwargs = {
+        **from_pretrained_options(model_options, auto="float32"),
+        **mapping("model_init_kwargs", args.model_init_kwargs),
+    }
+    peft_config = _adapter(options)
+    name = model_name(model_options, console)
+    try:
+        trainer = LEPOTrainer(
+            model=name,
+            reward_funcs=train_task.reward_funcs,
+            args=args,
+            train_dataset=train_task.train_dataset,
+            eval_dataset=eval_task.eval_dataset if len(eval_task.eval_dataset) else None,
+            callbacks=callbacks,
+            peft_config=peft_config,
+        )
+    # Wrong settings and models that are not there; what goes wrong later is no usage error.
+    except (OSError, TypeError, ValueError, ImportError) as error:
+        raise UsageError(str(error)) from error
+    for replaced in (TqdmCallback, PrinterCallback):
+        trainer.remove_callback(replaced)
+    return trainer
+
+
+def _adapter(options: TrainOptions) -> Any:
+    """The LoRA adapter that the options ask for; None without one."""
+    if options.lora_r == 0:
+        return None
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise UsageError(
+            "lora_r: an adapter needs the package peft; run: pip install 'lepo_kernels[peft]'"
+        ) from error
+    targets = options.lora_target_modules
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=options.lora_r,
+        lora_alpha=2 * options.lora_r if options.lora_alpha is None else options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        target_modules="all-linear" if targets in (None, ["all-linear"]) else targets,
+    )
+
+
+def _settings(parsed: Parsed, tasks: TaskOptions, args: LEPOConfig) -> dict[str, Any]:
+    """What ``config.yaml`` holds: LEPO's own settings, and whatever else was set.
+
+    Given to ``lepo train`` again, it makes the same run; `lepo eval` and `lepo generate` read it.
+    """
+    inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
+    own = {
+        field.name: getattr(part, field.name)
+        for part in parsed.options
+        for field in dataclasses.fields(part)
+        if field.name not in inherited
+    }
+    settings = {
+        **own,
+        **parsed.given,
+        **dataclasses.asdict(tasks),
+        "output_dir": args.output_dir,
+        "seed": args.seed,
+        "learning_rate": args.learning_rate,
+    }
+    for of_this_call in ("resume_from_checkpoint", "overwrite_output_dir"):
+        settings.pop(of_this_call, None)
+    return settings
+
+
+def _announce(
+    console: Console, trainer: LEPOTrainer, title: str, train_task: Task, eval_task: Task
+) -> None:
+    weights = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    args = trainer.args
+    train_size = 0 if train_task.train_dataset is None else len(train_task.train_dataset)
+    console.print(
+        f"Training {title}: {weights / 1e6:.1f}M weights on {args.device} "
+        f"({'bfloat16' if args.bf16 else 'float16' if args.fp16 else 'float32'}), "
+        f"{args.latent_length} latent steps, groups of {args.num_generations}; "
+        f"{train_size} problems, {len(eval_task.eval_dataset)} held out ({eval_task.name})",
+        highlight=False,
+    )
+
+
+def _was_evaluated(trainer: LEPOTrainer) -> bool:
+    """Whether the evaluation of the last step has been done already."""
+    history = trainer.state.log_history
+    last = trainer.state.global_step
+    return any(log["step"] == last and "eval_runtime" in log for log in history)
+
+
+def _show_results(console: Console, folder: RunFolder, task: Task, rows: int) -> None:
+    """Accuracies before and after, and what the model said to the same problems."""
+    evaluations = [log for log in folder.metrics() if "eval_runtime" in log]
+    if not evaluations:
+        return
+    first, last = evaluations[0], evaluations[-1]
+    titles = {f"step {log['step']}": log for log in (first, last)}
+    console.print(
+        evaluation_table(
+            {
+                title: {
+                    name.removeprefix("eval_"): value
+                    for name, value in log.items()
+                    if name.startswith("eval_") and name != "eval_runtime"
+                }
+                for title, log in titles.items()
+            }
+        )
+    )
+    samples = _evaluated(folder.folder / "evaluations.jsonl")
+    problems = range(min(rows, len(task.eval_dataset)))
+    questions = [task.eval_dataset[index]["prompt"][-1]["content"] for index in problems]
+    columns = {
+        title: [samples[log["step"]][index] for index in problems] for title, log in titles.items()
+    }
+    console.print(completions_table(questions, columns))
+
+
+def _evaluated(file: Path) -> dict[int, dict[int, dict[str, Any]]]:
+    """By step and problem a completion, the greedy one if there is one."""
+    by_step: dict[int, dict[int, dict[str, Any]]] = {}
+    with file.open(encoding="utf-8") as lines:
+        for record in map(json.loads, lines):
+            by_step.setdefault(record["step"], {}).setdefault(record["problem"], record)
+    return by_step

@@ -1,0 +1,135 @@
+"""The files of a run: ``config.yaml``, ``metrics.jsonl``, ``curves.png`` and completions.
+
+``metrics.jsonl`` holds one JSON object per log, each with its ``step``; evaluations are logs whose
+metrics start with ``eval_``.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+METRICS = "metrics.jsonl"
+CONFIG = "config.yaml"
+CURVES = "curves.png"
+
+# Files of one JSON object per line with a "step", and by how much a line that belongs to the update
+# after step s is ahead: completions are written before the update that they train. The trainer
+# writes the last two.
+STEP_FILES = {METRICS: 0, "completions.jsonl": 1, "evaluations.jsonl": 0}
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        folder: made when first written to.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+
+    @property
+    def metrics_file(self) -> Path:
+        """Where the metrics are."""
+        return self.folder / METRICS
+
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints in it, oldest first."""
+        found = [
+            path
+            for path in self.folder.glob("checkpoint-*")
+            if path.is_dir() and path.name.rpartition("-")[2].isdigit()
+        ]
+        return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+    def holds_a_run(self) -> bool:
+        """Whether an earlier run left metrics or checkpoints here."""
+        return self.metrics_file.exists() or bool(self.checkpoints())
+
+    def clear(self) -> None:
+        """Remove what an earlier run wrote, and nothing else."""
+        for checkpoint in self.checkpoints():
+            shutil.rmtree(checkpoint)
+        for name in (CONFIG, CURVES, *STEP_FILES):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def forget_after(self, step: int) -> None:
+        """Drop what was recorded after ``step``, so that a resumed run does not record it twice.
+
+        A last line that a killed run left half written goes, too.
+        """
+        for name, ahead in STEP_FILES.items():
+            path = self.folder / name
+            if path.exists():
+                kept = [row for row in _read_lines(path) if row["step"] + ahead <= step]
+                _replace(path, "".join(map(_line, kept)))
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write the settings as YAML."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
+        _replace(self.folder / CONFIG, text)
+
+    def append_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Add a line of metrics; it needs a ``step``."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(_line(metrics))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics so far; empty if there are none."""
+        return read_metrics(self.metrics_file) if self.metrics_file.exists() else []
+
+
+def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    return list(_read_lines(Path(path)))
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                if line.endswith("\n"):
+                    raise
+                return
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """JSON knows no NaN or infinity: they are written as null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
+    return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """The value as YAML's own types."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        # A subclass (an enum of str) would be written as a Python object.
+        return value if type(value) in (type(None), bool, int, float, str) else str(value)
+    return str(value)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file that is never seen half written."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text, encoding="utf-8")
+    os.replace(fresh, path)

@@ -1,0 +1,93 @@
+"""Tables for the terminal: accuracies before and after, completions, and soft steps."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+BAR_WIDTH = 24
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def evaluation_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
+    """Metrics of one or several evaluations side by side, with the change of the last.
+
+    Args:
+        columns: title of a column -> its metrics.
+    """
+    titles = list(columns)
+    table = Table(title="Evaluation on held-out problems")
+    table.add_column("metric")
+    for title in titles:
+        table.add_column(title, justify="right")
+    if len(titles) > 1:
+        table.add_column("change", justify="right")
+    names = list(dict.fromkeys(name for metrics in columns.values() for name in metrics))
+    for name in names:
+        values = [columns[title].get(name) for title in titles]
+        cells = ["" if value is None else f"{value:.3f}" for value in values]
+        if len(titles) > 1:
+            first, last = values[0], values[-1]
+            known = first is not None and last is not None
+            cells.append(f"{last - first:+.3f}" if known else "")  # type: ignore[operator]
+        table.add_row(name, *cells)
+    return table
+
+
+def completions_table(
+    problems: Sequence[str], columns: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> Table:
+    """Completions of the same problems from one or several evaluations, side by side.
+
+    Args:
+        problems: what each problem asks.
+        columns: title of a column -> one evaluation record per problem.
+    """
+    table = Table(title="Completions (soft tokens by their heaviest, in blue)", show_lines=True)
+    table.add_column("problem", ratio=1)
+    for name in columns:
+        table.add_column(name, ratio=1)
+    for problem, *records in zip(problems, *columns.values(), strict=True):
+        table.add_row(Text(problem), *map(_completion, records))
+    return table
+
+
+def soft_steps_table(steps: Sequence[Sequence[Mapping[str, Any]]]) -> Table:
+    """The soft tokens of a completion: per latent step its heaviest tokens with their weights.
+
+    Args:
+        steps: per latent step a list of ``{"token": str, "weight": float}``, heaviest first.
+    """
+    table = Table(title="Soft steps")
+    table.add_column("step", justify="right")
+    table.add_column("token")
+    table.add_column("weight", justify="right")
+    table.add_column("", width=BAR_WIDTH)
+    for number, tokens in enumerate(steps):
+        for position, token in enumerate(tokens):
+            table.add_row(
+                "" if position else str(number + 1),
+                Text(repr(token["token"])),
+                f"{token['weight']:.3f}",
+                Text(bar(token["weight"]), style="cyan"),
+                end_section=position == len(tokens) - 1,
+            )
+    return table
+
+
+def bar(share: float) -> str:
+    """A bar of ``share`` times `BAR_WIDTH` characters, exact to an eighth."""
+    eighths = round(min(max(share, 0.0), 1.0) * BAR_WIDTH * 8)
+    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+
+
+def _completion(record: Mapping[str, Any]) -> Text:
+    text = Text()
+    heaviest = [step[0]["token"] for step in record.get("latent", []) if step]
+    if heaviest:
+        text.append("".join(heaviest).strip() + " ", style="italic cyan")
+    text.append(record["completion"].strip())
+    solved = record["reward"] > 0
+    text.append(f"\nreward {record['reward']:g}", style="green" if solved else "red")
+    return text

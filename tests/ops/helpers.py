@@ -1,0 +1,40 @@
+"""What the tests of several op families share."""
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+HALF_DTYPES = (torch.bfloat16, torch.float16)
+LOW_DTYPES = (torch.float32, *HALF_DTYPES)
+
+
+def assert_no_worse_than_plain(
+    ours: Tensor, plain: Tensor, oracle: Tensor, dtype: torch.dtype
+) -> None:
+    """Elementwise |ours - oracle| <= |plain - oracle| + a tolerance.
+
+    ``plain`` is the plain torch expression in ``dtype``, ``oracle`` an independent float64 one. The
+    tolerance is one unit of ``dtype`` at the largest value: half of it is what rounding the result
+    may cost. In float32 it is four: nothing is rounded to a narrower dtype there, both sides only
+    sum in other orders, and terms larger than their sum leave a few units of chance.
+    """
+    assert ours.shape == oracle.shape
+    ours_error = (ours.double() - oracle).abs()
+    plain_error = (plain.double() - oracle).abs()
+    units = 4 if dtype == torch.float32 else 1
+    tolerance = units * torch.finfo(dtype).eps * oracle.abs().max()
+    worst = (ours_error - plain_error).max()
+    assert worst <= tolerance, f"off by {worst:.3g} more than plain torch, {tolerance:.3g} allowed"
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the size of the largest tensor that any op returns inside the ``with`` block."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for out in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(out, Tensor):
+                self.numel = max(self.numel, out.numel())
+        return result

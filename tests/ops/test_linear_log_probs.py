@@ -1,0 +1,442 @@
+"""Selected log-probabilities against the dense expression and torch's own autograd."""
+
+import math
+
+import pytest
+import torch
+
+from lepo_kernels import gather_log_probs, linear_log_probs
+from lepo_kernels.backends.reference import linear_log_probs as kernel
+from lepo_kernels.backends.reference import numerics
+from tests.ops.helpers import LOW_DTYPES, LargestTensor, assert_no_worse_than_plain
+
+
+def plain(hidden, lm_head, ids, bias=None, softcap=None, inv_temperature=1.0):
+    """The same quantities with all logits at hand, in the dtype of the inputs."""
+    logits = hidden @ lm_head.T
+    if bias is not None:
+        logits = logits + bias
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return plain_from_logits(logits, ids, inv_temperature)
+
+
+def plain_from_logits(logits, ids, inv_temperature=1.0):
+    if isinstance(inv_temperature, torch.Tensor):
+        inv_temperature = inv_temperature[:, None]
+    a = logits * inv_temperature
+    log_pi = torch.log_softmax(a, -1)
+    entropy = -(log_pi.exp() * log_pi.masked_fill(log_pi == -math.inf, 0)).sum(-1)
+    return a.gather(1, ids.long()), torch.logsumexp(a, -1), entropy
+
+
+def make(rows=7, width=3, vocab=11, kept=4, dtype=torch.float64, seed=0):
+    torch.manual_seed(seed)
+    hidden = torch.randn(rows, width, dtype=dtype, requires_grad=True)
+    lm_head = torch.randn(vocab, width, dtype=dtype, requires_grad=True)
+    bias = torch.randn(vocab, dtype=dtype, requires_grad=True)
+    ids = torch.randint(0, vocab, (rows, kept))
+    ids[:, 1] = ids[:, 0]  # duplicates
+    return hidden, lm_head, bias, ids
+
+
+def weighted_sum(outputs, seed=1):
+    """A scalar that gives every output an upstream gradient of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    return sum(
+        (x.double() * torch.randn(x.shape, generator=generator, dtype=torch.float64)).sum()
+        for x in outputs
+    )
+
+
+# Chunks of 1, of 3 with a last one of 1, of exactly all, and of more than all 7 rows.
+@pytest.mark.parametrize("chunk_size", [1, 3, 7, 100, None])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_values_and_gradients_match_the_dense_expression(chunk_size, softcap, with_bias):
+    hidden, lm_head, bias, ids = make()
+    bias = bias if with_bias else None
+    inputs = [x for x in (hidden, lm_head, bias) if x is not None]
+    scale = torch.rand(7, dtype=torch.float64) + 0.5
+    options = {"bias": bias, "softcap": softcap, "inv_temperature": scale}
+    ours = linear_log_probs(hidden, lm_head, ids, chunk_size=chunk_size, **options)
+    expected = plain(hidden, lm_head, ids, **options)
+    for name, x, y in zip(ours._fields, ours, expected, strict=True):
+        torch.testing.assert_close(x, y, msg=name)
+    for x, y in zip(
+        torch.autograd.grad(weighted_sum(ours), inputs),
+        torch.autograd.grad(weighted_sum(expected), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(x, y)
+
+
+def test_gradcheck():
+    hidden, lm_head, bias, ids = make(rows=4)
+
+    def linear(hidden, lm_head, bias):
+        return tuple(
+            linear_log_probs(
+                hidden, lm_head, ids, bias=bias, softcap=3.0, inv_temperature=0.7, chunk_size=3
+            )
+        )
+
+    def gather(logits):
+        return tuple(gather_log_probs(logits, ids, inv_temperature=0.7))
+
+    assert torch.autograd.gradcheck(linear, (hidden, lm_head, bias))
+    logits = torch.randn(4, 11, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(gather, (logits,))
+
+
+# V = 2 is the smallest, 7 a prime, 1000 a long row. K = 0 asks for lse alone.
+@pytest.mark.parametrize("vocab", [2, 7, 1000])
+@pytest.mark.parametrize("kept", [0, 1, 5])
+def test_logits_at_hand(vocab, kept):
+    torch.manual_seed(vocab)
+    logits = (3 * torch.randn(6, vocab, dtype=torch.float64)).requires_grad_()
+    ids = torch.randint(0, vocab, (6, kept), dtype=torch.int32)
+    ours = gather_log_probs(logits, ids, inv_temperature=1.3)
+    expected = plain_from_logits(logits, ids, 1.3)
+    for x, y in zip(ours, expected, strict=True):
+        torch.testing.assert_close(x, y)
+    torch.testing.assert_close(
+        torch.autograd.grad(weighted_sum(ours), logits),
+        torch.autograd.grad(weighted_sum(expected), logits),
+    )
+
+
+def test_logits_at_hand_in_several_chunks(monkeypatch):
+    monkeypatch.setattr(numerics, "_CHUNK_ENTRIES", 25)  # 2 of 5 rows of 11
+    logits = torch.randn(5, 11, dtype=torch.float64, requires_grad=True)
+    ids = torch.randint(0, 11, (5, 2))
+    ours, expected = gather_log_probs(logits, ids), plain_from_logits(logits, ids)
+    for x, y in zip(ours, expected, strict=True):
+        torch.testing.assert_close(x, y)
+    torch.testing.assert_close(
+        torch.autograd.grad(weighted_sum(ours), logits),
+        torch.autograd.grad(weighted_sum(expected), logits),
+    )
+
+
+@pytest.mark.parametrize(("rows", "kept"), [(0, 3), (4, 0), (0, 0)])
+def test_empty_sizes(rows, kept):
+    hidden, lm_head, _, _ = make(rows=max(rows, 1), kept=2)
+    hidden = hidden[:rows]
+    ids = torch.zeros(rows, kept, dtype=torch.int64)
+    ours = linear_log_probs(hidden, lm_head, ids)
+    assert ours.logits.shape == (rows, kept)
+    assert ours.lse.shape == ours.entropy.shape == (rows,)
+    (dlm_head,) = torch.autograd.grad(ours.lse.sum(), lm_head)
+    expected = torch.autograd.grad((hidden @ lm_head.T).logsumexp(-1).sum(), lm_head)[0]
+    torch.testing.assert_close(dlm_head, expected)
+
+
+# D = 64 so that sums are long enough to round; V = 97 is no multiple of anything.
+@pytest.mark.parametrize("dtype", LOW_DTYPES)
+def test_error_is_no_worse_than_plain_torch(dtype):
+    torch.manual_seed(2)
+    rows, width, vocab = 33, 64, 97
+    hidden = torch.randn(rows, width).to(dtype).requires_grad_()
+    lm_head = (torch.randn(vocab, width) / 4).to(dtype).requires_grad_()
+    ids = torch.randint(0, vocab, (rows, 5))
+    # Soft targets close to the policy, where pi - z cancels.
+    weights = (hidden @ lm_head.T).detach().float().softmax(-1).gather(1, ids)
+
+    def run(function, hidden, lm_head):
+        a, lse, entropy = function(hidden, lm_head, ids)
+        w = weights.to(a.dtype)
+        loss = (w * (a - lse[:, None])).sum() + 0.1 * entropy.sum()
+        return a, lse, entropy, *torch.autograd.grad(loss, (hidden, lm_head))
+
+    ours = run(lambda h, w, i: linear_log_probs(h, w, i, chunk_size=10), hidden, lm_head)
+    rounded = run(plain, hidden, lm_head)
+    oracle = run(plain, *(x.detach().double().requires_grad_() for x in (hidden, lm_head)))
+    assert [x.dtype for x in ours] == [torch.float32] * 3 + [dtype] * 2
+    for x, y, z in zip(ours, rounded, oracle, strict=True):
+        assert_no_worse_than_plain(x, y, z, dtype)
+
+
+def test_gradient_of_the_head_is_rounded_once():
+    torch.manual_seed(4)
+    hidden = torch.randn(200, 8).bfloat16()
+    lm_head = torch.randn(20, 8).bfloat16().requires_grad_()
+    ids = torch.randint(0, 20, (200, 1))
+    ours = linear_log_probs(hidden, lm_head, ids, chunk_size=7)
+    (ours.logits[:, 0] - ours.lse).sum().backward()
+    logits = (hidden @ lm_head.T).detach().double()
+    da = torch.zeros_like(logits).scatter_(1, ids, 1) - logits.softmax(-1)
+    exact = da.T @ hidden.double()
+    # Half a unit of bfloat16, and what float32 sums of 200 rows may lose.
+    allowed = 2.0**-8 * exact.abs() + 1e-5
+    assert ((lm_head.grad.double() - exact).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("dtype", LOW_DTYPES)
+def test_error_from_logits_is_no_worse_than_plain_torch(dtype):
+    torch.manual_seed(3)
+    logits = (4 * torch.randn(33, 97)).to(dtype).requires_grad_()
+    ids = torch.randint(0, 97, (33, 5))
+
+    def run(function, logits):
+        a, lse, entropy = function(logits, ids)
+        loss = (a - lse[:, None]).sum() + 0.1 * entropy.sum()
+        return a, lse, entropy, *torch.autograd.grad(loss, logits)
+
+    ours, rounded = run(gather_log_probs, logits), run(plain_from_logits, logits)
+    oracle = run(plain_from_logits, logits.detach().double().requires_grad_())
+    for x, y, z in zip(ours, rounded, oracle, strict=True):
+        assert_no_worse_than_plain(x, y, z, dtype)
+
+
+def test_minus_infinities_never_make_nan():
+    hidden, lm_head, bias, ids = make()
+    with torch.no_grad():
+        bias[[2, 5]] = -math.inf
+    ids[0, 0] = 2
+    ours = linear_log_probs(hidden, lm_head, ids, bias=bias)
+    expected = plain(hidden, lm_head, ids, bias=bias)
+    for x, y in zip(ours, expected, strict=True):
+        torch.testing.assert_close(x, y)
+    (ours.lse.sum() + 2 * ours.entropy.sum()).backward()
+    kept = [j for j in range(11) if j not in (2, 5)]
+    again = plain(hidden, lm_head[kept], ids * 0, bias=bias[kept])
+    grads = torch.autograd.grad(again[1].sum() + 2 * again[2].sum(), (hidden, lm_head, bias))
+    for x, y in zip((hidden, lm_head, bias), grads, strict=True):
+        torch.testing.assert_close(x.grad, y)
+
+    logits = torch.randn(2, 6, dtype=torch.float64)
+    logits[:, 3] = -math.inf
+    logits[1, [0, 1, 2, 4]] = -math.inf  # a single survivor
+    logits.requires_grad_()
+    ours = gather_log_probs(logits, torch.full((2, 1), 5))
+    assert ours.entropy[1] == 0
+    assert ours.lse[1] == ours.logits[1, 0] == logits[1, 5]
+    (dlogits,) = torch.autograd.grad((ours.logits[:, 0] - ours.lse + ours.entropy).sum(), logits)
+    assert dlogits.isfinite().all()
+    assert dlogits[:, 3].eq(0).all()
+    assert dlogits[1].eq(0).all()
+
+
+def test_bad_rows_raise_with_their_index():
+    hidden, lm_head, _, ids = make()
+    with torch.no_grad():
+        hidden[5] = math.nan
+    with pytest.raises(ValueError, match="logits of hidden: row 5 is all -inf, or holds NaN"):
+        linear_log_probs(hidden, lm_head, ids, chunk_size=2)
+    for bad in (math.nan, math.inf, -math.inf):
+        logits = torch.zeros(3, 4)
+        logits[1] = bad
+        with pytest.raises(ValueError, match="logits: row 1 is all -inf, or holds NaN"):
+            gather_log_probs(logits, torch.zeros(3, 1, dtype=torch.int64))
+
+
+def test_unchecked_bad_rows_spoil_themselves_only(monkeypatch):
+    monkeypatch.setattr(numerics, "checks_enabled", lambda device: False)
+    logits = torch.randn(3, 4)
+    ids = torch.zeros(3, 1, dtype=torch.int64)
+    good = gather_log_probs(logits, ids)
+    for bad in (math.nan, math.inf, -math.inf):
+        spoilt = logits.clone()
+        spoilt[1] = bad
+        ours = gather_log_probs(spoilt, ids)
+        assert ours.lse[1].isnan()
+        assert ours.entropy[1].isnan()
+        for x, y in zip(ours, good, strict=True):
+            assert torch.equal(x[[0, 2]], y[[0, 2]])
+
+
+def test_nothing_of_the_size_of_all_logits_is_formed():
+    rows, vocab, chunk = 64, 50, 4
+    hidden, lm_head, _, ids = make(rows=rows, vocab=vocab)
+    with LargestTensor() as largest:
+        ours = linear_log_probs(hidden, lm_head, ids, chunk_size=chunk)
+        weighted_sum(ours).backward()
+    # One chunk of logits, or the upstream gradients [N, K].
+    assert largest.numel <= max(chunk * vocab, ids.numel())
+
+
+def test_rows_without_coefficients_are_not_computed_in_backward():
+    hidden, lm_head, _, ids = make()
+    hidden, lm_head = hidden.detach(), lm_head.detach()
+    lse, entropy = torch.ones(7).double(), torch.ones(7).double()
+    alpha, gamma, eta = torch.zeros(7, 4).double(), torch.zeros(7).double(), torch.zeros(7).double()
+    alpha[1, 2], gamma[3], eta[4] = 1, 1, 1
+    idle = [0, 2, 5, 6]
+    hidden[idle] = math.nan  # would spread into the gradient of the head
+    dhidden, dlm_head, _ = kernel.linear_log_probs_backward(
+        alpha, gamma, eta, hidden, lm_head, ids, None, None, torch.ones(1).double(), lse, entropy,
+        2, True, True, False,
+    )  # fmt: skip
+    assert dhidden[idle].eq(0).all()
+    assert dhidden[[1, 3, 4]].ne(0).any(-1).all()
+    assert dlm_head.isfinite().all()
+    logits = torch.full((7, 5), math.nan).double()
+    logits[[1, 3, 4]] = 0
+    dlogits = kernel.gather_log_probs_backward(
+        alpha, gamma, eta, logits, ids * 0, torch.ones(1).double(), lse, entropy
+    )
+    assert dlogits.isfinite().all()
+
+
+@pytest.mark.parametrize("trained", [{0}, {1}, {2}, {0, 2}, {1, 2}])
+def test_frozen_inputs_get_no_gradient_and_cost_nothing(trained, monkeypatch):
+    hidden, lm_head, bias, ids = make()
+    inputs = (hidden, lm_head, bias)
+    for position, x in enumerate(inputs):
+        x.requires_grad_(position in trained)
+    needs = []
+    original = kernel.linear_log_probs_backward
+    monkeypatch.setattr(
+        "lepo_kernels.dispatch.load",
+        lambda op, name: (
+            lambda *args: (
+                needs.append(args[-3:]) or original(*args)
+                if op.endswith("backward")
+                else kernel.linear_log_probs(*args)
+            )
+        ),
+    )
+    weighted_sum(linear_log_probs(hidden, lm_head, ids, bias=bias)).backward()
+    assert needs == [tuple(position in trained for position in range(3))]
+    for position, x in enumerate(inputs):
+        assert (x.grad is not None) == (position in trained)
+
+
+def test_no_grad_and_double_backward():
+    hidden, lm_head, _, ids = make()
+    with torch.no_grad():
+        assert not linear_log_probs(hidden, lm_head, ids).lse.requires_grad
+    ours = linear_log_probs(hidden, lm_head, ids)
+    (first,) = torch.autograd.grad(weighted_sum(ours), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives are not offered"):
+        first.sum().backward()
+    logits = torch.randn(7, 11, requires_grad=True)
+    (first,) = torch.autograd.grad(
+        gather_log_probs(logits, ids).lse.sum(), logits, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="second derivatives are not offered"):
+        first.sum().backward()
+
+
+def test_autocast_casts_the_inputs_and_nothing_else():
+    hidden, lm_head, bias, ids = make(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = linear_log_probs(hidden, lm_head, ids, bias=bias)
+        weighted_sum(ours).backward()
+    half = [x.detach().bfloat16().requires_grad_() for x in (hidden, lm_head, bias)]
+    expected = linear_log_probs(half[0], half[1], ids, bias=half[2])
+    weighted_sum(expected).backward()
+    for x, y in zip(ours, expected, strict=True):
+        assert torch.equal(x, y)
+    for x, y in zip((hidden, lm_head, bias), half, strict=True):
+        assert x.grad.dtype == torch.float32
+        assert torch.equal(x.grad, y.grad.float())
+
+
+def test_same_bits_run_to_run_and_for_any_layout():
+    hidden, lm_head, _, ids = make(dtype=torch.float32)
+
+    def run(hidden, lm_head):
+        ours = linear_log_probs(hidden, lm_head, ids)
+        return (*ours, *torch.autograd.grad(weighted_sum(ours), (hidden, lm_head)))
+
+    base = run(hidden, lm_head)
+    for x, y in zip(base, run(hidden, lm_head), strict=True):
+        assert torch.equal(x, y)
+    strided = [x.detach().T.contiguous().T.requires_grad_() for x in (hidden, lm_head)]
+    for x, y in zip(base, run(*strided), strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_opcheck():
+    hidden, lm_head, bias, ids = make(rows=3)
+    scale = torch.ones(1, dtype=torch.float64)
+    ops = torch.ops.lepo_kernels
+    torch.library.opcheck(
+        ops.linear_log_probs.default, (hidden, lm_head, ids, bias, 2.0, scale, 2, "reference")
+    )
+    torch.library.opcheck(
+        ops.linear_log_probs.default, (hidden, lm_head, ids, None, None, scale, 2, "reference")
+    )
+    logits = torch.randn(3, 11, requires_grad=True)
+    torch.library.opcheck(ops.gather_log_probs.default, (logits, ids, scale.float(), "reference"))
+    row = torch.ones(3, dtype=torch.float64)
+    torch.library.opcheck(
+        ops.linear_log_probs_backward.default,
+        (row[:, None].expand(3, 4), row, row, hidden.detach(), lm_head.detach(), ids, None, None,
+         scale, row, row, 2, True, False, False, "reference"),
+        test_utils=("test_schema", "test_faketensor"),
+    )  # fmt: skip
+    torch.library.opcheck(
+        ops.gather_log_probs_backward.default,
+        (row[:, None].expand(3, 4), row, row, logits.detach().double(), ids, scale, row, row,
+         "reference"),
+        test_utils=("test_schema", "test_faketensor"),
+    )  # fmt: skip
+
+
+def test_compiled_is_eager_bitwise():
+    hidden, lm_head, bias, ids = make(dtype=torch.float32)
+
+    def step(hidden, lm_head, bias):
+        ours = linear_log_probs(hidden, lm_head, ids, bias=bias, inv_temperature=0.5)
+        both = gather_log_probs(hidden @ lm_head.T, ids)
+        return ours.logits.sum() - 2 * ours.lse.sum() + ours.entropy.sum() + both.lse.sum()
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    inputs = (hidden, lm_head, bias)
+    ours, eager = compiled(*inputs), step(*inputs)
+    assert torch.equal(ours, eager)
+    for x, y in zip(
+        torch.autograd.grad(ours, inputs), torch.autograd.grad(eager, inputs), strict=True
+    ):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"hidden": torch.zeros(2)}, ValueError, r"hidden: expected shape \[N, D\]"),
+        ({"hidden": torch.zeros(2, 3).int()}, TypeError, "hidden: expected dtype float32"),
+        ({"lm_head": torch.zeros(5, 4)}, ValueError, r"lm_head: expected shape \[V, 3\]"),
+        ({"lm_head": torch.zeros(0, 3)}, ValueError, "lm_head.shape.0.: expected an int in"),
+        ({"lm_head": torch.zeros(5, 3).half()}, TypeError, "lm_head: expected dtype float32"),
+        ({"bias": torch.zeros(4)}, ValueError, r"bias: expected shape \[5\], got \[4\]"),
+        ({"bias": torch.zeros(5).half()}, TypeError, "bias: expected dtype float32"),
+        ({"ids": torch.zeros(3, 1).long()}, ValueError, r"ids: expected shape \[2, K\]"),
+        ({"ids": torch.zeros(2, 1)}, TypeError, "ids: expected dtype int64"),
+        ({"ids": torch.tensor([[0], [5]])}, IndexError, r"ids: expected values in \[0, 5\), got 5"),
+        ({"ids": torch.tensor([[0], [-1]])}, IndexError, r"ids: expected values in \[0, 5\)"),
+        ({"softcap": 0.0}, ValueError, r"softcap: expected a number in \(0"),
+        ({"inv_temperature": 0}, ValueError, r"inv_temperature: expected a number in \(0"),
+        ({"inv_temperature": torch.zeros(2)}, ValueError, "inv_temperature: expected finite"),
+        ({"inv_temperature": torch.ones(3)}, ValueError, r"inv_temperature: expected shape \[2\]"),
+        ({"chunk_size": 0}, ValueError, "chunk_size: expected an int in"),
+    ],
+)
+def test_errors_name_the_argument(change, error, message):
+    arguments = {
+        "hidden": torch.zeros(2, 3),
+        "lm_head": torch.zeros(5, 3),
+        "ids": torch.zeros(2, 1, dtype=torch.int64),
+    }
+    with pytest.raises(error, match=message):
+        linear_log_probs(**(arguments | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"logits": torch.zeros(2)}, ValueError, r"logits: expected shape \[N, V\]"),
+        ({"logits": torch.zeros(2, 0)}, ValueError, "logits.shape.1.: expected an int in"),
+        ({"ids": torch.zeros(3, 1).long()}, ValueError, r"ids: expected shape \[2, K\]"),
+        ({"ids": torch.tensor([[0], [5]])}, IndexError, r"ids: expected values in \[0, 5\), got 5"),
+        ({"inv_temperature": -1.0}, ValueError, r"inv_temperature: expected a number in \(0"),
+        ({"inv_temperature": torch.zeros(2)}, ValueError, "inv_temperature: expected finite"),
+    ],
+)
+def test_errors_of_the_logits_variant(change, error, message):
+    arguments = {"logits": torch.zeros(2, 5), "ids": torch.zeros(2, 1, dtype=torch.int64)}
+    with pytest.raises(error, match=message):
+        gather_log_probs(**(arguments | change))

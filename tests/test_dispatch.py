@@ -1,0 +1,152 @@
+"""One table decides which backend serves a call, and says why when none can."""
+
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+
+import lepo_kernels
+from lepo_kernels import BackendUnavailableError, dispatch
+
+CPU, CUDA, OTHER = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """An op that three backends serve, on a machine where nothing is missing."""
+    kernels = {"op": ("family", ("cuda", "cpu", "reference"))}
+    monkeypatch.setattr(dispatch, "KERNELS", kernels)
+    monkeypatch.setattr(dispatch, "MISSING", {})
+    monkeypatch.setattr(dispatch, "_override", None)
+
+
+@pytest.mark.parametrize("op", dispatch.KERNELS)
+def test_every_kernel_in_the_table_exists(op):
+    for name in dispatch.KERNELS[op][1]:
+        if name not in dispatch.MISSING:
+            assert callable(dispatch.load(op, name))
+
+
+@pytest.mark.usefixtures("table")
+def test_the_fastest_backend_that_can_serve_is_chosen(monkeypatch):
+    assert dispatch.resolve("op", CPU, None) == "cpu"
+    assert dispatch.resolve("op", CUDA, None) == "cuda"
+    assert dispatch.resolve("op", OTHER, None) == "reference"
+    monkeypatch.setattr(dispatch, "MISSING", {"cpu": "it is broken", "cuda": "it is broken"})
+    assert dispatch.resolve("op", CPU, None) == "reference"
+    assert dispatch.resolve("op", CUDA, None) == "reference"
+
+
+@pytest.mark.usefixtures("table")
+def test_the_argument_beats_the_context_beats_the_table():
+    with lepo_kernels.backend("reference"):
+        assert dispatch.resolve("op", CPU, None) == "reference"
+        assert dispatch.resolve("op", CPU, "cpu") == "cpu"
+        with lepo_kernels.backend("cpu"):
+            assert dispatch.resolve("op", CPU, None) == "cpu"
+        assert dispatch.resolve("op", CPU, None) == "reference"
+    assert dispatch.resolve("op", CPU, None) == "cpu"
+
+
+@pytest.mark.usefixtures("table")
+def test_the_context_ends_with_an_error_too():
+    with pytest.raises(KeyError), lepo_kernels.backend("reference"):
+        raise KeyError
+    assert dispatch.resolve("op", CPU, None) == "cpu"
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize(
+    ("device", "name", "reason"),
+    [
+        (CPU, "cuda", "it does not run on device type 'cpu'"),
+        (CUDA, "triton", "it has no kernel for it .backends that do: cuda, cpu, reference"),
+        (CPU, "cpu", "it is not part of this installation"),
+    ],
+)
+def test_a_backend_that_cannot_serve_says_why(device, name, reason, monkeypatch):
+    monkeypatch.setattr(dispatch, "MISSING", {"cpu": "it is not part of this installation"})
+    with pytest.raises(BackendUnavailableError, match=f"{name!r} cannot serve op: {reason}"):
+        dispatch.resolve("op", device, name)
+
+
+@pytest.mark.usefixtures("table")
+def test_no_backend_at_all_is_an_error(monkeypatch):
+    monkeypatch.setattr(dispatch, "MISSING", dict.fromkeys(dispatch.BACKENDS, "it is broken"))
+    with pytest.raises(BackendUnavailableError, match="no backend serves op on cpu"):
+        dispatch.resolve("op", CPU, None)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="backend=: unknown backend 'cudnn'; known: cuda, triton"):
+        dispatch.resolve("mix_embeddings", CPU, "cudnn")
+    with (
+        pytest.raises(ValueError, match=r"backend\(\): unknown backend 'cudnn'"),
+        lepo_kernels.backend("cudnn"),
+    ):
+        pass
+
+
+def test_public_ops_pass_their_backend_on():
+    arguments = {
+        "mix_embeddings": (torch.zeros(1, 1).long(), torch.ones(1, 1), torch.ones(2, 2)),
+        "philox_words": (0, torch.arange(1), 0, torch.arange(1)),
+        "gumbel_noise": (0, torch.arange(1), 0, torch.arange(1)),
+        "normal_noise": (0, torch.arange(1), 0, torch.arange(1)),
+        "sample_latent": (torch.zeros(1, 2),),
+        "linear_log_probs": (torch.ones(1, 2), torch.ones(3, 2), torch.zeros(1, 1).long()),
+        "gather_log_probs": (torch.zeros(1, 2), torch.zeros(1, 1).long()),
+        "gumbel_softmax_embedding": (torch.zeros(1, 2), torch.ones(2, 2), 0.5),
+    }
+    for name, values in arguments.items():
+        op = getattr(lepo_kernels, name)
+        op(*values, backend="reference")
+        with pytest.raises(BackendUnavailableError, match="'cuda' cannot serve"):
+            op(*values, backend="cuda")
+        with (
+            lepo_kernels.backend("cuda"),
+            pytest.raises(BackendUnavailableError, match="'cuda' cannot serve"),
+        ):
+            op(*values)
+
+
+def run_python(code, **env):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_environment_names_a_backend():
+    code = "import torch, lepo_kernels as lk; lk.sample_latent(torch.zeros(1, 2))"
+    done = run_python(code, LEPO_BACKEND="cuda")
+    assert done.returncode == 1
+    assert "BackendUnavailableError: backend 'cuda' cannot serve sample_latent" in done.stderr
+
+
+def test_importing_the_package_is_cheap():
+    code = """
+import sys, lepo_kernels
+heavy = {"triton", "transformers", "matplotlib", "rich", "datasets"} & set(sys.modules)
+assert not heavy, heavy
+import torch
+assert not torch.cuda.is_initialized()
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_kernels_are_shielded_from_autocast(monkeypatch):
+    module = types.ModuleType("lepo_kernels.backends.reference.probe")
+    module.probe = lambda x: x @ x
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(dispatch.KERNELS, "probe", ("probe", ("reference",)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+        assert dispatch.load("probe", "reference")(torch.ones(2, 2)).dtype == torch.float32
