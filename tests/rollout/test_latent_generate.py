@@ -249,7 +249,8 @@ def test_cold_stop_ends_the_latent_phase_of_a_row(llama):
         assert rollout.completion_ids[i, length : length + 2].tolist() == [7, 8]
         assert rollout.action_mask[i, length : length + 2].tolist() == [False, False]
         assert rollout.action_mask[i, length + 2 :].all()
-        assert (rollout.latent_weights[i, length:] == 0).all()
+        for entries in (rollout.latent_ids, rollout.latent_weights, rollout.latent_count):
+            assert (entries[i, length:] == 0).all()
 
 
 def test_cold_stop_takes_exactly_its_steps(llama):

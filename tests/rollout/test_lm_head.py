@@ -78,6 +78,17 @@ def test_the_head_equals_the_models_logits(family, change):
             torch.testing.assert_close(p.grad, q.grad, atol=1e-4, rtol=1e-3, msg=name)
 
 
+def test_a_forward_put_on_the_head_is_run():
+    model = tiny_model("llama")
+    ids, mask = prompts()
+    plain = model.lm_head.forward
+    model.lm_head.forward = lambda hidden: 1.5 * plain(hidden)
+    logits, lse, _ = head_outputs(model, ids, mask, 1.0)
+    expected = model(input_ids=ids, attention_mask=mask).logits.flatten(0, 1)
+    torch.testing.assert_close(logits, expected[:, IDS])
+    torch.testing.assert_close(lse, expected.logsumexp(dim=-1))
+
+
 def test_the_unfused_head_works_in_chunks(monkeypatch):
     model = with_unknown_head(tiny_model("gemma2"))
     ids, mask = prompts()

@@ -47,6 +47,8 @@ def test_agrees_with_the_rollout(family, cache):
         {"latent_eos": "stop"},
         # Some rows leave the latent phase after two steps, others later or never.
         {"cold_stop_entropy": 4.2, "cold_stop_steps": 2},
+        # All rows do, so that discrete steps fall where others have noise on the embedding.
+        {"noise": "soft", "cold_stop_entropy": 9.0, "cold_stop_steps": 1},
     ],
     ids=str,
 )

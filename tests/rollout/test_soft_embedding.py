@@ -49,6 +49,17 @@ def test_an_unknown_embedding_module_is_looked_up():
     assert torch.equal(mixed[1], model.get_input_embeddings()(ids[1, :1])[0])
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_forward_put_on_the_embedding_is_run(family):
+    model = tiny_model(family)
+    embedding = model.get_input_embeddings()
+    plain = embedding.forward
+    embedding.forward = lambda ids: 1.5 * plain(ids)
+    ids = torch.tensor([[3], [9]])
+    mixed = SoftEmbedding(model).mix(ids, torch.ones(2, 1))
+    assert torch.equal(mixed, embedding(ids)[:, 0])
+
+
 def test_a_scale_that_is_not_what_the_module_does_is_not_believed():
     model = tiny_model("gemma2")
     embedding = model.get_input_embeddings()
@@ -109,9 +120,13 @@ def test_soft_inputs_embeds_what_the_rollout_fed(family, noise, monkeypatch):
         return forward(*args, inputs_embeds=inputs_embeds, **kwargs)
 
     monkeypatch.setitem(model.__dict__, "forward", listen)
-    # Two of four latent steps at most: some rows leave early and mix with latent ones.
-    config = settings(noise=noise, cold_stop_entropy=4.2, cold_stop_steps=2)
+    # Some rows leave the latent phase early, and share their batch with latent ones.
+    surest = latent_generate(model, *prompts(), settings(noise=noise), seed=3).entropy[:, :3]
+    threshold = float(surest.min(dim=1).values.median())
+    config = settings(noise=noise, cold_stop_entropy=threshold, cold_stop_steps=1)
+    fed.clear()
     rollout = latent_generate(model, *prompts(), config, seed=3)
+    assert len(set(rollout.latent_mask.sum(dim=1).tolist())) > 1
     with soft_inputs(model, rollout):
         embedded = model.get_input_embeddings()(full_ids(rollout))
     # The last step is never fed, and what is fed after a row's end does not matter.
