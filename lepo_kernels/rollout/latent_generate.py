@@ -63,7 +63,8 @@ def latent_generate(
 
     Args:
         model: a decoder-only transformers model, possibly inside DDP or peft. It is run without
-            its DDP or ``torch.compile`` wrapper.
+            its DDP or ``torch.compile`` wrapper. Sharded weights (FSDP2, ZeRO-3) must be gathered
+            for the whole call: ranks finish after different numbers of steps.
         input_ids: [B, P] int64 or int32, left-padded prompts.
         attention_mask: [B, P] bool or integer, 1 on the prompt's tokens.
         config: see `LatentGenerationConfig`.
