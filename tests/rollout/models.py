@@ -45,10 +45,12 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3", {}),
     "gemma3": ("Gemma3Text", {"sliding_window": 9, "query_pre_attn_scalar": 8} | _HEAD_DIM),
     "cohere": ("Cohere", {"logit_scale": 0.3}),
+    # Learned absolute positions: the one family here that a shift of the positions changes.
+    "gpt2": ("GPT2", {"num_key_value_heads": 4}),
     "granite": ("Granite", {"logits_scaling": 2.5, "embedding_multiplier": 3.0}),
 }
 
-GENERATING = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "phi3")
+GENERATING = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "phi3", "gpt2")
 FAMILIES = tuple(_FAMILIES)
 CACHES = ("dynamic", "static")
 
@@ -56,7 +58,8 @@ CACHES = ("dynamic", "static")
 def tiny_model(family: str, **overrides: Any) -> Any:
     name, extra = _FAMILIES[family]
     config_class = getattr(transformers, f"{name}Config")
-    model_class = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")
+    head = "LMHeadModel" if name == "GPT2" else "ForCausalLM"
+    model_class = getattr(transformers, f"{name.removesuffix('Text')}{head}")
     torch.manual_seed(0)
     model = model_class(config_class(**(_SHAPE | extra | overrides)))
     return model.eval()
