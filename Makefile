@@ -1,7 +1,8 @@
 # make demo   train SmolLM2-135M-Instruct with LEPO, and see its accuracy rise
 # make test   ruff, mypy and the everyday tests; TESTS=all runs the long ones, too
+# make lint   ruff and mypy alone
 #
-# Both make a virtual environment first, once. Variables:
+# All make a virtual environment first, once. Variables:
 #   PYTHON        the Python that makes it (3.10 or later); if it has a torch that fits, that is kept
 #   VENV          where it is
 #   INSTALL=0     use VENV as it is
@@ -45,10 +46,12 @@ MARKS_all :=
 TORCH_FITS := import sys, torch; \
 	sys.exit(not (2, 11) <= tuple(map(int, torch.__version__.split(".")[:2])) < (2, 16))
 
-.PHONY: help demo test lint clean
+.PHONY: help install demo test lint clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
+
+install: $(TEST_STAMP)
 
 demo: $(RUN_STAMP)
 	$(LEPO) train configs/demo.yaml $(DEMO_ARGS)

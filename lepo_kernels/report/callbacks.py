@@ -15,6 +15,9 @@ from lepo_kernels.report.run_folder import CURVES, RunFolder
 
 _MIN_SECONDS_BETWEEN_PICTURES = 10.0
 
+# What the progress shows: its name there -> the metric.
+SHOWN = {"reward": "reward", "accuracy": "eval_greedy_accuracy"}
+
 
 class RunFolderCallback(TrainerCallback):
     """Writes ``config.yaml``, ``metrics.jsonl`` and ``curves.png`` into ``output_dir``.
@@ -127,12 +130,12 @@ class ProgressCallback(TrainerCallback):
     ) -> None:
         """Take up the newest reward and accuracy."""
         logs = logs or {}
-        for name, title in (("reward", "reward"), ("eval_greedy_accuracy", "accuracy")):
-            if name in logs:
-                self._shown[title] = f"{logs[name]:.3f}"
+        for name, metric in SHOWN.items():
+            if metric in logs:
+                self._shown[name] = f"{logs[metric]:.3f}"
         if not state.is_world_process_zero:
             return
-        if self._bar is None and ("reward" in logs or "eval_greedy_accuracy" in logs):
+        if self._bar is None and not logs.keys().isdisjoint(SHOWN.values()):
             line = f"step {state.global_step}/{state.max_steps}  {self._values(state)}"
             self.console.print(line, highlight=False)
         self._show(state)
@@ -171,7 +174,7 @@ class ProgressCallback(TrainerCallback):
         left = "?"
         if steps > 0:
             left = clock((gone - self._paused) / steps * (state.max_steps - state.global_step))
-        shown = [f"{name} {value}" for name, value in self._shown.items()]
+        shown = [f"{name} {self._shown[name]}" for name in SHOWN if name in self._shown]
         return "  ".join([*shown, f"elapsed {clock(gone)}", f"left {left}"])
 
 

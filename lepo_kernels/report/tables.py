@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 BAR_WIDTH = 24
+_LEAST_SHOWN = 0.0005  # rounds up to 0.001
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
@@ -71,8 +72,11 @@ def soft_steps_table(steps: Sequence[Sequence[Mapping[str, Any]]]) -> Table:
                 Text(repr(token["token"])),
                 f"{token['weight']:.3f}",
                 Text(bar(token["weight"]), style="cyan"),
-                end_section=position == len(tokens) - 1,
             )
+        others = 1.0 - sum(token["weight"] for token in tokens)
+        if others >= _LEAST_SHOWN:
+            table.add_row("", "others", f"{others:.3f}", Text(bar(others), style="dim"))
+        table.add_section()
     return table
 
 

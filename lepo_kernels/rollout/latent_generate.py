@@ -51,8 +51,9 @@ def latent_generate(
     attention_mask: Tensor,  # [B, P]
     config: LatentGenerationConfig,
     *,
+    num_return_sequences: int = 1,
     seed: int = 0,
-    row_keys: Tensor | None = None,  # [B]
+    row_keys: Tensor | None = None,  # [B * num_return_sequences]
     progress: Callable[[int, int], None] | None = None,
     backend: str | None = None,
 ) -> LatentRollout:
@@ -68,13 +69,15 @@ def latent_generate(
         input_ids: [B, P] int64 or int32, left-padded prompts.
         attention_mask: [B, P] bool or integer, 1 on the prompt's tokens.
         config: see `LatentGenerationConfig`.
+        num_return_sequences: samples R per prompt, side by side in the result. They share the pass
+            over their prompt, except with a static cache.
         seed: any 64-bit integer.
-        row_keys: [B] int64, a key per row: the same key gives the same noise. Default: 0 .. B-1.
+        row_keys: [B R] int64, a key per sample: the same key gives the same noise. Default: 0, 1, ...
         progress: called after each step with (steps done, steps at most).
         backend: see `lepo_kernels.backend`.
 
     Returns:
-        `LatentRollout` with as many completion steps as the longest row has.
+        `LatentRollout` of B R rows, with as many completion steps as the longest row has.
 
     Raises:
         TypeError: an argument has the wrong type or dtype, or the model is no causal LM.
@@ -83,10 +86,21 @@ def latent_generate(
             cannot be mixtures.
     """
     base = unwrap_model(model)
-    _check_arguments(base, input_ids, attention_mask, config, seed, row_keys)
+    check_integer("num_return_sequences", num_return_sequences, 1)
+    _check_arguments(base, input_ids, attention_mask, config, seed, row_keys, num_return_sequences)
     soft = SoftEmbedding(base, backend=backend)
     with evaluating(base):
-        decoder = _Decoder(base, soft, input_ids, attention_mask, config, seed, row_keys, backend)
+        decoder = _Decoder(
+            base,
+            soft,
+            input_ids,
+            attention_mask,
+            config,
+            num_return_sequences,
+            seed,
+            row_keys,
+            backend,
+        )
         return decoder.run(progress)
 
 
@@ -113,6 +127,7 @@ class _Decoder:
         input_ids: Tensor,
         attention_mask: Tensor,
         config: LatentGenerationConfig,
+        num_return_sequences: int,
         seed: int,
         row_keys: Tensor | None,
         backend: str | None,
@@ -120,10 +135,11 @@ class _Decoder:
         self.base, self.soft, self.config = base, soft, config
         self.seed, self.backend = seed, backend
         device = input_ids.device
-        B, P = input_ids.shape
+        self.samples = num_return_sequences
+        self.prompt_ids = input_ids.long().repeat_interleave(self.samples, dim=0)
+        self.prompt_mask = attention_mask.bool().repeat_interleave(self.samples, dim=0)
+        B, P = self.prompt_ids.shape
         T = config.max_new_tokens
-        self.prompt_ids = input_ids.long()
-        self.prompt_mask = attention_mask.bool()
         self.row_keys = torch.arange(B, device=device) if row_keys is None else row_keys
         self.eos = torch.tensor(config.eos_token_ids, device=device)
         self.suffix = torch.tensor(config.latent_suffix_ids, dtype=torch.int64, device=device)
@@ -149,7 +165,8 @@ class _Decoder:
             self.cache = StaticCache(config=base.config, max_cache_len=P + T)
         else:
             self.cache = DynamicCache(config=base.config)
-        self.can_drop = all(
+        # Whether rows of the cache can be repeated and dropped.
+        self.cache_is_flexible = all(
             type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in self.cache.layers
         )
         self.record = _Record(B, config, device)
@@ -157,12 +174,7 @@ class _Decoder:
     def run(self, progress: Callable[[int, int], None] | None) -> LatentRollout:
         """Decode until every row is done or the length limit is reached."""
         total = self.config.max_new_tokens
-        logits = self._forward(
-            input_ids=self.prompt_ids,
-            attention_mask=self._seen(0),
-            position_ids=self.positions.clamp(min=0),
-        )
-        self.positions = self.positions[:, -1:]
+        logits = self._prefill()
         for step in range(total):
             choice = self._choose(logits, step)
             stopped = self._stopped(choice)
@@ -174,10 +186,25 @@ class _Decoder:
             live = self._look(step)
             if live == 0 or step + 1 == total:
                 break
-            if self.can_drop and 2 * live <= self.live.shape[0]:
+            if self.cache_is_flexible and 2 * live <= self.live.shape[0]:
                 choice = self._drop_finished(choice)
             logits = self._advance(choice, step)
         return self.record.result(step + 1, self)
+
+    def _prefill(self) -> Tensor:
+        """Run over the prompts, once for all samples of a prompt where the cache allows it."""
+        shared = self.samples if self.cache_is_flexible else 1
+        seen = self._seen(0)
+        logits = self._forward(
+            input_ids=self.prompt_ids[::shared],
+            attention_mask=None if seen is None else seen[::shared],
+            position_ids=self.positions[::shared].clamp(min=0),
+        )
+        if shared > 1:
+            self.cache.batch_repeat_interleave(shared)
+            logits = logits.repeat_interleave(shared, dim=0)
+        self.positions = self.positions[:, -1:]
+        return logits
 
     def _forward(self, **inputs: Any) -> Tensor:
         """Logits [n, V] of the last position."""
@@ -427,6 +454,7 @@ def _check_arguments(
     config: LatentGenerationConfig,
     seed: int,
     row_keys: Tensor | None,
+    num_return_sequences: int,
 ) -> None:
     if not isinstance(config, LatentGenerationConfig):
         raise TypeError(f"config: expected a LatentGenerationConfig, got {type(config).__name__}")
@@ -441,7 +469,9 @@ def _check_arguments(
     check_tensor("attention_mask", attention_mask, (B, P), mask_dtypes, input_ids.device)
     check_integer("seed", seed, -(2**63), 2**64 - 1)
     if row_keys is not None:
-        check_tensor("row_keys", row_keys, (B,), (torch.int64,), input_ids.device)
+        check_tensor(
+            "row_keys", row_keys, (B * num_return_sequences,), (torch.int64,), input_ids.device
+        )
     _check_left_padded(attention_mask)
     vocab = base.config.get_text_config().vocab_size
     for name in ("eos_token_ids", "latent_suffix_ids"):

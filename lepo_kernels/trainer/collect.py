@@ -84,7 +84,7 @@ class Collector:
         group = self.args.num_generations
         repeated = [example for example in examples for _ in range(group)]
         prompts = [example["prompt"] for example in repeated]
-        rollout = self._sample(policy, prompts, rollout_index)
+        rollout = self._sample(policy, [e["prompt"] for e in examples], rollout_index)
         sampled = time.perf_counter()
 
         texts = spoken_texts(self.tokenizer, rollout)
@@ -100,25 +100,29 @@ class Collector:
         return Collected(experience, metrics, prompts, texts, rewards, grouped.advantages, rollout)
 
     def _sample(self, policy: Any, prompts: list[Any], rollout_index: int) -> LatentRollout:
+        """Sample ``num_generations`` completions per prompt, as many groups at once as may be."""
         ids, mask = encode_prompts(self.tokenizer, prompts, self.args.max_prompt_length)
         device = self.accelerator.device
-        count = len(prompts)
-        first = (
-            rollout_index * self.accelerator.num_processes + self.accelerator.process_index
-        ) * count
+        group = self.args.num_generations
+        count = len(prompts) * group
+        round_start = rollout_index * self.accelerator.num_processes * count
+        first = round_start + self.accelerator.process_index * count
         row_keys = torch.arange(first, first + count, device=device)
-        size = self.args.rollout_batch_size or count
+        at_once = len(prompts)
+        if self.args.rollout_batch_size is not None:
+            at_once = max(1, self.args.rollout_batch_size // group)
         with self.accelerator.autocast():
             parts = [
                 latent_generate(
                     policy,
-                    ids[begin : begin + size].to(device),
-                    mask[begin : begin + size].to(device),
+                    ids[begin : begin + at_once].to(device),
+                    mask[begin : begin + at_once].to(device),
                     self.generation,
+                    num_return_sequences=group,
                     seed=self.args.seed,
-                    row_keys=row_keys[begin : begin + size],
+                    row_keys=row_keys[begin * group : (begin + at_once) * group],
                 )
-                for begin in range(0, count, size)
+                for begin in range(0, len(prompts), at_once)
             ]
         return LatentRollout.cat(parts, self.generation.pad_token_id)
 

@@ -87,7 +87,7 @@ class LEPOConfig(TrainingArguments):
         metadata={"help": "Micro-batches per rollout; default gradient_accumulation_steps."},
     )
     rollout_batch_size: int | None = field(
-        default=None, metadata={"help": "Samples decoded at once; default all of a rollout."}
+        default=None, metadata={"help": "Samples decoded at once, at least a group; default all."}
     )
     cache_implementation: str = field(
         default="dynamic", metadata={"help": f"Key-value cache of the rollout, one of {CACHES}."}

@@ -1,7 +1,7 @@
 """Evaluating a policy: greedy accuracy, mean@k and the unbiased Pass@k."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,20 +81,32 @@ def evaluate_policy(
         raise ValueError("num_samples: expected at least 1 when greedy is off, got 0")
     rewards = reward_funcs if isinstance(reward_funcs, Rewards) else Rewards(reward_funcs)
     rows = range(len(dataset)) if problems is None else problems
-    jobs = [(problem, 0, True) for problem in rows] if greedy else []
-    jobs += [(problem, draw, False) for problem in rows for draw in range(num_samples)]
+    draws = {True: 1 if greedy else 0, False: num_samples}
+    total = len(rows) * sum(draws.values())
     records: list[dict[str, Any]] = []
-    for is_greedy in (True, False):
-        chosen = [job for job in jobs if job[2] is is_greedy]
+    for is_greedy, count in draws.items():
         config = replace(generation, do_sample=not is_greedy)
-        for start in range(0, len(chosen), batch_size):
-            batch = chosen[start : start + batch_size]
+        for some, drawn in _batches(rows, count, batch_size):
+            keys = [
+                EVALUATION_KEYS + p * max(num_samples, 1) + draw for p in some for draw in drawn
+            ]
             records += _evaluate_batch(
-                model, processing_class, dataset, rewards, config, batch, num_samples, seed
+                model, processing_class, dataset, rewards, config, some, keys, seed
             )
             if progress is not None:
-                progress(len(records), len(jobs))
+                progress(len(records), total)
     return EvaluationResult(summarise(records, success_threshold), records)
+
+
+def _batches(
+    problems: Sequence[int], draws: int, batch_size: int
+) -> Iterator[tuple[Sequence[int], range]]:
+    """Problems with some of their draws, at most ``batch_size`` completions together."""
+    width = min(draws, batch_size)
+    at_once = max(1, batch_size // max(1, width))
+    for first in range(0, len(problems), at_once):
+        for drawn in range(0, draws, max(1, width)):
+            yield problems[first : first + at_once], range(drawn, min(drawn + width, draws))
 
 
 def _evaluate_batch(
@@ -103,23 +115,25 @@ def _evaluate_batch(
     dataset: Any,
     rewards: Rewards,
     config: LatentGenerationConfig,
-    batch: list[tuple[int, int, bool]],
-    num_samples: int,
+    problems: Sequence[int],
+    keys: list[int],
     seed: int,
 ) -> list[dict[str, Any]]:
-    examples = [dataset[problem] for problem, _, _ in batch]
-    prompts = [example["prompt"] for example in examples]
-    ids, mask = encode_prompts(tokenizer, prompts)
+    """Records of ``len(keys) / len(problems)`` completions per problem."""
+    samples = len(keys) // len(problems)
+    ids, mask = encode_prompts(tokenizer, [dataset[problem]["prompt"] for problem in problems])
     device = next(model.parameters()).device
-    keys = [EVALUATION_KEYS + problem * max(num_samples, 1) + draw for problem, draw, _ in batch]
     rollout = latent_generate(
         model,
         ids.to(device),
         mask.to(device),
         config,
+        num_return_sequences=samples,
         seed=seed,
         row_keys=torch.tensor(keys, device=device),
     )
+    examples = [dataset[problem] for problem in problems for _ in range(samples)]
+    prompts = [example["prompt"] for example in examples]
     texts = spoken_texts(tokenizer, rollout)
     completions = [as_completion(p, t) for p, t in zip(prompts, texts, strict=True)]
     columns = {
@@ -133,11 +147,11 @@ def _evaluate_batch(
             "prompt": prompt_text(tokenizer, prompts[index]),
             "completion": texts[index],
             "reward": float(totals[index]),
-            "greedy": greedy,
+            "greedy": not config.do_sample,
             "length": lengths[index],
             "latent": latent_steps(tokenizer, rollout, index),
         }
-        for index, (problem, _, greedy) in enumerate(batch)
+        for index, problem in enumerate(p for p in problems for _ in range(samples))
     ]
 
 

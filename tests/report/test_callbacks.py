@@ -74,7 +74,7 @@ def test_progress_in_plain_lines(args: TrainingArguments, monkeypatch: pytest.Mo
     drive(ProgressCallback(console), args, 0, 2)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert lines[0] == "step 0/4  accuracy 0.250  elapsed 0:10  left ?"
-    assert lines[1].startswith("step 1/4  accuracy 0.250  reward 0.100  elapsed 0:20  left 1:00")
+    assert lines[1].startswith("step 1/4  reward 0.100  accuracy 0.250  elapsed 0:20  left 1:00")
     assert len(lines) == 3
 
 
@@ -84,7 +84,7 @@ def test_progress_bar_on_a_terminal(args: TrainingArguments) -> None:
     drive(callback, args, 0, 4)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "4/4" in text
-    assert "accuracy 0.250  reward 0.400" in text
+    assert "reward 0.400  accuracy 0.250" in text
     assert callback._bar is None
 
 

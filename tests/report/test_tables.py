@@ -42,11 +42,14 @@ def test_completions_side_by_side_keep_brackets() -> None:
 def test_soft_steps_have_bars_of_their_weights() -> None:
     steps = [
         [{"token": "\n", "weight": 0.75}, {"token": "[x]", "weight": 0.25}],
-        [{"token": "y", "weight": 1.0}],
+        [{"token": "y", "weight": 0.9}],
     ]
     text = render(tables.soft_steps_table(steps))
     for shown in (r"'\n'", "'[x]'", "0.750", "█" * 18):
         assert shown in text
+    others = [line for line in text.splitlines() if "others" in line]
+    assert len(others) == 1
+    assert "0.100" in others[0]
     assert tables.bar(0.0) == ""
     assert tables.bar(1.0) == "█" * tables.BAR_WIDTH
     assert tables.bar(1.5 / tables.BAR_WIDTH) == "█▌"

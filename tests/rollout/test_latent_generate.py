@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import sys
 
 import pytest
@@ -498,3 +499,28 @@ def test_models_that_cannot_be_served_are_named():
     headless = tiny_model("llama").model
     with pytest.raises(ValueError, match="language-model head"):
         latent_generate(headless, ids, mask, settings())
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mistral"])  # full and sliding windows
+def test_samples_of_a_prompt_share_its_pass(family, cache, monkeypatch):
+    model = tiny_model(family)
+    ids, mask = prompts()
+    config = settings(cache_implementation=cache, latent_suffix_ids=(7,))
+    apart = latent_generate(
+        model, ids.repeat_interleave(3, dim=0), mask.repeat_interleave(3, dim=0), config, seed=5
+    )
+    widths = []
+    plain = model.forward
+
+    def forward(*args, **kwargs):
+        fed = kwargs.get("input_ids")
+        widths.append((kwargs["inputs_embeds"] if fed is None else fed).shape[0])
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", functools.wraps(plain)(forward))
+    together = latent_generate(model, ids, mask, config, num_return_sequences=3, seed=5)
+    assert_same(apart, together)
+    assert together.prompt_ids.equal(apart.prompt_ids)
+    assert widths[0] == len(ids) * (3 if cache == "static" else 1)
+    assert widths[1] == len(ids) * 3

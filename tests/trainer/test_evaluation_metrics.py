@@ -2,7 +2,10 @@ import itertools
 
 import pytest
 
-from lepo_kernels.trainer.evaluation import pass_at_k, summarise
+from lepo_kernels.rollout.config import LatentGenerationConfig
+from lepo_kernels.trainer.evaluation import evaluate_policy, pass_at_k, summarise
+from tests.tiny import tiny_model, tiny_tokenizer
+from tests.trainer.conftest import problems
 
 
 @pytest.mark.parametrize(("samples", "solved"), [(5, 0), (5, 2), (5, 5), (8, 1)])
@@ -44,3 +47,42 @@ def test_the_threshold_decides_what_is_solved():
     records = [record(0, 0.4), record(0, 0.6)]
     assert summarise(records, 0.5)["pass@1"] == 0.5
     assert summarise(records, 0.3)["pass@1"] == 1.0
+
+
+def test_the_batch_size_changes_nothing():
+    dataset = problems(3)
+    config = LatentGenerationConfig(
+        eos_token_ids=(1,), pad_token_id=0, latent_length=2, max_new_tokens=6, top_k=8
+    )
+    runs = []
+    for batch_size in (1, 4, 100):  # below the draws of a problem, uneven, everything at once
+        seen = []
+        result = evaluate_policy(
+            tiny_model(),
+            tiny_tokenizer(),
+            dataset,
+            lambda completions, answer, **_: [
+                len(c) + float(a) for c, a in zip(completions, answer, strict=True)
+            ],
+            config,
+            num_samples=3,
+            batch_size=batch_size,
+            progress=lambda done, total, seen=seen: seen.append((done, total)),
+        )
+        assert seen[-1] == (12, 12)
+        runs.append(
+            sorted(result.records, key=lambda r: (r["greedy"], r["problem"], r["completion"]))
+        )
+    assert len(runs[0]) == 3 * (1 + 3)
+    for other in runs[1:]:
+        for a, b in zip(runs[0], other, strict=True):
+            assert (a["problem"], a["completion"], a["reward"]) == (
+                b["problem"],
+                b["completion"],
+                b["reward"],
+            )
+
+
+def test_nothing_to_evaluate_is_refused():
+    with pytest.raises(ValueError, match="num_samples: expected at least 1 when greedy is off"):
+        evaluate_policy(None, None, problems(1), len, None, num_samples=0, greedy=False)
