@@ -72,7 +72,8 @@ def latent_generate(
         num_return_sequences: samples R per prompt, side by side in the result. They share the pass
             over their prompt, except with a static cache.
         seed: any 64-bit integer.
-        row_keys: [B R] int64, a key per sample: the same key gives the same noise. Default: 0, 1, ...
+        row_keys: [B R] int64, a key per sample: the same key gives the same noise. Default: 0, 1,
+            and so on.
         progress: called after each step with (steps done, steps at most).
         backend: see `lepo_kernels.backend`.
 

@@ -6,9 +6,8 @@ must hold besides for a resumed run to end with the same bits.
 """
 
 import contextlib
-import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import TrainerCallback, TrainerControl
 
 from lepo_kernels.ops.lepo_loss import lepo_objective
@@ -33,6 +32,15 @@ from lepo_kernels.trainer.evaluation import EvaluationResult, evaluate_policy, s
 from lepo_kernels.trainer.experience import Experience
 from lepo_kernels.trainer.generation import generation_config
 from lepo_kernels.trainer.metrics import MetricMeans
+from lepo_kernels.trainer.preparation import (
+    adapter_disabled,
+    check_dataset,
+    frozen_copy,
+    is_peft,
+    load_model,
+    load_tokenizer,
+    with_adapter,
+)
 from lepo_kernels.trainer.rewards import RewardFunction, Rewards
 from lepo_kernels.trainer.sampler import GroupSampler
 from lepo_kernels.trainer.samples import SampleLog
@@ -77,14 +85,11 @@ class LEPOTrainer(Trainer):
             raise TypeError(f"args: expected a LEPOConfig, got {type(args).__name__}")
         self.rewards = Rewards(reward_funcs, args.reward_weights)
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            _check_dataset(name, dataset)
-        model = _load_model(model, args)
-        if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(model.config._name_or_path)
-        if processing_class.pad_token_id is None:
-            processing_class.pad_token = processing_class.eos_token
+            check_dataset(name, dataset)
+        model = load_model(model, args.model_init_kwargs)
+        processing_class = load_tokenizer(model, processing_class)
         if peft_config is not None:
-            model = _with_adapter(model, peft_config)
+            model = with_adapter(model, peft_config)
         # Batches here are lists of dataset rows: transformers cannot count tokens in them.
         model.warnings_issued = {"estimate_tokens": True}
         self.generation = generation_config(args, model, processing_class)
@@ -100,8 +105,8 @@ class LEPOTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = False
         self.reference = None
-        if args.beta > 0 and not _is_peft(model):
-            self.reference = _reference_model(model).to(args.device)
+        if args.beta > 0 and not is_peft(model):
+            self.reference = frozen_copy(model).to(args.device)
         self.collector = Collector(
             args, self.generation, processing_class, self.rewards, self.accelerator
         )
@@ -112,6 +117,7 @@ class LEPOTrainer(Trainer):
         self._resumed_from: Path | None = None
         self._substep = 0
         self._last_log = time.perf_counter()
+        self._last_logged_step: int | None = None
 
     # What a batch is
 
@@ -161,6 +167,7 @@ class LEPOTrainer(Trainer):
         self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         self._experience = None
         self._substep = 0
+        self._last_log, self._last_logged_step = time.perf_counter(), None
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _prepare_inputs(self, inputs: Any) -> Experience:
@@ -187,6 +194,8 @@ class LEPOTrainer(Trainer):
 
     def _micro_batch_index(self) -> int:
         """How many micro-batches this run has trained on, earlier sessions included."""
+        if self._last_logged_step is None:
+            self._last_logged_step = self.state.global_step
         accumulation = self.args.gradient_accumulation_steps
         index = self.state.global_step * accumulation + self._substep
         self._substep = (self._substep + 1) % accumulation
@@ -207,7 +216,7 @@ class LEPOTrainer(Trainer):
         if self.args.beta == 0:
             return None
         if self.reference is None:
-            return _adapter_disabled(policy)
+            return adapter_disabled(policy)
         return contextlib.nullcontext(self.reference)
 
     # What its loss is
@@ -286,7 +295,8 @@ class LEPOTrainer(Trainer):
                 merged.update(self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}"))
             return merged
         start = time.perf_counter()
-        result = self._evaluate_shard(dataset)
+        with self.accelerator.autocast():
+            result = self._evaluate_shard(dataset)
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in result.metrics.items()}
         metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - start, 3)
         if self.args.should_save:
@@ -326,13 +336,13 @@ class LEPOTrainer(Trainer):
         """Log, and add the metrics gathered since the last training log."""
         if "loss" in logs:
             now = time.perf_counter()
-            steps = max(1.0, float(self.args.logging_steps))
+            steps = max(1, self.state.global_step - (self._last_logged_step or 0))
             logs = {
                 **logs,
                 **self._means.pop(self.accelerator.num_processes),
                 "step_time": (now - self._last_log) / steps,
             }
-            self._last_log = now
+            self._last_log, self._last_logged_step = now, self.state.global_step
             if self.args.log_completions and self.args.should_save:
                 self.sample_log.print_table(self.args.num_completions_to_print)
         super().log(logs, start_time)
@@ -349,48 +359,3 @@ class LEPOTrainer(Trainer):
 
 def _keep_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
-
-
-def _check_dataset(name: str, dataset: Any) -> None:
-    if dataset is None:
-        return
-    if isinstance(dataset, dict):
-        for key, part in dataset.items():
-            _check_dataset(f"{name}[{key!r}]", part)
-        return
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        raise TypeError(f"{name}: expected a dataset with a length, got {type(dataset).__name__}")
-    if len(dataset) == 0:
-        raise ValueError(f"{name}: has no rows")
-    if not isinstance(dataset[0], dict) or "prompt" not in dataset[0]:
-        raise ValueError(f"{name}: rows need a column 'prompt'")
-
-
-def _load_model(model: Any, args: LEPOConfig) -> Any:
-    settings = args.model_init_kwargs
-    if isinstance(model, str):
-        return AutoModelForCausalLM.from_pretrained(model, **(settings or {}))
-    if settings is not None:
-        raise ValueError("model_init_kwargs: only used when model is a name")
-    return model
-
-
-def _with_adapter(model: Any, peft_config: Any) -> Any:
-    from peft import get_peft_model
-
-    return get_peft_model(model, peft_config)
-
-
-def _is_peft(model: Any) -> bool:
-    return hasattr(model, "disable_adapter")
-
-
-def _reference_model(model: Any) -> Any:
-    reference = copy.deepcopy(model).eval()
-    return reference.requires_grad_(False)
-
-
-@contextlib.contextmanager
-def _adapter_disabled(model: Any) -> Iterator[Any]:
-    with model.disable_adapter():
-        yield model

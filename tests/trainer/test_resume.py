@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -66,6 +67,23 @@ def test_resumed_bits_equal_unbroken_bits(make_trainer, unbroken, step):
     assert resumed.state.global_step == 8
     got = final_state(resumed)
     for name, tensor in unbroken.items():
+        assert torch.equal(got[name], tensor), name
+
+
+def test_an_adapter_resumes_too(make_trainer, tmp_path):
+    def lora():
+        return LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+
+    whole = make_trainer(output_dir=str(tmp_path / "whole"), peft_config=lora(), **SETTINGS)
+    whole.train()
+    broken = make_trainer(callbacks=[KillAt(3)], peft_config=lora(), **SETTINGS)
+    with pytest.raises(KilledError):
+        broken.train()
+    resumed = make_trainer(peft_config=lora(), **SETTINGS)
+    resumed.train(resume_from_checkpoint=True)
+    expected, got = final_state(whole), final_state(resumed)
+    assert any("lora_B" in name and bool(tensor.any()) for name, tensor in got.items())
+    for name, tensor in expected.items():
         assert torch.equal(got[name], tensor), name
 
 
