@@ -9,6 +9,7 @@ from lepo_kernels.ops.gumbel_softmax_embedding import (
     GumbelSoftmaxEmbedding,
     gumbel_softmax_embedding,
 )
+from lepo_kernels.ops.lepo_loss import LepoLoss, lepo_loss, lepo_objective
 from lepo_kernels.ops.linear_log_probs import LinearLogProbs, gather_log_probs, linear_log_probs
 from lepo_kernels.ops.mix_embeddings import mix_embeddings
 from lepo_kernels.ops.philox import gumbel_noise, normal_noise, philox_words
@@ -27,6 +28,8 @@ from lepo_kernels.ops.scores import (
 if TYPE_CHECKING:
     from lepo_kernels.rollout.config import LatentGenerationConfig
     from lepo_kernels.rollout.latent_generate import latent_generate
+    from lepo_kernels.rollout.policy_log_probs import policy_log_probs
+    from lepo_kernels.rollout.record import LatentRollout
     from lepo_kernels.trainer.config import LEPOConfig
     from lepo_kernels.trainer.evaluation import evaluate_policy
     from lepo_kernels.trainer.trainer import LEPOTrainer
@@ -38,8 +41,10 @@ _LAZY = {
     "LEPOConfig": "lepo_kernels.trainer.config",
     "LEPOTrainer": "lepo_kernels.trainer.trainer",
     "LatentGenerationConfig": "lepo_kernels.rollout.config",
+    "LatentRollout": "lepo_kernels.rollout.record",
     "evaluate_policy": "lepo_kernels.trainer.evaluation",
     "latent_generate": "lepo_kernels.rollout.latent_generate",
+    "policy_log_probs": "lepo_kernels.rollout.policy_log_probs",
 }
 
 __all__ = [
@@ -48,7 +53,9 @@ __all__ = [
     "LEPOConfig",
     "LEPOTrainer",
     "LatentGenerationConfig",
+    "LatentRollout",
     "LatentSample",
+    "LepoLoss",
     "LinearLogProbs",
     "backend",
     "concrete_log_density",
@@ -63,11 +70,14 @@ __all__ = [
     "info",
     "latent_generate",
     "latent_grpo_log_density",
+    "lepo_loss",
+    "lepo_objective",
     "linear_log_probs",
     "mix_embeddings",
     "multiplex_log_probs",
     "normal_noise",
     "philox_words",
+    "policy_log_probs",
     "sample_latent",
     "soft_log_prob",
 ]

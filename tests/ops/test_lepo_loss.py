@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lepo_kernels.ops.lepo_loss import lepo_loss, lepo_objective
 
@@ -186,3 +187,68 @@ def test_tau_to_zero_with_only_latent_steps_gives_grpos_gradient(case):
 def test_bad_arguments_are_named(changes, error, message):
     with pytest.raises(error, match=message):
         objective(LOGITS, LSE, **changes)
+
+
+def test_gradcheck_of_hidden_head_and_bias(case):
+    bias = torch.linspace(-1, 1, V, dtype=torch.float64, requires_grad=True)
+
+    def loss(hidden, head, bias):
+        return lepo_loss(
+            hidden,
+            head,
+            case["ids"],
+            case["weights"],
+            LATENT,
+            ADVANTAGES,
+            ROW_WEIGHTS,
+            # Far from the clipping's edges, where the loss has no derivative.
+            old_log_prob=case["old"],
+            ref_log_probs=case["ref"],
+            beta=0.3,
+            epsilon=0.9,
+            epsilon_high=50.0,
+            latent_kl="exact",
+            bias=bias,
+            softcap=5.0,
+            inv_temperature=0.7,
+        ).loss
+
+    assert torch.autograd.gradcheck(loss, (case["hidden"], case["head"], bias))
+
+
+def test_it_compiles_without_a_graph_break(case):
+    def loss(hidden, head):
+        return lepo_loss(
+            hidden,
+            head,
+            case["ids"],
+            case["weights"],
+            LATENT,
+            ADVANTAGES,
+            ROW_WEIGHTS,
+            old_log_prob=case["old"],
+            ref_log_probs=case["ref"],
+            beta=0.3,
+        ).loss
+
+    gradients = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        value = function(case["hidden"], case["head"])
+        gradients.append((value, *torch.autograd.grad(value, (case["hidden"], case["head"]))))
+    for eager, compiled in zip(*gradients, strict=True):
+        torch.testing.assert_close(eager, compiled, rtol=1e-12, atol=1e-12)
+
+
+def test_fake_tensors_know_the_shapes():
+    with FakeTensorMode():
+        result = lepo_loss(
+            torch.empty(N, D),
+            torch.empty(V, D),
+            torch.empty(N, K, dtype=torch.int64),
+            torch.empty(N, K),
+            torch.empty(N, dtype=torch.bool),
+            torch.empty(N),
+            torch.empty(N),
+        )
+    assert result.loss.shape == ()
+    assert {tensor.shape for tensor in result[1:]} == {(N,)}
