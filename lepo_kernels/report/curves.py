@@ -26,6 +26,7 @@ class Panel:
         smooth: whether to draw a moving average over the pale raw values.
         written_out: label of the series whose first and last values are written into the plot;
             such a panel has few points and marks them all.
+        zero_says_nothing: whether to leave the panel out while all its values are 0.
     """
 
     title: str
@@ -33,6 +34,7 @@ class Panel:
     share: bool = False
     smooth: bool = True
     written_out: str | None = None
+    zero_says_nothing: bool = False
 
 
 PANELS = (
@@ -47,9 +49,12 @@ PANELS = (
     Panel("Entropy (nats)", {"latent/entropy": "latent steps", "entropy": "discrete steps"}),
     Panel("Support size (kept tokens per latent step)", {"latent/support_size": "mean"}),
     Panel("Completion length (tokens)", {"completions/mean_length": "mean"}),
+    Panel("Groups of equal rewards (no signal)", {"frac_reward_zero_std": "share"}, share=True),
     Panel(
         "Clip ratio",
         {"clip_ratio/low_mean": "low", "clip_ratio/high_mean": "high"},
+        # On-policy there is nothing to clip.
+        zero_says_nothing=True,
     ),
 )
 
@@ -112,7 +117,8 @@ def _with_sampled_accuracy(rows: list[dict[str, Any]]) -> list[Panel]:
 
 
 def _has_values(panel: Panel, rows: list[dict[str, Any]]) -> bool:
-    return any(row.get(name) is not None for row in rows for name in panel.series)
+    values = [row[name] for row in rows for name in panel.series if row.get(name) is not None]
+    return any(values) if panel.zero_says_nothing else bool(values)
 
 
 def _draw(panel: Panel, rows: list[dict[str, Any]], axis: Any) -> None:

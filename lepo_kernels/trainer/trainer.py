@@ -351,9 +351,12 @@ class LEPOTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        discard_stale_state(folder)
+        if self.args.should_save:
+            discard_stale_state(folder)
         if self.state.global_step % self.args.updates_per_rollout and self._experience is not None:
             save_experience(folder, self.args.process_index, self._experience)
+        # The first process writes the file that says "complete": not before all others are done.
+        self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
 
 

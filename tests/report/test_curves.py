@@ -72,3 +72,14 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
 
 def test_moving_average_is_centred() -> None:
     assert curves._moving_average([0.0, 3.0, 6.0, 9.0], 3) == [1.5, 3.0, 6.0, 7.5]
+
+
+@pytest.mark.parametrize(("clipped", "drawn"), [(0.0, False), (0.1, True)])
+def test_clipping_is_drawn_once_it_acts(
+    tmp_path: Path, drawn_titles: dict[str, list[str]], clipped: float, drawn: bool
+) -> None:
+    run = make_run(tmp_path, 4, reward=0.0, **{"clip_ratio/low_mean": 0.0})
+    run.append_metrics({"step": 4, "clip_ratio/low_mean": clipped})
+    curves.plot_curves(run.metrics_file, tmp_path / "curves.png")
+    assert ("Clip ratio" in drawn_titles) is drawn
+    assert "Reward (training)" in drawn_titles
