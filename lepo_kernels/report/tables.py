@@ -45,7 +45,7 @@ def completions_table(
         problems: what each problem asks.
         columns: title of a column -> one evaluation record per problem.
     """
-    table = Table(title="Completions (soft tokens by their heaviest, in blue)", show_lines=True)
+    table = Table(title="Completions (a soft token as its heaviest, in brackets)", show_lines=True)
     table.add_column("problem", ratio=1)
     for name in columns:
         table.add_column(name, ratio=1)
@@ -90,7 +90,7 @@ def _completion(record: Mapping[str, Any]) -> Text:
     text = Text()
     heaviest = [step[0]["token"] for step in record.get("latent", []) if step]
     if heaviest:
-        text.append("".join(heaviest).strip() + " ", style="italic cyan")
+        text.append("".join(f"[{token}]" for token in heaviest) + " ", style="italic cyan")
     text.append(record["completion"].strip())
     solved = record["reward"] > 0
     text.append(f"\nreward {record['reward']:g}", style="green" if solved else "red")

@@ -36,7 +36,7 @@ def test_completions_side_by_side_keep_brackets() -> None:
     columns = {"before": [record] * 2, "after": [record] * 2}
     text = render(tables.completions_table(["[b]What?[/b]"] * 2, columns))
     assert text.count("[b]What?[/b]") == 2
-    assert text.count("soft [7]") == 4
+    assert text.count("[ soft] [7]") == 4
 
 
 def test_soft_steps_have_bars_of_their_weights() -> None:
