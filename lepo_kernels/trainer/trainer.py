@@ -193,7 +193,7 @@ class LEPOTrainer(Trainer):
         return int(self.args.updates_per_rollout * self.args.gradient_accumulation_steps)
 
     def _micro_batch_index(self) -> int:
-        """How many micro-batches this run has trained on, earlier sessions included."""
+        """How many micro-batches this run has trained on, before a resume included."""
         if self._last_logged_step is None:
             self._last_logged_step = self.state.global_step
         accumulation = self.args.gradient_accumulation_steps

@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lepo_kernels.rollout import latent_generate as module
+from lepo_kernels.rollout import decoder as module
 from lepo_kernels.rollout.latent_generate import latent_generate
 from tests.rollout.models import (
     CACHES,
@@ -158,7 +158,7 @@ def test_dropping_finished_rows_changes_nothing(llama, monkeypatch):
         eos_token_ids=MANY_EOS, cold_stop_entropy=4.2, cold_stop_steps=1, max_new_tokens=30
     )
     sizes = []
-    drop = module._Decoder._drop_finished
+    drop = module.Decoder._drop_finished
 
     def spy(self, choice):
         smaller = drop(self, choice)
@@ -166,10 +166,10 @@ def test_dropping_finished_rows_changes_nothing(llama, monkeypatch):
         assert self.live.all()
         return smaller
 
-    monkeypatch.setattr(module._Decoder, "_drop_finished", spy)
+    monkeypatch.setattr(module.Decoder, "_drop_finished", spy)
     dropped = latent_generate(llama, ids, mask, config)
     assert len(sizes) > 1
-    monkeypatch.setattr(module._Decoder, "_drop_finished", lambda self, choice: choice)
+    monkeypatch.setattr(module.Decoder, "_drop_finished", lambda self, choice: choice)
     assert_same(dropped, latent_generate(llama, ids, mask, config))
 
 
