@@ -144,6 +144,19 @@ def test_clipping_acts_on_either_side_and_stops_the_gradient():
     assert logits.grad[2].abs().max() > 0
 
 
+def test_each_side_is_clipped_to_its_own_range():
+    result = objective(
+        LOGITS,
+        LSE,
+        old_log_prob=torch.tensor([-2.0, 0.0, 5.0]),
+        row_weights=torch.tensor([1.0, 10.0, 0.0]),
+        epsilon=0.1,
+        epsilon_high=0.3,
+    )
+    # Ratios e and 1/e with advantages 1 and -1: -(1 + 0.3) and 10 (1 - 0.1).
+    assert float(result.loss) == pytest.approx(-1.3 + 10 * 0.9)
+
+
 def test_a_row_left_out_adds_nothing_even_if_its_score_is_infinite():
     logits = LOGITS.clone()
     logits[1, 0] = float("-inf")

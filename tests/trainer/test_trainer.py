@@ -330,3 +330,16 @@ def test_tensorboard_sees_the_reward(make_trainer, tmp_path, monkeypatch):
     events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert {"train/reward", "train/latent/support_size"} <= set(events.Tags()["scalars"])
+
+
+def test_every_rollout_draws_its_own_noise(make_trainer):
+    seen = []
+
+    def reward(completions, **_):
+        seen.append(list(completions))
+        return digits_reward(completions)
+
+    # One prompt, a policy that stands still: only the noise can make a difference.
+    settings = {"per_device_train_batch_size": 4, "rows": 1, "learning_rate": 0.0, "max_steps": 3}
+    make_trainer(reward=reward, **settings).train()
+    assert len({tuple(completions) for completions in seen}) == 3
