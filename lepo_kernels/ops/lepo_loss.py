@@ -14,10 +14,16 @@ from lepo_kernels.ops.scores import soft_log_prob
 from lepo_kernels.validation import FLOAT_DTYPES, check_choice, check_number, check_tensor
 
 LATENT_KL = ("k3", "exact")
+# exp() of it is finite in float32, with room for an advantage.
+_LARGEST_EXPONENT = 80.0
 
 
 class LepoLoss(NamedTuple):
-    """What `lepo_loss` and `lepo_objective` return; all but ``loss`` are detached, for metrics."""
+    """What `lepo_loss` and `lepo_objective` return.
+
+    All but ``loss`` are detached, for metrics. A row that is left out (weight 0) has log_prob, kl
+    and clipped 0, and ratio 1.
+    """
 
     loss: Tensor  # []
     log_prob: Tensor  # [N]
@@ -138,7 +144,7 @@ def lepo_objective(
         latent_kl: ``"k3"`` or ``"exact"``.
 
     Returns:
-        `LepoLoss`. Differentiable in ``logits`` and ``lse``.
+        `LepoLoss`. Differentiable in ``logits`` and ``lse``; everything else is constant.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
@@ -151,11 +157,11 @@ def lepo_objective(
     used = row_weights != 0
     logits = logits.masked_fill(~used[:, None], 0.0)
     lse = lse.masked_fill(~used, 0.0)
+    weights = weights.detach()
     log_prob = soft_log_prob(logits, lse, weights)
-    advantages = advantages.to(log_prob.dtype)
-    old = log_prob.detach() if old_log_prob is None else old_log_prob.to(log_prob.dtype)
-    # On latent rows the ratio is held at 1, so that exp() of a soft score cannot overflow there.
-    ratio = torch.exp(torch.where(latent, torch.zeros_like(log_prob), log_prob - old))
+    constants = (advantages, row_weights, log_prob if old_log_prob is None else old_log_prob)
+    advantages, row_weights, old = (x.detach().to(log_prob.dtype) for x in constants)
+    ratio = _ratio(log_prob, old, used & ~latent)
     unclipped = ratio if delta is None else ratio.clamp(max=delta)
     bounded = ratio.clamp(1 - epsilon, 1 + epsilon_high)
     discrete_loss = -torch.minimum(unclipped * advantages, bounded * advantages)
@@ -163,14 +169,31 @@ def lepo_objective(
 
     kl = torch.zeros_like(log_prob)
     if ref_log_probs is not None:
-        kl = _kl(logits, lse, weights, latent, ref_log_probs.to(log_prob.dtype), latent_kl)
+        ref = ref_log_probs.detach().to(log_prob.dtype)
+        # Without a KL term it is a metric only, and may be infinite.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and beta > 0):
+            kl = _kl(logits, lse, weights, latent, ref, latent_kl).masked_fill(~used, 0.0)
+    if beta > 0:
         row_loss = row_loss + beta * kl
 
-    loss = (row_weights.to(log_prob.dtype) * row_loss.masked_fill(~used, 0.0)).sum()
-    below = (ratio < 1 - epsilon) & (advantages < 0) & ~latent
-    above = (ratio > 1 + epsilon_high) & (advantages > 0) & ~latent
+    loss = (row_weights * row_loss.masked_fill(~used, 0.0)).sum()
+    below = (ratio < 1 - epsilon) & (advantages < 0)
+    above = (ratio > 1 + epsilon_high) & (advantages > 0)
     clipped = above.to(torch.int8) - below.to(torch.int8)
     return LepoLoss(loss, log_prob.detach(), kl.detach(), ratio.detach(), clipped)
+
+
+def _ratio(
+    log_prob: Tensor,  # [N]
+    old: Tensor,  # [N]
+    moving: Tensor,  # [N] bool
+) -> Tensor:  # [N]
+    """``exp(log_prob - old)`` where ``moving``, else 1.
+
+    The exponent is bounded before exp: an infinite ratio has the gradient 0 * inf where it is
+    clipped.
+    """
+    return torch.exp((log_prob - old).masked_fill(~moving, 0.0).clamp(max=_LARGEST_EXPONENT))
 
 
 def _kl(
@@ -185,6 +208,10 @@ def _kl(
     log_probs = (logits - lse[:, None]).masked_fill(padding, 0.0)
     ref = ref_log_probs.masked_fill(padding, 0.0)
     log_ratio = ref - log_probs
+    if latent_kl == "exact":
+        # Masked before exp: what a latent row does not use must not overflow in its gradient.
+        log_ratio = log_ratio.masked_fill(latent[:, None], 0.0)
+    log_ratio = log_ratio.clamp(max=_LARGEST_EXPONENT)
     k3 = (weights.to(log_probs.dtype) * (torch.exp(log_ratio) - log_ratio - 1)).sum(-1)
     if latent_kl == "k3":
         return k3

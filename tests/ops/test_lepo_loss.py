@@ -181,6 +181,99 @@ def test_tau_to_zero_with_only_latent_steps_gives_grpos_gradient(case):
         torch.testing.assert_close(soft, hard, rtol=0, atol=1e-13)
 
 
+def one_row(logit, latent, **changes):
+    """A single row of one id; its loss and the gradient of its logit."""
+    logits = torch.tensor([[logit]], requires_grad=True)
+    result = lepo_objective(
+        logits,
+        torch.zeros(1),
+        torch.ones(1, 1),
+        torch.tensor([latent]),
+        torch.tensor([changes.pop("advantage", 1.0)]),
+        torch.ones(1),
+        **changes,
+    )
+    result.loss.backward()
+    return float(result.loss.detach()), float(logits.grad), result
+
+
+@pytest.mark.parametrize(("advantage", "delta", "loss"), [(1.0, None, -1.2), (-1.0, 3.0, 3.0)])
+def test_a_ratio_beyond_float32_is_clipped_without_nan(advantage, delta, loss):
+    old = torch.tensor([-100.0])
+    got = one_row(-1.0, False, advantage=advantage, delta=delta, old_log_prob=old)
+    assert got[:2] == (pytest.approx(loss), 0.0)
+
+
+def test_exact_kl_of_far_apart_policies_has_a_finite_gradient():
+    logits = torch.tensor([[-1.0, -100.0]], requires_grad=True)
+    result = lepo_objective(
+        logits,
+        torch.zeros(1),
+        torch.full((1, 2), 0.5),
+        torch.tensor([True]),
+        torch.ones(1),
+        torch.ones(1),
+        ref_log_probs=torch.full((1, 2), -1.0),
+        beta=0.1,
+        latent_kl="exact",
+    )
+    result.loss.backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("ref", [float("-inf"), 200.0])  # infinite KL; exp() overflows
+def test_kl_as_a_metric_alone_does_not_touch_the_loss(ref):
+    loss, gradient, result = one_row(-1.0, True, ref_log_probs=torch.tensor([[ref]]))
+    assert (loss, gradient) == (1.0, -1.0)
+    assert float(result.kl) > 1e3
+
+
+def test_only_logits_and_lse_have_a_gradient():
+    inputs = {
+        "weights": torch.tensor([[0.5, 0.5]] * 3),
+        "advantages": torch.tensor([1.0, -1.0, 1.0]),
+        "row_weights": torch.ones(3),
+        "old_log_prob": torch.full((3,), -1.5),
+        "ref_log_probs": torch.full((3, 2), -1.0),
+    }
+    for tensor in inputs.values():
+        tensor.requires_grad_()
+    logits = LOGITS.clone().requires_grad_()
+    objective(logits, LSE, beta=0.1, **inputs).loss.backward()
+    assert logits.grad.abs().min() > 0
+    assert all(tensor.grad is None for tensor in inputs.values())
+
+
+def test_metrics_are_those_of_the_formulas():
+    result = objective(
+        LOGITS,
+        LSE,
+        # The ratio leaves the range on the side where its advantage wants it back: not clipped.
+        old_log_prob=torch.tensor([0.0, -2.0, 5.0]),
+        ref_log_probs=torch.tensor([[-1.5, 0.0], [-1.0, 0.0], [-0.5, 0.0]]),
+    )
+    assert result.log_prob.tolist() == [-1.0, -1.0, -0.5]
+    assert result.ratio.tolist() == pytest.approx([math.exp(-1), math.e, 1.0])
+    assert result.clipped.tolist() == [0, 0, 0]
+    assert result.kl.tolist() == pytest.approx([math.exp(-0.5) - 0.5, 0.0, 0.0], abs=1e-6)
+
+
+def test_metrics_of_a_row_left_out_say_nothing():
+    lse = torch.tensor([0.0, float("inf"), 0.0], requires_grad=True)
+    result = objective(
+        LOGITS,
+        lse,
+        row_weights=torch.tensor([0.0, 0.0, 1.0]),
+        old_log_prob=torch.tensor([-3.0, -3.0, 0.0]),
+        ref_log_probs=torch.zeros(3, 2),
+    )
+    result.loss.backward()
+    assert result.ratio.tolist() == [1.0, 1.0, 1.0]
+    assert result.clipped.tolist() == [0, 0, 0]
+    assert result.log_prob[:2].tolist() == result.kl[:2].tolist() == [0.0, 0.0]
+    assert lse.grad.tolist() == [0.0, 0.0, 1.0]
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
