@@ -22,6 +22,8 @@ def group_advantages(
     rewards: Tensor,  # [B]
     group_size: int,
     scale_rewards: str = "group",
+    *,
+    batch: Tensor | None = None,  # [M]
 ) -> Advantages:
     """``A = (r - mean) / (std + 1e-4)`` within groups of consecutive samples.
 
@@ -31,6 +33,8 @@ def group_advantages(
         group_size: samples G per group; divides B.
         scale_rewards: ``"group"`` divides by the group's standard deviation, ``"batch"`` by that of
             all rewards, ``"none"`` leaves the difference as it is.
+        batch: [M] the rewards of the whole batch, where other processes hold a part of it; None
+            takes ``rewards``.
 
     Returns:
         `Advantages` in the dtype of ``rewards``. Standard deviations are unbiased (n - 1); a group
@@ -49,7 +53,8 @@ def group_advantages(
     if scale_rewards == "group":
         centered = centered / (std[:, None] + STD_FLOOR)
     elif scale_rewards == "batch":
-        whole = _std(groups.reshape(1, -1), present.reshape(1, -1))
+        every = (rewards if batch is None else batch)[None]
+        whole = _std(every, ~every.isnan())
         centered = centered / (whole + STD_FLOOR)
     advantages = torch.where(present, centered, torch.zeros_like(centered))
     return Advantages(advantages.reshape(-1), mean, std)

@@ -42,26 +42,46 @@ def discard_stale_state(folder: Path) -> None:
     (folder / STATE_FILE).unlink(missing_ok=True)
 
 
-def save_experience(folder: Path, process_index: int, experience: Experience) -> None:
-    """Store the experience of one process in a checkpoint folder."""
+def checkpoint_step(folder: Path) -> int:
+    """The number of updates behind a checkpoint."""
+    return int(json.loads((folder / STATE_FILE).read_text())["global_step"])
+
+
+def save_experience(
+    folder: Path, process_index: int, experience: Experience, shape: dict[str, int]
+) -> None:
+    """Store the experience of one process, and the settings it was cut by, in a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(experience.state_dict(), _file(folder, process_index))
+    state = {"experience": experience.state_dict(), "shape": shape}
+    torch.save(state, _file(folder, process_index))
 
 
-def load_experience(folder: Path, process_index: int, device: torch.device) -> Experience:
+def load_experience(
+    folder: Path, process_index: int, device: torch.device, shape: dict[str, int]
+) -> Experience:
     """Read what `save_experience` stored.
 
     Raises:
-        FileNotFoundError: the checkpoint holds no experience for this process, as when it was
-            written with other batch settings or another number of processes.
+        FileNotFoundError: the checkpoint holds no experience for this process.
+        ValueError: it was written with other batch settings.
     """
     file = _file(folder, process_index)
     if not file.exists():
         raise FileNotFoundError(
-            f"{file}: the checkpoint lies inside a rollout but does not hold it; resume with the "
-            "batch settings and number of processes it was written with"
+            f"{file}: the checkpoint lies inside a rollout but does not hold it"
         )
-    return Experience.from_state_dict(torch.load(file, map_location=device, weights_only=True))
+    state = torch.load(file, map_location=device, weights_only=True)
+    if state["shape"] != shape:
+        changed = [
+            f"{name} was {state['shape'].get(name)} and is {now}"
+            for name, now in shape.items()
+            if state["shape"].get(name) != now
+        ]
+        raise ValueError(
+            f"resume_from_checkpoint: {folder} lies inside a rollout of other settings: "
+            + ", ".join(changed)
+        )
+    return Experience.from_state_dict(state["experience"])
 
 
 def _file(folder: Path, process_index: int) -> Path:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from lepo_kernels.rollout.config import LatentGenerationConfig
@@ -89,7 +90,10 @@ class Collector:
 
         texts = spoken_texts(self.tokenizer, rollout)
         rewards = self._reward(repeated, texts, rollout)
-        grouped = group_advantages(self.rewards.total(rewards), group, self.args.scale_rewards)
+        total = self.rewards.total(rewards)
+        grouped = group_advantages(
+            total, group, self.args.scale_rewards, batch=self._rewards_of_all_processes(total)
+        )
         metrics = {
             **self._reward_metrics(rewards, grouped),
             **rollout_metrics(rollout, grouped.advantages),
@@ -101,7 +105,7 @@ class Collector:
 
     def _sample(self, policy: Any, prompts: list[Any], rollout_index: int) -> LatentRollout:
         """Sample ``num_generations`` completions per prompt, as many groups at once as may be."""
-        ids, mask = encode_prompts(self.tokenizer, prompts, self.args.max_prompt_length)
+        ids, mask = encode_prompts(self.tokenizer, prompts)
         device = self.accelerator.device
         group = self.args.num_generations
         count = len(prompts) * group
@@ -125,6 +129,11 @@ class Collector:
                 for begin in range(0, len(prompts), at_once)
             ]
         return LatentRollout.cat(parts, self.generation.pad_token_id)
+
+    def _rewards_of_all_processes(self, total: Tensor) -> Tensor:  # [B * processes]
+        if self.accelerator.num_processes == 1:
+            return total
+        return torch.tensor(gather_object(total.tolist()), dtype=total.dtype)
 
     def _reward(
         self, examples: list[dict[str, Any]], texts: list[str], rollout: LatentRollout
@@ -193,7 +202,7 @@ class Collector:
 
     def _reward_metrics(self, rewards: Tensor, grouped: Advantages) -> dict[str, float]:
         metrics = {
-            "reward": float(grouped.group_mean.mean()),
+            "reward": float(self.rewards.total(rewards).nanmean()),
             "reward_std": float(grouped.group_std.mean()),
             "frac_reward_zero_std": float((grouped.group_std == 0).double().mean()),
         }

@@ -9,6 +9,37 @@ from lepo_kernels.ops.lepo_loss import LATENT_KL
 from lepo_kernels.rollout.config import CACHES, LATENT_EOS, NOISES
 from lepo_kernels.trainer.advantages import SCALE_REWARDS
 from lepo_kernels.trainer.token_weights import LOSS_TYPES
+from lepo_kernels.validation import check_integer, check_number
+
+# The least that each whole number may be.
+AT_LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "steps_per_generation": 1,
+    "latent_length": 0,
+    "num_generations": 2,
+    "num_iterations": 1,
+    "num_draws": 1,
+    "cold_stop_steps": 1,
+    "max_completion_length": 1,
+    "max_prompt_length": 1,
+    "eval_num_samples": 0,
+    "top_k": 1,
+}
+
+# Settings of TrainingArguments that have no meaning here: name -> the values that switch them off.
+NOT_SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "remove_unused_columns": (False,),
+    "auto_find_batch_size": (False,),
+    "label_smoothing_factor": (0.0,),
+    "include_num_input_tokens_seen": (False, "no"),
+    "neftune_noise_alpha": (),
+    "train_sampling_strategy": ("random",),
+    "prediction_loss_only": (False,),
+    "bf16_full_eval": (False,),
+    "fp16_full_eval": (False,),
+}
 
 
 @dataclass
@@ -139,11 +170,39 @@ class LEPOConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        self._choose_best_metric()
         super().__post_init__()
         if self.steps_per_generation is None:
             self.steps_per_generation = self.gradient_accumulation_steps
+        self._check_supported()
+        self._check_choices()
         self._check_ranges()
         self._check_batches()
+
+    def _choose_best_metric(self) -> None:
+        """Compare checkpoints by accuracy: there is no evaluation loss here."""
+        if self.metric_for_best_model is None:
+            accuracy = "greedy_accuracy" if self.eval_greedy else f"mean@{self.eval_num_samples}"
+            needed = (
+                self.load_best_model_at_end
+                or str(self.save_strategy) in ("best", "SaveStrategy.BEST")
+                or "plateau" in str(self.lr_scheduler_type).lower()
+            )
+            if needed:
+                self.metric_for_best_model = f"eval_{accuracy}"
+                self.greater_is_better = True
+
+    def _check_supported(self) -> None:
+        """Refuse inherited settings that would have no effect, or a wrong one."""
+        for name, neutral in NOT_SUPPORTED.items():
+            value = getattr(self, name, None)
+            if value not in (None, *neutral):
+                raise ValueError(f"{name}: has no meaning for LEPO; leave it out, got {value!r}")
+        if self.metric_for_best_model in ("loss", "eval_loss"):
+            raise ValueError(
+                "metric_for_best_model: there is no evaluation loss; "
+                "use eval_greedy_accuracy or eval_mean@k"
+            )
 
     @property
     def samples_per_rollout(self) -> int:
@@ -158,7 +217,7 @@ class LEPOConfig(TrainingArguments):
         micro_batches = self.num_iterations * self.steps_per_generation
         return int(micro_batches // self.gradient_accumulation_steps)
 
-    def _check_ranges(self) -> None:
+    def _check_choices(self) -> None:
         for name, choices in (
             ("noise", NOISES),
             ("latent_eos", LATENT_EOS),
@@ -171,36 +230,36 @@ class LEPOConfig(TrainingArguments):
                 raise ValueError(
                     f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}"
                 )
-        for name, low in (
-            ("latent_length", 0),
-            ("num_generations", 2),
-            ("num_iterations", 1),
-            ("num_draws", 1),
-            ("cold_stop_steps", 1),
-            ("max_completion_length", 1),
-            ("eval_num_samples", 0),
-        ):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name}: expected at least {low}, got {getattr(self, name)}")
-        for name, above in (("temperature", 0.0), ("tau", 0.0), ("epsilon", 0.0)):
-            if not getattr(self, name) > above:
-                raise ValueError(f"{name}: expected more than {above}, got {getattr(self, name)}")
-        if self.beta < 0:
-            raise ValueError(f"beta: expected at least 0, got {self.beta}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p: expected a number in (0, 1], got {self.top_p}")
-        upper = 1 + (self.epsilon if self.epsilon_high is None else self.epsilon_high)
-        if self.delta is not None and self.delta <= upper:
-            raise ValueError(
-                f"delta: expected more than 1 + epsilon_high = {upper}, got {self.delta}"
-            )
+
+    def _check_ranges(self) -> None:
+        for name, low in AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None:
+                check_integer(name, value, low)
+        for name in ("temperature", "tau"):
+            check_number(name, getattr(self, name), 0.0, low_included=False)
+        for name in ("noise_scale", "beta", "cold_stop_entropy"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), 0.0)
+        check_number("top_p", self.top_p, 0.0, 1.0, low_included=False)
+        check_number("min_p", self.min_p, 0.0, 1.0)
+        check_number("epsilon", self.epsilon, 0.0, 1.0, low_included=False)
+        upper = self.epsilon
+        if self.epsilon_high is not None:
+            check_number("epsilon_high", self.epsilon_high, 0.0, low_included=False)
+            upper = self.epsilon_high
+        if self.delta is not None:
+            check_number("delta", self.delta, 1 + upper, low_included=False)
+        clamp = self.noise_clamp
+        if clamp is not None and not (len(clamp) == 2 and clamp[0] < clamp[1]):
+            raise ValueError(f"noise_clamp: expected LOW HIGH with LOW < HIGH, got {clamp}")
         if self.latent_length >= self.max_completion_length:
             raise ValueError(
                 f"latent_length: {self.latent_length} leaves no room for an answer within "
                 f"max_completion_length = {self.max_completion_length}"
             )
-        if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns: must be off; the rewards need the columns")
+        if self.eval_num_samples == 0 and not self.eval_greedy:
+            raise ValueError("eval_num_samples: expected at least 1 when eval_greedy is off, got 0")
 
     def _check_batches(self) -> None:
         assert self.steps_per_generation is not None
@@ -208,6 +267,11 @@ class LEPOConfig(TrainingArguments):
             raise ValueError(
                 f"steps_per_generation: expected a multiple of gradient_accumulation_steps = "
                 f"{self.gradient_accumulation_steps}, got {self.steps_per_generation}"
+            )
+        if self.rollout_batch_size is not None and self.rollout_batch_size < self.num_generations:
+            raise ValueError(
+                f"rollout_batch_size: expected at least a group of {self.num_generations}, "
+                f"got {self.rollout_batch_size}"
             )
         if self.samples_per_rollout % self.num_generations:
             raise ValueError(

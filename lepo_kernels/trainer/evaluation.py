@@ -28,8 +28,9 @@ class EvaluationResult:
     """What `evaluate_policy` returns.
 
     Attributes:
-        metrics: ``greedy_accuracy``, ``greedy_length``, ``mean@k``, ``pass@1`` ... ``pass@k``, of
-            what was asked for.
+        metrics: of what was asked for: ``greedy_accuracy`` (share of solved problems),
+            ``greedy_reward``, ``greedy_length``; ``mean@k`` (mean accuracy of k samples),
+            ``reward@k`` and the unbiased ``pass@1`` ... ``pass@k``.
         records: one dict per completion: ``problem``, ``prompt``, ``completion``, ``reward``,
             ``greedy``, ``length``, ``latent`` (per latent step its heaviest tokens and weights).
     """
@@ -160,22 +161,23 @@ def summarise(records: list[dict[str, Any]], success_threshold: float = 0.5) -> 
     metrics: dict[str, float] = {}
     greedy = [record for record in records if record["greedy"]]
     if greedy:
-        metrics["greedy_accuracy"] = _mean([_reward(record) for record in greedy])
-        metrics["greedy_length"] = _mean([record["length"] for record in greedy])
+        metrics["greedy_accuracy"] = _mean([_reward(r) >= success_threshold for r in greedy])
+        metrics["greedy_reward"] = _mean([_reward(r) for r in greedy])
+        metrics["greedy_length"] = _mean([r["length"] for r in greedy])
     per_problem: dict[int, list[float]] = {}
     for record in records:
         if not record["greedy"]:
             per_problem.setdefault(record["problem"], []).append(_reward(record))
     if per_problem:
         samples = min(len(drawn) for drawn in per_problem.values())
-        metrics[f"mean@{samples}"] = _mean([_mean(drawn) for drawn in per_problem.values()])
+        solved = [
+            (len(drawn), sum(reward >= success_threshold for reward in drawn))
+            for drawn in per_problem.values()
+        ]
+        metrics[f"mean@{samples}"] = _mean([some / drawn for drawn, some in solved])
+        metrics[f"reward@{samples}"] = _mean([_mean(drawn) for drawn in per_problem.values()])
         for k in _powers_of_two(samples):
-            metrics[f"pass@{k}"] = _mean(
-                [
-                    pass_at_k(len(drawn), sum(r >= success_threshold for r in drawn), k)
-                    for drawn in per_problem.values()
-                ]
-            )
+            metrics[f"pass@{k}"] = _mean([pass_at_k(drawn, some, k) for drawn, some in solved])
     return metrics
 
 

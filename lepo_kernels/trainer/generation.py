@@ -20,6 +20,12 @@ def generation_config(args: LEPOConfig, model: Any, tokenizer: Any) -> LatentGen
     suffix: list[int] = []
     if args.latent_suffix and args.latent_length > 0:
         suffix = tokenizer(args.latent_suffix, add_special_tokens=False)["input_ids"]
+    if args.latent_length + len(suffix) >= args.max_completion_length:
+        raise ValueError(
+            f"latent_suffix: {args.latent_length} latent steps and {len(suffix)} tokens of suffix "
+            f"leave no room for an answer within max_completion_length = "
+            f"{args.max_completion_length}"
+        )
     clamp = None if args.noise_clamp is None else (args.noise_clamp[0], args.noise_clamp[1])
     return LatentGenerationConfig(
         latent_length=args.latent_length,

@@ -5,15 +5,22 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lepo_kernels.trainer.prompts import is_prompt, prompt_ids
+
+# What the trainer itself hands to reward functions.
+RESERVED_COLUMNS = ("prompts", "completions", "completion_ids")
 
 
 def check_dataset(name: str, dataset: Any) -> None:
-    """Check that a dataset, or each of a dict of datasets, has rows with a prompt.
+    """Check that a dataset, or each of a dict of datasets, has a usable prompt in every row.
 
     Raises:
-        TypeError: not a dataset with a length.
-        ValueError: it is empty, or its rows have no column ``prompt``.
+        TypeError: not a dataset with a length, or a prompt that is neither text nor messages.
+        ValueError: it is empty, its rows have no column ``prompt`` or one of another's name.
     """
     if dataset is None:
         return
@@ -25,8 +32,43 @@ def check_dataset(name: str, dataset: Any) -> None:
         raise TypeError(f"{name}: expected a dataset with a length, got {type(dataset).__name__}")
     if len(dataset) == 0:
         raise ValueError(f"{name}: has no rows")
-    if not isinstance(dataset[0], dict) or "prompt" not in dataset[0]:
+    columns = dataset[0].keys() if isinstance(dataset[0], dict) else ()
+    if "prompt" not in columns:
         raise ValueError(f"{name}: rows need a column 'prompt'")
+    for reserved in RESERVED_COLUMNS:
+        if reserved in columns:
+            raise ValueError(
+                f"{name}: the column {reserved!r} would hide what reward functions are given "
+                "under that name; rename it"
+            )
+    for index in range(len(dataset)):
+        row = dataset[index]
+        if row.keys() != columns:
+            raise ValueError(f"{name}: row {index} has other columns than row 0")
+        if not is_prompt(row["prompt"]):
+            raise TypeError(
+                f"{name}: the prompt of row {index} is neither a str nor a list of chat messages "
+                f"but {type(row['prompt']).__name__}: {str(row['prompt'])[:80]}"
+            )
+
+
+def check_prompt_lengths(name: str, dataset: Any, tokenizer: Any, max_length: int) -> None:
+    """Check that no prompt is longer than ``max_length`` tokens.
+
+    Raises:
+        ValueError: naming the first row that is.
+    """
+    if isinstance(dataset, dict):
+        for key, part in dataset.items():
+            check_prompt_lengths(f"{name}[{key!r}]", part, tokenizer, max_length)
+        return
+    for index in range(0 if dataset is None else len(dataset)):
+        length = len(prompt_ids(tokenizer, dataset[index]["prompt"]))
+        if length > max_length:
+            raise ValueError(
+                f"{name}: the prompt of row {index} has {length} tokens, "
+                f"max_prompt_length is {max_length}"
+            )
 
 
 def load_model(model: Any, settings: dict[str, Any] | None) -> Any:
@@ -36,7 +78,9 @@ def load_model(model: Any, settings: dict[str, Any] | None) -> Any:
         ValueError: settings for ``from_pretrained`` with a model that is loaded already.
     """
     if isinstance(model, str):
-        return AutoModelForCausalLM.from_pretrained(model, **(settings or {}))
+        # float32 unless told otherwise: in bfloat16, updates at a small learning rate round away.
+        chosen = {"dtype": torch.float32, **(settings or {})}
+        return AutoModelForCausalLM.from_pretrained(model, **chosen)
     if settings is not None:
         raise ValueError("model_init_kwargs: only used when model is a name")
     return model
@@ -61,6 +105,15 @@ def with_adapter(model: Any, peft_config: Any) -> Any:
 def is_peft(model: Any) -> bool:
     """Whether the model carries a peft adapter that can be switched off."""
     return hasattr(model, "disable_adapter")
+
+
+def disable_dropout(model: Any) -> None:
+    """Switch every dropout off: a ratio of policies must compare the same function."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
 
 
 def frozen_copy(model: Any) -> Any:

@@ -8,6 +8,13 @@ from torch import Tensor
 from lepo_kernels.rollout.record import LatentRollout
 
 
+def is_prompt(prompt: Any) -> bool:
+    """Whether ``prompt`` is text or a list of chat messages."""
+    if isinstance(prompt, str):
+        return True
+    return isinstance(prompt, list) and all(isinstance(m, dict) and "role" in m for m in prompt)
+
+
 def prompt_text(tokenizer: Any, prompt: Any) -> str:
     """Render a prompt: text as it is, chat messages through the tokenizer's template.
 
@@ -16,7 +23,7 @@ def prompt_text(tokenizer: Any, prompt: Any) -> str:
     """
     if isinstance(prompt, str):
         return prompt
-    if not (isinstance(prompt, list) and all(isinstance(m, dict) and "role" in m for m in prompt)):
+    if not is_prompt(prompt):
         raise TypeError(
             "prompt: expected a str or a list of chat messages, "
             f"got {type(prompt).__name__}: {str(prompt)[:80]}"
@@ -25,41 +32,40 @@ def prompt_text(tokenizer: Any, prompt: Any) -> str:
     return str(rendered)
 
 
+def prompt_ids(tokenizer: Any, prompt: Any) -> list[int]:
+    """The ids of a prompt.
+
+    Raises:
+        TypeError: neither text nor a list of messages.
+        ValueError: it has no tokens.
+    """
+    # A chat template writes its own special tokens; the tokenizer must not add them again.
+    text = prompt_text(tokenizer, prompt)
+    ids: list[int] = tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"]
+    if not ids:
+        raise ValueError(f"prompt: has no tokens: {prompt!r}")
+    return ids
+
+
 def encode_prompts(
     tokenizer: Any,
     prompts: list[Any],
-    max_length: int | None = None,
 ) -> tuple[Tensor, Tensor]:  # [B, P] int64, [B, P] int64
     """Tokenise prompts and pad them on the left.
 
     Args:
         tokenizer: a transformers tokenizer with a pad token.
         prompts: each a str or a list of chat messages.
-        max_length: the longest prompt that is welcome, in tokens.
 
     Returns:
         ids [B, P] and attention mask [B, P], padded on the left to the longest prompt.
 
     Raises:
         TypeError: a prompt is neither text nor messages.
-        ValueError: a prompt is empty or too long.
+        ValueError: a prompt has no tokens.
     """
-    # A chat template writes its own special tokens; the tokenizer must not add them again.
-    rows = [
-        tokenizer(prompt_text(tokenizer, prompt), add_special_tokens=isinstance(prompt, str))[
-            "input_ids"
-        ]
-        for prompt in prompts
-    ]
-    lengths = [len(row) for row in rows]
-    if min(lengths) == 0:
-        raise ValueError(f"prompt: row {lengths.index(0)} has no tokens")
-    if max_length is not None and max(lengths) > max_length:
-        raise ValueError(
-            f"prompt: row {lengths.index(max(lengths))} has {max(lengths)} tokens, "
-            f"max_prompt_length is {max_length}"
-        )
-    width = max(lengths)
+    rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), tokenizer.pad_token_id, dtype=torch.int64)
     mask = torch.zeros(len(rows), width, dtype=torch.int64)
     for index, row in enumerate(rows):

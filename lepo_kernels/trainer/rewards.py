@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 RewardFunction = Callable[..., Any]
 
@@ -43,7 +44,8 @@ class Rewards:
         if not self.functions:
             raise ValueError("reward_funcs: expected at least one function, got none")
         for function in self.functions:
-            if not callable(function):
+            # A reward model is a module: its call takes other arguments.
+            if not callable(function) or isinstance(function, nn.Module):
                 raise TypeError(
                     f"reward_funcs: expected functions, got {type(function).__name__}: {function!r}"
                 )
@@ -123,7 +125,7 @@ async def _gather(awaitables: list[Any]) -> list[Any]:
 
 
 def _checked(name: str, returned: Any, expected: int) -> list[float]:
-    if isinstance(returned, Tensor):
+    if isinstance(returned, Tensor | np.ndarray):
         returned = returned.tolist()
     if returned is None or isinstance(returned, str) or not isinstance(returned, Sequence):
         raise RewardError(
@@ -140,6 +142,8 @@ def _checked(name: str, returned: Any, expected: int) -> list[float]:
 def _checked_reward(name: str, index: int, reward: Any) -> float:
     if reward is None:
         return float("nan")
+    if isinstance(reward, Tensor) and reward.numel() == 1:
+        reward = reward.item()
     if not isinstance(reward, Real):
         raise RewardError(
             f"reward function {name!r}: reward {index} is a {type(reward).__name__}, not a number"

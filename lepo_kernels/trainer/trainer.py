@@ -19,8 +19,10 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import TrainerCallback, TrainerControl
 
 from lepo_kernels.ops.lepo_loss import lepo_objective
+from lepo_kernels.report.run_folder import RunFolder
 from lepo_kernels.rollout.policy_log_probs import policy_log_probs
 from lepo_kernels.trainer.checkpoint import (
+    checkpoint_step,
     discard_stale_state,
     last_complete_checkpoint,
     load_experience,
@@ -35,6 +37,8 @@ from lepo_kernels.trainer.metrics import MetricMeans
 from lepo_kernels.trainer.preparation import (
     adapter_disabled,
     check_dataset,
+    check_prompt_lengths,
+    disable_dropout,
     frozen_copy,
     is_peft,
     load_model,
@@ -88,8 +92,13 @@ class LEPOTrainer(Trainer):
             check_dataset(name, dataset)
         model = load_model(model, args.model_init_kwargs)
         processing_class = load_tokenizer(model, processing_class)
+        if args.max_prompt_length is not None:
+            limit = args.max_prompt_length
+            check_prompt_lengths("train_dataset", train_dataset, processing_class, limit)
         if peft_config is not None:
             model = with_adapter(model, peft_config)
+        if args.updates_per_rollout > 1:
+            disable_dropout(model)
         # Batches here are lists of dataset rows: transformers cannot count tokens in them.
         model.warnings_issued = {"estimate_tokens": True}
         self.generation = generation_config(args, model, processing_class)
@@ -104,6 +113,8 @@ class LEPOTrainer(Trainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
+        if train_dataset is not None:
+            self._make_sampler()  # refuses a dataset that is too small, before any work
         self.reference = None
         if args.beta > 0 and not is_peft(model):
             self.reference = frozen_copy(model).to(args.device)
@@ -126,22 +137,27 @@ class LEPOTrainer(Trainer):
         if self.train_dataset is None:
             raise ValueError("train_dataset: training needs one, got None")
         args = self.args
-        sampler = GroupSampler(
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self._make_sampler(),
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            pin_memory=False,
+        )
+        prepared: DataLoader = self.accelerator.prepare(loader)
+        return prepared
+
+    def _make_sampler(self) -> GroupSampler:
+        args = self.args
+        return GroupSampler(
             size=len(self.train_dataset),
             prompts_per_rollout=args.samples_per_rollout // args.num_generations,
             repeats=self._micro_batches_per_rollout,
             num_processes=self.accelerator.num_processes,
             seed=args.seed if args.data_seed is None else args.data_seed,
         )
-        loader = DataLoader(
-            self.train_dataset,
-            batch_sampler=sampler,
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=False,
-        )
-        prepared: DataLoader = self.accelerator.prepare(loader)
-        return prepared
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
@@ -165,6 +181,8 @@ class LEPOTrainer(Trainer):
                 )
             resume_from_checkpoint = str(found)
         self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        if self._resumed_from is not None and self.is_world_process_zero():
+            RunFolder(self.args.output_dir).forget_after(checkpoint_step(self._resumed_from))
         self._experience = None
         self._substep = 0
         self._last_log, self._last_logged_step = time.perf_counter(), None
@@ -179,7 +197,10 @@ class LEPOTrainer(Trainer):
         elif self._experience is None:
             assert self._resumed_from is not None
             self._experience = load_experience(
-                self._resumed_from, self.args.process_index, self.args.device
+                self._resumed_from,
+                self.args.process_index,
+                self.args.device,
+                self._rollout_shape,
             )
         assert self._experience is not None
         steps = self.args.samples_per_rollout // self.args.per_device_train_batch_size
@@ -191,6 +212,18 @@ class LEPOTrainer(Trainer):
     @property
     def _micro_batches_per_rollout(self) -> int:
         return int(self.args.updates_per_rollout * self.args.gradient_accumulation_steps)
+
+    @property
+    def _rollout_shape(self) -> dict[str, int]:
+        """The settings that say which part of a rollout a micro-batch is."""
+        return {
+            "per_device_train_batch_size": self.args.per_device_train_batch_size,
+            "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
+            "steps_per_generation": int(self.args.steps_per_generation or 1),
+            "num_generations": self.args.num_generations,
+            "num_iterations": self.args.num_iterations,
+            "processes": self.accelerator.num_processes,
+        }
 
     def _micro_batch_index(self) -> int:
         """How many micro-batches this run has trained on, before a resume included."""
@@ -275,8 +308,8 @@ class LEPOTrainer(Trainer):
         """Greedy accuracy, mean@k and pass@k on held-out prompts.
 
         Args:
-            eval_dataset: rows with a column ``prompt``, or a dict of such; None takes the
-                trainer's own.
+            eval_dataset: rows with a column ``prompt``, a dict of such, or a key of the trainer's
+                own dict; None takes the trainer's own.
             ignore_keys: not used; there are no model outputs to gather.
             metric_key_prefix: stands before every metric's name.
 
@@ -289,6 +322,9 @@ class LEPOTrainer(Trainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("eval_dataset: evaluation needs one, got None")
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]
+        check_dataset("eval_dataset", dataset)
         if isinstance(dataset, dict):
             merged: dict[str, float] = {}
             for name, part in dataset.items():
@@ -308,6 +344,10 @@ class LEPOTrainer(Trainer):
         # An evaluation must not count as training time.
         self._last_log += time.perf_counter() - start
         return metrics
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Not offered: there are no labels here. Use `evaluate` or `latent_generate`."""
+        raise NotImplementedError("predict: not offered; use evaluate() or latent_generate()")
 
     def _evaluate_shard(self, dataset: Any) -> EvaluationResult:
         """Evaluate this process's share of the problems, then put all shares together."""
@@ -354,7 +394,7 @@ class LEPOTrainer(Trainer):
         if self.args.should_save:
             discard_stale_state(folder)
         if self.state.global_step % self.args.updates_per_rollout and self._experience is not None:
-            save_experience(folder, self.args.process_index, self._experience)
+            save_experience(folder, self.args.process_index, self._experience, self._rollout_shape)
         # The first process writes the file that says "complete": not before all others are done.
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)

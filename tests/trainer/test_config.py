@@ -38,18 +38,34 @@ def test_updates_per_rollout(tmp_path):
         ({"latent_eos": "end"}, "latent_eos"),
         ({"latent_kl": "k1"}, "latent_kl"),
         ({"cache_implementation": "paged"}, "cache_implementation"),
-        ({"latent_length": -1}, "latent_length: expected at least 0, got -1"),
+        ({"latent_length": -1}, r"latent_length: expected an int in \[0, inf\), got -1"),
         ({"latent_length": 256}, "leaves no room for an answer"),
-        ({"num_generations": 1}, "num_generations: expected at least 2"),
+        ({"num_generations": 1}, r"num_generations: expected an int in \[2, inf\)"),
         ({"num_generations": 3}, "does not hold whole groups of 3"),
-        ({"temperature": 0.0}, "temperature: expected more than 0"),
-        ({"tau": 0.0}, "tau: expected more than 0"),
+        ({"temperature": 0.0}, r"temperature: expected a number in \(0, inf\)"),
+        ({"tau": 0.0}, r"tau: expected a number in \(0, inf\)"),
         ({"top_p": 0.0}, r"top_p: expected a number in \(0, 1\]"),
         ({"top_p": 1.5}, r"top_p: expected a number in \(0, 1\]"),
-        ({"beta": -0.1}, "beta: expected at least 0"),
-        ({"delta": 1.1}, "delta: expected more than 1 . epsilon_high"),
+        ({"beta": -0.1}, r"beta: expected a number in \[0, inf\)"),
+        ({"delta": 1.1}, r"delta: expected a number in \(1.2, inf\)"),
         ({"num_iterations": 0}, "num_iterations"),
-        ({"remove_unused_columns": True}, "remove_unused_columns: must be off"),
+        ({"beta": float("nan")}, "beta: expected a number"),
+        ({"epsilon": 1.5}, "epsilon: expected a number"),
+        ({"epsilon_high": -0.1}, "epsilon_high: expected a number"),
+        ({"noise_clamp": [1.0]}, "noise_clamp: expected LOW HIGH"),
+        ({"noise_clamp": [-1.0, 1.0, 7.0]}, "noise_clamp: expected LOW HIGH"),
+        ({"noise_clamp": [1.0, -1.0]}, "noise_clamp: expected LOW HIGH"),
+        ({"rollout_batch_size": 3}, "rollout_batch_size: expected at least a group of 4"),
+        ({"eval_greedy": False, "eval_num_samples": 0}, "eval_num_samples: expected at least 1"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: expected an int"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps: expected an int"),
+        ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size: expected an int"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size: has no meaning"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor: has no meaning"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha: has no meaning"),
+        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy: has no"),
+        ({"metric_for_best_model": "loss"}, "metric_for_best_model: there is no evaluation loss"),
+        ({"remove_unused_columns": True}, "remove_unused_columns: has no meaning for LEPO"),
         (
             {"gradient_accumulation_steps": 2, "steps_per_generation": 3},
             "steps_per_generation: expected a multiple of gradient_accumulation_steps = 2, got 3",
@@ -59,3 +75,22 @@ def test_updates_per_rollout(tmp_path):
 def test_bad_settings(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         config(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("name", ["num_iterations", "num_generations"])
+def test_numbers_that_must_be_whole(tmp_path, name):
+    with pytest.raises(TypeError, match=f"{name}: expected an int, got float"):
+        config(tmp_path, **{name: 2.0})
+
+
+@pytest.mark.parametrize(
+    ("changes", "metric"),
+    [
+        ({"load_best_model_at_end": True, "save_strategy": "steps"}, "eval_greedy_accuracy"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "eval_greedy_accuracy"),
+        ({"save_strategy": "best", "eval_greedy": False}, "eval_mean@8"),
+    ],
+)
+def test_checkpoints_are_compared_by_accuracy(tmp_path, changes, metric):
+    got = config(tmp_path, eval_strategy="steps", eval_steps=1, save_steps=1, **changes)
+    assert (got.metric_for_best_model, got.greater_is_better) == (metric, True)

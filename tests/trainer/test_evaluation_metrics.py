@@ -34,13 +34,21 @@ def test_summary():
     assert summarise(records) == pytest.approx(
         {
             "greedy_accuracy": 0.5,
+            "greedy_reward": 0.5,
             "greedy_length": 3.0,
             "mean@3": 1 / 6,
+            "reward@3": 1 / 6,
             "pass@1": 1 / 6,
             "pass@2": 1 / 3,
             "pass@3": 1 / 2,
         }
     )
+
+
+def test_accuracy_is_a_share_whatever_the_rewards_are():
+    got = summarise([record(0, 2.0, True), record(0, 2.0), record(0, 0.4)])
+    assert (got["greedy_accuracy"], got["greedy_reward"]) == (1.0, 2.0)
+    assert (got["mean@2"], got["pass@1"], got["reward@2"]) == (0.5, 0.5, 1.2)
 
 
 def test_the_threshold_decides_what_is_solved():
