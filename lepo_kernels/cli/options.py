@@ -82,6 +82,10 @@ class TaskOptions:
     eval_size: int | None = field(
         default=None, metadata={"help": "Number of held-out problems; default the task's."}
     )
+    task_seed: int | None = field(
+        default=None,
+        metadata={"help": "Seed that draws and splits the problems; default the run's seed."},
+    )
 
 
 @dataclass

@@ -18,6 +18,7 @@ from lepo_kernels.cli.loading import (
     model_name,
     task_options,
     training_task,
+    with_seed,
 )
 from lepo_kernels.cli.options import ModelOptions, TaskOptions, TrainOptions
 from lepo_kernels.cli.parsing import Parsed, mapping, parse
@@ -88,8 +89,10 @@ def run(words: list[str]) -> None:
             "or name another folder"
         )
     console = Console(quiet=args.process_index != 0)
-    train_task = training_task(tasks, args.seed)
-    eval_task = train_task if tasks.eval_task is None else evaluation_task(tasks, args.seed)
+    # Written down, so that a later evaluation with another seed has the same held-out problems.
+    tasks = with_seed(tasks, args.seed)
+    train_task = training_task(tasks)
+    eval_task = train_task if tasks.eval_task is None else evaluation_task(tasks)
     if "eval_on_start" not in parsed.given:
         # What a resumed run was before is in its folder.
         args.eval_on_start = resume is None and len(eval_task.eval_dataset) > 0

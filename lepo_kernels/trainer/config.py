@@ -54,6 +54,10 @@ class LEPOConfig(TrainingArguments):
             names them. Raised on construction.
     """
 
+    metric_for_best_model: str | None = field(
+        default=None,
+        metadata={"help": "What compares checkpoints; default eval_greedy_accuracy, if evaluated."},
+    )
     learning_rate: float = field(default=1e-6, metadata={"help": "Peak learning rate of AdamW."})
     remove_unused_columns: bool = field(
         default=False,

@@ -165,7 +165,7 @@ def test_gradient_checkpointing_changes_nothing(make_trainer):
 
 def test_decoding_in_parts_gives_the_same_run(make_trainer):
     runs = []
-    for size in (None, 3):
+    for size in (None, 4):
         trainer = make_trainer(rollout_batch_size=size, max_steps=1)
         trainer.train()
         runs.append(train_logs(trainer)[0])
