@@ -50,3 +50,10 @@ def test_missing_rewards_take_no_part():
 def test_a_partial_group_is_refused():
     with pytest.raises(ValueError, match="multiple of 4, got 6"):
         group_advantages(torch.zeros(6), 4)
+
+
+def test_the_batchs_spread_may_come_from_other_processes():
+    mine, all_of_them = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0, 10.0, 0.0])
+    got = group_advantages(mine, 2, "batch", batch=all_of_them)
+    std = statistics.stdev(all_of_them.tolist())
+    assert got.advantages.tolist() == pytest.approx([0.5 / (std + 1e-4), -0.5 / (std + 1e-4)])

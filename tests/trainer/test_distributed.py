@@ -21,7 +21,9 @@ folder, loss_type, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
 args = LEPOConfig(
     output_dir=folder, per_device_train_batch_size=size, num_generations=4, max_steps=3,
     num_iterations=2, learning_rate=0.1, optim="sgd", max_grad_norm=0.0, latent_length=2,
-    max_completion_length=6, top_k=8, loss_type=loss_type, beta=0.1, report_to="none",
+    max_completion_length=6, top_k=8, loss_type=loss_type, beta=0.1,
+    # The spread of all rewards: no process knows it alone.
+    scale_rewards="batch", report_to="none",
     disable_tqdm=True, use_cpu=True, save_strategy="no", eval_num_samples=2,
 )
 trainer = LEPOTrainer(

@@ -1,11 +1,13 @@
 """A run that was killed and resumed ends with the same bits as one that never was."""
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,26 @@ def test_a_checkpoint_without_its_experience_says_so(make_trainer, tmp_path):
     (tmp_path / "run" / "checkpoint-3" / "experience_0.pt").unlink()
     with pytest.raises(FileNotFoundError, match="lies inside a rollout but does not hold it"):
         make_trainer(**SETTINGS).train(resume_from_checkpoint=True)
+
+
+def test_a_rollout_of_other_settings_is_not_gone_on_with(make_trainer):
+    broken = make_trainer(callbacks=[KillAt(3)], **SETTINGS)
+    with pytest.raises(KilledError):
+        broken.train()
+    other = make_trainer(**{**SETTINGS, "num_iterations": 4})
+    with pytest.raises(ValueError, match="num_iterations was 2 and is 4"):
+        other.train(resume_from_checkpoint=True)
+
+
+def test_samples_are_recorded_once(make_trainer, tmp_path):
+    settings = {**SETTINGS, "save_steps": 2}
+    broken = make_trainer(callbacks=[KillAt(5)], **settings)
+    with pytest.raises(KilledError):
+        broken.train()
+    make_trainer(**settings).train(resume_from_checkpoint=True)
+    lines = (tmp_path / "run" / "completions.jsonl").read_text().splitlines()
+    # Two rollouts of 16 samples serve the eight updates.
+    assert Counter(json.loads(line)["step"] for line in lines) == {0: 16, 4: 16}
 
 
 RUN = """

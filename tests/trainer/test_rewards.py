@@ -1,5 +1,6 @@
 import asyncio
 
+import numpy as np
 import pytest
 import torch
 
@@ -96,7 +97,15 @@ def test_equal_names_stay_apart():
     assert Rewards([reward, reward, raising]).names == ["reward_0", "reward_1", "raising"]
 
 
+def test_arrays_and_tensors_are_rewards_too():
+    assert call(lambda **_: np.array([1.0, 2.0]))[1].tolist() == [1.0, 2.0]
+    assert call(lambda **_: torch.tensor([1.0, 2.0]))[1].tolist() == [1.0, 2.0]
+    assert call(lambda **_: [torch.tensor(1.0), torch.tensor(2.0)])[1].tolist() == [1.0, 2.0]
+
+
 def test_bad_arguments():
+    with pytest.raises(TypeError, match="expected functions, got Linear"):
+        Rewards(torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="at least one function"):
         Rewards([])
     with pytest.raises(TypeError, match="expected functions, got str"):

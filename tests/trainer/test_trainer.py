@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from peft import LoraConfig
 from tensorboard.backend.event_processing import event_accumulator
 
 from lepo_kernels.trainer.config import LEPOConfig
+from lepo_kernels.trainer.evaluation import EVALUATION_KEYS
+from lepo_kernels.trainer.preparation import check_dataset
 from lepo_kernels.trainer.rewards import RewardError
 from lepo_kernels.trainer.trainer import LEPOTrainer
 from tests.tiny import tiny_model
-from tests.trainer.conftest import digits_reward
+from tests.trainer.conftest import digits_reward, problems
 
 # Newer transformers call it by another name, and warn of the old one.
 CHECKPOINTING = (
@@ -305,9 +308,104 @@ def test_bad_arguments_are_refused_before_work_starts(make_trainer, tmp_path):
         make_trainer().train(resume_from_checkpoint=True)
 
 
-def test_too_long_a_prompt_is_named(make_trainer):
-    with pytest.raises(ValueError, match="max_prompt_length is 4"):
-        make_trainer(max_prompt_length=4).train()
+def test_too_long_a_prompt_is_named_before_work_starts(make_trainer):
+    with pytest.raises(ValueError, match="train_dataset: the prompt of row 1 has 7 tokens, max"):
+        make_trainer(max_prompt_length=6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        ([{"prompt": "a"}, {"prompt": None}], TypeError, "prompt of row 1 is neither a str"),
+        ([{"prompt": "a"}, {"prompt": ["b"]}], TypeError, "prompt of row 1 is neither a str"),
+        ([{"prompt": "a"}, {"text": "b"}], ValueError, "row 1 has other columns than row 0"),
+        ([{"prompt": "a", "completions": "x"}], ValueError, "column 'completions' would hide"),
+    ],
+)
+def test_bad_rows_are_named_before_work_starts(rows, error, message):
+    with pytest.raises(error, match=f"train_dataset: .*{message}"):
+        check_dataset("train_dataset", rows)
+
+
+def test_a_suffix_must_leave_room_for_an_answer(make_trainer):
+    with pytest.raises(ValueError, match="latent_suffix: 2 latent steps and 4 tokens of suffix"):
+        make_trainer(latent_suffix="xxxx")
+
+
+def test_a_model_named_is_loaded_in_float32(make_trainer, tmp_path):
+    tiny_model(dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    trainer = make_trainer(model=str(tmp_path / "half"))
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+    chosen = make_trainer(model=str(tmp_path / "half"), model_init_kwargs={"dtype": torch.bfloat16})
+    assert {p.dtype for p in chosen.model.parameters()} == {torch.bfloat16}
+
+
+def test_ratios_compare_the_policy_without_dropout(make_trainer):
+    trainer = make_trainer(
+        model=tiny_model(attention_dropout=0.5), num_iterations=2, learning_rate=0.0
+    )
+    trainer.train()
+    ratios = [log["ratio"] for log in trainer.state.log_history if "loss" in log]
+    assert ratios == pytest.approx([1.0, 1.0], abs=1e-5)
+
+
+def test_evaluate_takes_a_key_and_refuses_what_it_cannot_use(make_trainer):
+    trainer = make_trainer(eval_num_samples=0)
+    trainer.eval_dataset = {"small": problems(2)}
+    assert "eval_greedy_accuracy" in trainer.evaluate("small")
+    assert "eval_small_greedy_accuracy" in trainer.evaluate()
+    with pytest.raises(ValueError, match="eval_dataset: has no rows"):
+        trainer.evaluate([])
+    with pytest.raises(NotImplementedError, match="predict: not offered"):
+        trainer.predict(problems(2))
+
+
+def test_rewards_missing_for_a_whole_group_do_not_count_as_zero(make_trainer):
+    def first_group_only(completions, **_):
+        return [1.0] * 4 + [None] * (len(completions) - 4)
+
+    trainer = make_trainer(reward=first_group_only, max_steps=1)
+    trainer.train()
+    assert train_logs(trainer)[0]["reward"] == 1.0
+
+
+def test_evaluation_never_draws_trainings_noise(make_trainer):
+    trainer = make_trainer()
+    experience = trainer._prepare_inputs([trainer.train_dataset[0], trainer.train_dataset[1]])
+    # 2^40 samples are more than any run draws.
+    assert int(experience.rollout.row_keys.max()) < 2**40 <= EVALUATION_KEYS
+
+
+def test_settings_of_the_noise_reach_the_rollout(make_trainer):
+    trainer = make_trainer(noise="gaussian", noise_scale=0.25, min_p=0.1, noise_clamp=None)
+    assert (trainer.generation.noise_scale, trainer.generation.min_p) == (0.25, 0.1)
+    clamped = make_trainer(noise_clamp=[-1.5, 3.0])
+    assert clamped.generation.noise_clamp == (-1.5, 3.0)
+
+
+def test_the_datas_seed_orders_the_prompts(make_trainer):
+    orders = []
+    for data_seed in (1, 1, 2):
+        loader = make_trainer(data_seed=data_seed).get_train_dataloader()
+        orders.append([[row["answer"] for row in batch] for batch in loader])
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_time_spent_evaluating_is_not_a_training_steps(make_trainer, monkeypatch):
+    slept = 0.5
+    trainer = make_trainer(eval_rows=2, eval_num_samples=0, eval_strategy="steps", eval_steps=1)
+    plain = trainer._evaluate_shard
+
+    def slow(dataset):
+        time.sleep(slept)
+        return plain(dataset)
+
+    monkeypatch.setattr(trainer, "_evaluate_shard", slow)
+    start = time.perf_counter()
+    trainer.train()
+    wall = time.perf_counter() - start
+    # Not how fast anything is: only that two evaluations are missing from the sum.
+    assert sum(log["step_time"] for log in train_logs(trainer)) < wall - slept
 
 
 def test_epochs_take_the_prompts_in_different_orders(make_trainer):
