@@ -71,6 +71,11 @@ def test_run_folder_is_enough_to_evaluate_and_generate(
         assert value == pytest.approx(last.get(f"eval_{name}", value))
     assert [c["completion"] for c in found["completions"]] == [c["completion"] for c in evaluated]
     assert "greedy_accuracy" in capsys.readouterr().out
+    # Another seed is other noise, not other problems: those might be ones it was trained on.
+    assert main(["eval", "--model", str(run), "--seed", "7", "--output", str(output)]) == 0
+    other = json.loads(output.read_text())
+    assert [c["prompt"] for c in other["completions"]] == [c["prompt"] for c in evaluated]
+    capsys.readouterr()
 
     words = ["--model", str(run), "--prompt", "1 + 2", "--num_samples", "2"]
     assert main(["generate", *words, "--show_tokens", "3"]) == 0
@@ -144,3 +149,25 @@ def test_info_says_why_a_backend_is_missing(monkeypatch: pytest.MonkeyPatch) -> 
     assert "triton" in found["backends"]["triton"]["remedy"]
     assert found["kernels"]["sample_latent"]["chosen"] in found["backends"]
     assert found["kernels"]["sample_latent"]["backends"]["reference"] is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--train_size", "1"],  # fewer prompts than a rollout takes
+        ["--eval_greedy", "false", "--eval_num_samples", "0"],
+        ["--epsilon", "1.5"],
+        ["--per_device_train_batch_size", "0"],
+        ["--latent_suffix", "far too long a suffix for it"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_wrong_settings_do_not_cost_an_earlier_run(
+    config: Path, tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n')
+    assert main(["train", str(config), "--overwrite_output_dir", *words]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("lepo train: error: ")
+    assert (run / "metrics.jsonl").exists()
