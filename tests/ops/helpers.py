@@ -27,6 +27,11 @@ def assert_no_worse_than_plain(
     assert worst <= tolerance, f"off by {worst:.3g} more than plain torch, {tolerance:.3g} allowed"
 
 
+def transposed(x: Tensor) -> Tensor:
+    """The same values, held column by column."""
+    return x.detach().T.contiguous().T
+
+
 class LargestTensor(TorchDispatchMode):
     """Records the size of the largest tensor that any op returns inside the ``with`` block."""
 

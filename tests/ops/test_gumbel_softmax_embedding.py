@@ -8,7 +8,7 @@ import torch
 from lepo_kernels import gumbel_noise, gumbel_softmax_embedding
 from lepo_kernels.backends.reference import gumbel_softmax_embedding as kernel
 from lepo_kernels.backends.reference import numerics
-from tests.ops.helpers import LOW_DTYPES, LargestTensor, assert_no_worse_than_plain
+from tests.ops.helpers import LOW_DTYPES, LargestTensor, assert_no_worse_than_plain, transposed
 
 
 def plain(logits, embedding, tau, temperature=1.0, seed=0, row_keys=None, step=0):
@@ -253,6 +253,19 @@ def test_opcheck():
             False,
             "reference",
         ),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+def test_opcheck_of_transposed_inputs():
+    logits, embedding = (transposed(x) for x in make(rows=2))
+    one, zero = torch.ones(1, dtype=torch.float64), torch.tensor(0)
+    shared = (logits, embedding, one, one, zero, torch.arange(2), zero[None])
+    ops, upstream = torch.ops.lepo_kernels, transposed(torch.randn(2, 3).double())
+    torch.library.opcheck(ops.gumbel_softmax_embedding.default, (*shared, "reference"))
+    torch.library.opcheck(
+        ops.gumbel_softmax_embedding_backward.default,
+        (upstream, torch.ones(2).double(), *shared, True, True, "reference"),
         test_utils=("test_schema", "test_faketensor"),
     )
 

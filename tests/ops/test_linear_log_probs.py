@@ -8,7 +8,7 @@ import torch
 from lepo_kernels import gather_log_probs, linear_log_probs
 from lepo_kernels.backends.reference import linear_log_probs as kernel
 from lepo_kernels.backends.reference import numerics
-from tests.ops.helpers import LOW_DTYPES, LargestTensor, assert_no_worse_than_plain
+from tests.ops.helpers import LOW_DTYPES, LargestTensor, assert_no_worse_than_plain, transposed
 
 
 def plain(hidden, lm_head, ids, bias=None, softcap=None, inv_temperature=1.0):
@@ -374,6 +374,27 @@ def test_opcheck():
          "reference"),
         test_utils=("test_schema", "test_faketensor"),
     )  # fmt: skip
+
+
+def test_opcheck_of_transposed_inputs():
+    hidden, lm_head, bias, ids = make(rows=3)
+    hidden, lm_head, ids, logits, alpha = (
+        transposed(x) for x in (hidden, lm_head, ids, torch.randn(3, 11), torch.randn(3, 4))
+    )
+    scale, row = torch.ones(1, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    ops = torch.ops.lepo_kernels
+    for op, arguments in (
+        (ops.linear_log_probs, (hidden, lm_head, ids, bias, 2.0, scale, 2)),
+        (ops.linear_log_probs_backward,
+         (alpha.double(), row, row, hidden, lm_head, ids, bias.detach(), 2.0, scale, row, row, 2,
+          True, True, True)),
+        (ops.gather_log_probs, (logits, ids, scale.float())),
+        (ops.gather_log_probs_backward,
+         (alpha, row.float(), row.float(), logits, ids, scale.float(), row.float(), row.float())),
+    ):  # fmt: skip
+        torch.library.opcheck(
+            op.default, (*arguments, "reference"), test_utils=("test_schema", "test_faketensor")
+        )
 
 
 def test_compiled_is_eager_bitwise():

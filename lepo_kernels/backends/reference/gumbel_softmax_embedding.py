@@ -61,7 +61,8 @@ def gumbel_softmax_embedding_backward(
     """da_j = z_j (E_j . de - e . de) / tau + dlogp (z_j - pi_j) and dE_j += z_j de."""
     acc = accumulation_dtype(embedding.dtype)
     table = embedding.to(acc)
-    dlogits = torch.zeros_like(logits) if need_dlogits else logits.new_empty(0)
+    # Not zeros_like: gradients are contiguous, whatever the layout of the inputs.
+    dlogits = logits.new_zeros(logits.shape if need_dlogits else (0,))
     shape = embedding.shape if need_dembedding else (0,)
     dembedding = torch.zeros(shape, dtype=acc, device=embedding.device)
     active = ((grad_embedding != 0).any(dim=-1) | (grad_log_prob != 0)).nonzero().squeeze(-1)

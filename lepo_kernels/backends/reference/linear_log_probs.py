@@ -62,7 +62,8 @@ def linear_log_probs_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, D] or [0], [V, D] or [0], [V] or [0]
     """Gradients of the hidden states, the head and the bias; those not needed are empty."""
     acc = accumulation_dtype(hidden.dtype)
-    dhidden = torch.zeros_like(hidden) if need_dhidden else hidden.new_empty(0)
+    # Not zeros_like: gradients are contiguous, whatever the layout of the inputs.
+    dhidden = hidden.new_zeros(hidden.shape if need_dhidden else (0,))
     head_shape = lm_head.shape if need_dlm_head else (0,)
     dlm_head = torch.zeros(head_shape, dtype=acc, device=hidden.device)
     dbias = torch.zeros(len(lm_head) if need_dbias else 0, dtype=acc, device=hidden.device)
