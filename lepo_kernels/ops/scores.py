@@ -263,7 +263,9 @@ def _fill(x: Tensor, mask: Tensor) -> Tensor:
 def _kept_lse(x: Tensor, mask: Tensor) -> Tensor:  # [N]
     """Log-sum-exp over the real entries; 0 for a row without any."""
     empty = ~mask.any(dim=-1, keepdim=True)
-    return x.masked_fill(~mask, -torch.inf).masked_fill(empty, 0).logsumexp(-1) * ~empty[:, 0]
+    lse = x.masked_fill(~mask, -torch.inf).masked_fill(empty, 0).logsumexp(-1)
+    # Filled, not multiplied by 0: of K = 0 entries it is -inf.
+    return lse.masked_fill(empty[:, 0], 0)
 
 
 def _mean_gumbel_log_density(d: Tensor, mask: Tensor) -> Tensor:  # [N]

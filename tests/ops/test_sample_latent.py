@@ -150,6 +150,31 @@ def test_gaussian_noise_is_scaled_by_the_rms_of_the_kept_logits():
         assert int(sample.token[row]) == int(ids[q.argmax()])
 
 
+# Masks that are large finite numbers: their squares overflow, and so may sigma times the noise.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("noise_scale", [0.5, 1e38])
+@pytest.mark.parametrize("mask", ["min", -1e20, 1e20])
+def test_gaussian_noise_of_huge_logits_never_makes_nan(dtype, noise_scale, mask):
+    torch.manual_seed(15)
+    logits = torch.randn(50, 6, dtype=dtype)
+    mask = torch.finfo(dtype).min if mask == "min" else mask
+    logits[:, [1, 4]] = mask
+    sample = sample_latent(logits, noise="gaussian", noise_scale=noise_scale)
+    torch.testing.assert_close(sample.weights.sum(-1), torch.ones(50, dtype=dtype))
+    assert sample.scores.isfinite().all()
+    assert sample.weights.gather(1, sample.weights.argmax(-1, keepdim=True)).gt(0).all()
+    zero = sample_latent(torch.zeros(2, 3), noise="gaussian")
+    assert zero.scores.eq(0).all()
+
+
+def test_gaussian_noise_of_a_large_mask_is_scaled_by_it():
+    logits = torch.tensor([[0.0, -3e20, -4e20]])
+    sample = sample_latent(logits, noise="gaussian", noise_scale=0.5)
+    rms = 5e20 / math.sqrt(3)
+    noise = normal_noise(0, torch.arange(1), 0, torch.arange(3))
+    torch.testing.assert_close(sample.scores, logits + 0.5 * rms * noise)
+
+
 # Concentrations 2.8, as is, and 0.8 and 0.4, boosted.
 def test_dirichlet_weights_have_their_marginals():
     rows = 4000
@@ -369,8 +394,30 @@ def test_unchecked_bad_rows_spoil_themselves_only(bad, noise, monkeypatch):
     others = torch.tensor([0, 1, 3])
     for ours, expected in zip(sample, good, strict=True):
         assert torch.equal(ours[others], expected[others])
-    for name in ("weights", "scores", "logits", "lse", "entropy"):
+    for name in ("weights", "scores", "logits", "lse", "kept_lse", "entropy"):
         assert getattr(sample, name)[2].isnan().all(), name
+    for name in ("ids", "shadow", "token"):
+        assert ((getattr(sample, name) >= 0) & (getattr(sample, name) < 300)).all()
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5])
+@pytest.mark.parametrize("noise", NOISES)
+def test_unchecked_emptied_rows_spoil_themselves_only(noise, tau, monkeypatch):
+    for module in (kernel, numerics):
+        monkeypatch.setattr(module, "checks_enabled", lambda device: False)
+    torch.manual_seed(12)
+    logits, excluded = torch.randn(4, 300), torch.tensor([7])
+    good = sample_latent(logits, top_k=2, noise=noise, tau=tau, exclude_ids=excluded)
+    logits[2] = -math.inf
+    logits[2, 7] = 1.5
+    sample = sample_latent(logits, top_k=2, noise=noise, tau=tau, exclude_ids=excluded)
+    others = torch.tensor([0, 1, 3])
+    for ours, expected in zip(sample, good, strict=True):
+        assert torch.equal(ours[others], expected[others])
+    for name in ("weights", "scores", "logits", "kept_lse"):
+        assert getattr(sample, name)[2].isnan().all(), name
+    assert sample.lse[2] == 1.5
+    assert sample.entropy[2] == 0
     for name in ("ids", "shadow", "token"):
         assert ((getattr(sample, name) >= 0) & (getattr(sample, name) < 300)).all()
 

@@ -197,6 +197,21 @@ def test_concrete_scores_of_one_survivor_or_none_are_zero():
         assert grad_of(score, a)[0].eq(0).all()
 
 
+def test_rows_of_no_entries_score_zero():
+    a, row = torch.zeros(3, 0, requires_grad=True), torch.ones(3)
+    for score in (
+        soft_log_prob(a, row, a),
+        gumbel_log_density(a, a),
+        gumbel_log_density(a, a, epsilon=1e-6, clamp=(-1, 1)),
+        latent_grpo_log_density(a, row, a, row),
+        exp_concrete_log_density(a, a, 0.3),
+        concrete_log_density(a, a, 0.3),
+    ):
+        assert score.tolist() == [0.0, 0.0, 0.0]
+        assert grad_of(score, a)[0].shape == (3, 0)
+    assert multiplex_log_probs(a, row).shape == (3, 0)
+
+
 def test_concrete_density_survives_weights_that_underflow():
     # Gaps of 100 at tau = 0.1: log z is -1000, and z is 0 in every dtype.
     a = torch.tensor([[1.0, 0.0, -1.0]], requires_grad=True)
