@@ -116,6 +116,21 @@ def test_tau_zero_takes_the_row_of_the_argmax():
     torch.testing.assert_close(mixed.embedding[1::2], plain(logits, embedding, 0.5)[0][1::2])
 
 
+# Below what float32 can divide by, and below what it can hold at all.
+@pytest.mark.parametrize("tau", [1e-39, 1e-50])
+def test_a_tau_too_small_for_float32_is_zero(tau):
+    inputs = make(dtype=torch.float32)
+    ours, hard = (gumbel_softmax_embedding(*inputs, t) for t in (tau, 0.0))
+    for x, y in zip(ours, hard, strict=True):
+        assert torch.equal(x, y)
+    for x, y in zip(
+        torch.autograd.grad(loss_of(ours), inputs),
+        torch.autograd.grad(loss_of(hard), inputs),
+        strict=True,
+    ):
+        assert torch.equal(x, y)
+
+
 def test_minus_infinities_never_make_nan():
     logits, embedding = make()
     with torch.no_grad():
@@ -294,6 +309,16 @@ def test_compiled_is_eager_bitwise():
         ({"embedding": torch.zeros(4, 3)}, ValueError, r"embedding: expected shape \[5, D\]"),
         ({"embedding": torch.zeros(5, 3).int()}, TypeError, "embedding: expected dtype float32"),
         ({"tau": -0.1}, ValueError, "tau: expected a number in"),
+        ({"tau": 1e39}, ValueError, "tau: expected a number in"),
+        ({"tau": torch.full((), 1e39, dtype=torch.double)}, ValueError, "tau: expected finite"),
+        ({"temperature": 1e-40}, ValueError, "temperature: expected a number in"),
+        ({"temperature": 1e39}, ValueError, "temperature: expected a number in"),
+        (
+            {"temperature": torch.tensor(1e-40, dtype=torch.float64)},
+            ValueError,
+            "temperature: expected finite numbers",
+        ),
+        ({"step": torch.tensor(2**32)}, ValueError, "step: expected values in"),
         ({"tau": "hot"}, TypeError, "tau: expected a number, got str"),
         ({"temperature": torch.tensor(-1.0)}, ValueError, "temperature: expected finite numbers"),
         ({"row_keys": torch.arange(3)}, ValueError, r"row_keys: expected shape \[2\]"),

@@ -199,6 +199,32 @@ def test_gamma_draws_are_exact():
     assert scipy.stats.kstest(draws, "gamma", (1 + 1e-6,)).pvalue > 1e-3
 
 
+# An entry that no round accepts is d itself. A round accepts with probability 0.95 here, so that
+# of 80000 entries 200 would be left after two rounds.
+def test_gamma_draws_are_all_decided():
+    logits = torch.zeros(20000, 4, dtype=torch.float64)
+    sample = sample_latent(logits, noise="dirichlet", noise_scale=4.0, seed=6)
+    undecided = math.log(1 + 1e-6 - 1 / 3)
+    assert not sample.scores.sub(undecided).abs().lt(1e-12).any()
+
+
+@pytest.mark.parametrize("top_p", [1e-46, 5e-324])
+def test_a_tiny_top_p_keeps_the_first(top_p):
+    sample = sample_latent(torch.randn(4, 9), top_p=top_p)
+    assert sample.count.eq(1).all()
+    assert sample.weights[:, 0].eq(1).all()
+
+
+def test_clamps_may_be_open_at_either_end():
+    torch.manual_seed(3)
+    logits = torch.randn(200, 7, dtype=torch.float64)
+    noise = gumbel_noise(0, torch.arange(200), 0, torch.arange(7), dtype=torch.float64)
+    for low, high in ((-1.5, math.inf), (-math.inf, 3)):
+        sample = sample_latent(logits, noise_clamp=(low, high))
+        expected = (logits + noise.clamp(low, high)).gather(1, sample.ids)
+        torch.testing.assert_close(sample.scores, expected)
+
+
 def test_dirichlet_of_tiny_concentrations_is_finite():
     # The second entry has no mass in float32, so its concentration is the floor of 1e-6, and
     # log Gamma about -1e6.
@@ -521,6 +547,17 @@ def test_compiled_draw_is_the_eager_draw_at_every_seed_and_step():
         ({"min_p": -0.1}, ValueError, r"min_p: expected a number in \[0, 1\]"),
         ({"noise": "laplace"}, ValueError, "noise: expected one of 'none', 'gumbel'"),
         ({"noise_scale": 0.0}, ValueError, "noise_scale: expected a number in"),
+        ({"tau": 1e39}, ValueError, "tau: expected a number in"),
+        ({"temperature": 1e-40}, ValueError, "temperature: expected a number in"),
+        ({"noise_scale": 1e39}, ValueError, "noise_scale: expected a number in"),
+        ({"step": torch.tensor(-1)}, ValueError, "step: expected values in"),
+        ({"noise_clamp": 3.0}, TypeError, "noise_clamp: expected a pair"),
+        ({"noise_clamp": (1, 2, 3)}, TypeError, "noise_clamp: expected a pair"),
+        ({"noise_clamp": ("a", 1)}, TypeError, r"noise_clamp\[0\]: expected a number"),
+        ({"noise_clamp": (0, None)}, TypeError, r"noise_clamp\[1\]: expected a number"),
+        ({"noise_clamp": (math.nan, 1)}, ValueError, r"noise_clamp\[0\]: expected a number"),
+        ({"noise_clamp": (math.inf, math.inf)}, ValueError, r"noise_clamp\[0\]: expected a num"),
+        ({"noise_clamp": (-math.inf, -math.inf)}, ValueError, r"noise_clamp\[1\]: expected a"),
         ({"noise_clamp": (1.0, -1.0)}, ValueError, r"noise_clamp\[1\]: expected a number in"),
         ({"noise_clamp": (0, 1), "noise": "none"}, ValueError, "noise_clamp: expected None unless"),
         ({"num_draws": 2}, ValueError, "num_draws: expected 1 unless noise='categorical'"),

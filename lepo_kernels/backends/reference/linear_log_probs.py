@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lepo_kernels.backends.reference.numerics import (
     accumulation_dtype,
+    add_entries,
     check_ids,
     check_positive,
     check_rows,
@@ -181,7 +182,8 @@ def _logit_gradient(
     pi, log_pi = probabilities_of(a, lse)
     coefficient = log_pi.add_(entropy[:, None]).mul_(-grad_entropy[:, None]).add_(grad_lse[:, None])
     da = pi.mul_(coefficient)
-    return da.scatter_add_(1, ids.long(), grad_logits.to(da.dtype))
+    add_entries(da, ids, grad_logits.to(da.dtype))
+    return da
 
 
 def _active_rows(grad_logits: Tensor, grad_lse: Tensor, grad_entropy: Tensor) -> Tensor:  # [M]

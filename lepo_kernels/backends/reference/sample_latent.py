@@ -16,6 +16,7 @@ from lepo_kernels.backends.reference.numerics import (
     check_ids,
     check_positive,
     check_rows,
+    flush_tiny,
     row_statistics,
     top_ids,
 )
@@ -78,7 +79,7 @@ def sample_latent(
         scores = _perturb(kept, ids, noise, noise_scale, (clamp_low, clamp_high), key)
         scores.masked_fill_(~mask, -torch.inf)
         token = _argmax_id(scores, ids)
-        weights = _weigh(scores, ids, token, tau.to(dtype))
+        weights = _weigh(scores, ids, token, flush_tiny(tau.to(dtype)))
         count = mask.sum(dim=-1, dtype=torch.int32)
     # kept_lse tells of a row that exclude_ids empties.
     bad = (lse.isfinite() & kept_lse.isfinite()).logical_not_()
@@ -98,7 +99,10 @@ def _filter(
     mask = kept > -torch.inf
     if top_p < 1:
         mass = kept.softmax(dim=-1)
-        mask &= mass.cumsum(dim=-1) - mass < top_p
+        nucleus = mass.cumsum(dim=-1) - mass < top_p
+        # Also where top_p is 0 in float32.
+        nucleus[:, 0] = True
+        mask &= nucleus
     if min_p > 0:
         mask &= kept - kept[:, :1] >= math.log(min_p)
     return mask
