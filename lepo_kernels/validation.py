@@ -5,6 +5,7 @@ wants, before any kernel runs. Checks of shapes, dtypes and devices read no data
 wait for a GPU nor break a graph. Checks of values (`checks_enabled`) run inside the kernels.
 """
 
+import math
 import os
 from numbers import Real
 
@@ -13,6 +14,9 @@ from torch import Tensor
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INDEX_DTYPES = (torch.int64, torch.int32)
+# What kernels that compute in float32 can hold: above it is inf; below it, 1 / x is.
+FLOAT32_MAX = torch.finfo(torch.float32).max
+FLOAT32_TINY = torch.finfo(torch.float32).tiny
 
 _value_checks_everywhere = os.environ.get("LEPO_CHECK_VALUES", "0") == "1"
 
@@ -84,6 +88,35 @@ def check_number(
         bracket = "[" if low_included else "("
         end = "inf)" if high == float("inf") else f"{high:g}]"
         raise ValueError(f"{name}: expected a number in {bracket}{low:g}, {end}, got {value}")
+
+
+def check_positive_number(name: str, value: object, *, zero_included: bool = False) -> None:
+    """Check that ``value`` is a positive number (or 0, where welcome) that float32 can hold.
+
+    Where 0 is welcome, a number too small for float32 is, too: the kernels take it for 0.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: NaN, infinite or out of range.
+    """
+    check_number(name, value, 0, low_included=zero_included)
+    check_number(name, value, 0 if zero_included else FLOAT32_TINY, FLOAT32_MAX)
+
+
+def check_range(name: str, value: object) -> tuple[float, float]:
+    """Check that ``value`` is a pair (low, high), low <= high; either end may be open (infinite).
+
+    Raises:
+        TypeError: not a pair of numbers.
+        ValueError: an end is NaN, the range is empty, or lies where float32 has no finite number.
+    """
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"{name}: expected a pair (low, high), got {value!r}")
+    low, high = value
+    check_number(f"{name}[0]", low, -math.inf, FLOAT32_MAX)
+    if high != math.inf:
+        check_number(f"{name}[1]", high, max(low, -FLOAT32_MAX))
+    return float(low), float(high)
 
 
 def check_integer(name: str, value: object, low: int, high: int | None = None) -> None:

@@ -6,7 +6,7 @@ As tensors they cost a compiled graph no recompilation and a captured one no fro
 import torch
 from torch import Tensor
 
-from lepo_kernels.validation import INDEX_DTYPES, check_integer, check_number, check_tensor
+from lepo_kernels.validation import INDEX_DTYPES, check_integer, check_positive_number, check_tensor
 
 MAX_DRAWS = 64
 MAX_IDS = 1 << 26
@@ -53,5 +53,5 @@ def as_per_row(
         shape = () if value.dim() == 0 else (rows,)
         check_tensor(name, value, shape, (torch.float32, torch.float64), device)
         return value.detach().reshape(-1).to(dtype)
-    check_number(name, value, 0, low_included=zero_included)
+    check_positive_number(name, value, zero_included=zero_included)
     return torch.full((1,), float(value), dtype=dtype, device=device)

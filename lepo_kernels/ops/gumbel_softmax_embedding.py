@@ -48,10 +48,11 @@ def gumbel_softmax_embedding(
     Args:
         logits: [N, V] float32, bfloat16, float16, or float64; V <= 2^26. Entries may be -inf.
             Differentiable.
-        embedding: [V, D] of the same choice of dtypes; differentiable.
+        embedding: [V, D] of the same choice of dtypes; differentiable. Every row takes part, so one
+            that holds NaN or an infinity spoils all mixtures, even where its weight is 0.
         tau: >= 0, a number or an [N] tensor. At 0, ``z`` is one-hot at the argmax, and the mixture
-            has no gradient in the logits.
-        temperature: > 0, a number or an [N] tensor.
+            has no gradient in the logits. A tensor is a constant to autograd.
+        temperature: > 0, a number or an [N] tensor; a constant to autograd likewise.
         seed: any 64-bit integer, or a 0-d int64 tensor.
         row_keys: [N] int64; None numbers the rows.
         step: in [0, 2^32), or a 0-d or [N] integer tensor.

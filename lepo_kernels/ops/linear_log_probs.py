@@ -23,11 +23,12 @@ from lepo_kernels.validation import (
     FLOAT_DTYPES,
     INDEX_DTYPES,
     check_integer,
-    check_number,
+    check_positive_number,
     check_tensor,
 )
 
 _CHUNK_BYTES = 64 << 20
+_MAX_CHUNK = (1 << 31) - 1
 
 
 class LinearLogProbs(NamedTuple):
@@ -58,7 +59,8 @@ def linear_log_probs(
     """Selected logits, log-sum-exp and entropy of ``a = cap(hidden @ lm_head^T + bias) / T``.
 
     ``cap(x) = softcap tanh(x / softcap)`` (Gemma 2). Differentiable in ``hidden``, ``lm_head`` and
-    ``bias``; frozen ones cost nothing. Under autocast all three are cast to its dtype.
+    ``bias``; frozen ones cost nothing. Under autocast all three are cast to its dtype,
+    unless they are float64, as torch's own products do.
 
     Args:
         hidden: [N, D] float32, bfloat16, float16, or float64.
@@ -67,7 +69,8 @@ def linear_log_probs(
         bias: [V] in the dtype of ``hidden``.
         softcap: > 0.
         inv_temperature: > 0, 1 / T, a number or an [N] tensor; a constant to autograd.
-        chunk_size: rows worked on at a time; None takes as many as 64 MiB of logits hold.
+        chunk_size: rows worked on at a time, below 2^31; None takes as many as 64 MiB of logits
+            hold.
         backend: see `lepo_kernels.backend`.
 
     Returns:
@@ -89,19 +92,19 @@ def linear_log_probs(
         check_tensor("bias", bias, (vocab,), FLOAT_DTYPES, device)
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
-        hidden, lm_head = hidden.to(dtype), lm_head.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+        hidden, lm_head = _autocast(hidden, dtype), _autocast(lm_head, dtype)
+        bias = None if bias is None else _autocast(bias, dtype)
     check_tensor("lm_head", lm_head, (vocab, width), (hidden.dtype,))
     if bias is not None:
         check_tensor("bias", bias, (vocab,), (hidden.dtype,))
     check_tensor("ids", ids, (rows, "K"), INDEX_DTYPES, device)
     if softcap is not None:
-        check_number("softcap", softcap, 0, low_included=False)
+        check_positive_number("softcap", softcap)
         softcap = float(softcap)
     if chunk_size is None:
         entry_bytes = 8 if hidden.dtype == torch.float64 else 4
         chunk_size = max(1, _CHUNK_BYTES // (entry_bytes * vocab))
-    check_integer("chunk_size", chunk_size, 1)
+    check_integer("chunk_size", chunk_size, 1, _MAX_CHUNK)
     chosen = dispatch.resolve("linear_log_probs", device, backend)
     scale = _as_scale(inv_temperature, hidden)
     fields = torch.ops.lepo_kernels.linear_log_probs(
@@ -138,6 +141,10 @@ def gather_log_probs(
     scale = _as_scale(inv_temperature, logits)
     fields = torch.ops.lepo_kernels.gather_log_probs(logits, ids, scale, chosen)
     return LinearLogProbs(*fields)
+
+
+def _autocast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == torch.float64 else x.to(dtype)
 
 
 def _as_scale(inv_temperature: float | Tensor, like: Tensor) -> Tensor:  # [N] or [1]

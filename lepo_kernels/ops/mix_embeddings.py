@@ -90,8 +90,8 @@ def _(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     return (
-        torch.empty_like(weights) if need_dweights else weights.new_empty(0),
-        torch.empty_like(embedding) if need_dembedding else embedding.new_empty(0),
+        weights.new_empty(weights.shape if need_dweights else (0,)),
+        embedding.new_empty(embedding.shape if need_dembedding else (0,)),
     )
 
 

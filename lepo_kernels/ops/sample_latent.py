@@ -25,6 +25,8 @@ from lepo_kernels.validation import (
     check_choice,
     check_integer,
     check_number,
+    check_positive_number,
+    check_range,
     check_tensor,
 )
 
@@ -110,7 +112,7 @@ def sample_latent(
         min_p: in [0, 1].
         noise: one of the above.
         noise_scale: > 0, for gaussian and dirichlet.
-        noise_clamp: (low, high), for gumbel only.
+        noise_clamp: (low, high), either of which may be infinite, for gumbel only.
         num_draws: in [1, 64], for categorical only.
         exclude_ids: [M] int64 ids that are never kept, but count in ``lse`` and ``entropy``.
         seed: any 64-bit integer, or a 0-d int64 tensor.
@@ -136,7 +138,7 @@ def sample_latent(
     check_number("top_p", top_p, 0, 1, low_included=False)
     check_number("min_p", min_p, 0, 1)
     check_choice("noise", noise, NOISES)
-    check_number("noise_scale", noise_scale, 0, low_included=False)
+    check_positive_number("noise_scale", noise_scale)
     check_integer("num_draws", num_draws, 1, MAX_DRAWS)
     if num_draws != 1 and noise != "categorical":
         raise ValueError(f"num_draws: expected 1 unless noise='categorical', got {num_draws}")
@@ -170,10 +172,7 @@ def _clamp_range(noise_clamp: tuple[float, float] | None, noise: str) -> tuple[f
         return -torch.inf, torch.inf
     if noise != "gumbel":
         raise ValueError(f"noise_clamp: expected None unless noise='gumbel', got {noise_clamp}")
-    low, high = noise_clamp
-    check_number("noise_clamp[0]", low, -torch.inf)
-    check_number("noise_clamp[1]", high, low)
-    return float(low), float(high)
+    return check_range("noise_clamp", noise_clamp)
 
 
 _Fields = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]

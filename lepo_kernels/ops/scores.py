@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from lepo_kernels.validation import FLOAT_DTYPES, check_number, check_tensor
+from lepo_kernels.validation import FLOAT_DTYPES, check_number, check_range, check_tensor
 
 
 def hard_log_prob(
@@ -101,7 +101,7 @@ def gumbel_log_density(
         scores: [N, K], perturbed log-probabilities as drawn: of a `LatentSample` s,
             ``s.scores - s.kept_lse[:, None]``.
         mask: [N, K] bool, the kept entries; None takes those whose score is not -inf.
-        min_log_prob: which entries count.
+        min_log_prob: which entries count; -inf takes all.
         clamp: (low, high): ``d`` is clamped to it, and has no gradient outside. ``exp(-d)`` grows
             without bound where the policy has moved above a score; the range of the rollout's
             ``noise_clamp`` bounds it.
@@ -111,10 +111,10 @@ def gumbel_log_density(
         TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
     """
     mask = _check_entries(logits, scores, mask)
+    check_number("min_log_prob", min_log_prob, -math.inf)
     check_number("epsilon", epsilon, 0)
     if clamp is not None:
-        check_number("clamp[0]", clamp[0], -math.inf)
-        check_number("clamp[1]", clamp[1], clamp[0])
+        clamp = check_range("clamp", clamp)
     a, q = _fill(logits, mask), _fill(scores.detach(), mask)
     log_prob = a - _kept_lse(a, mask)[:, None]
     if epsilon > 0:
@@ -263,7 +263,9 @@ def _fill(x: Tensor, mask: Tensor) -> Tensor:
 def _kept_lse(x: Tensor, mask: Tensor) -> Tensor:  # [N]
     """Log-sum-exp over the real entries; 0 for a row without any."""
     empty = ~mask.any(dim=-1, keepdim=True)
-    return x.masked_fill(~mask, -torch.inf).masked_fill(empty, 0).logsumexp(-1) * ~empty[:, 0]
+    lse = x.masked_fill(~mask, -torch.inf).masked_fill(empty, 0).logsumexp(-1)
+    # Filled, not multiplied by 0: of K = 0 entries it is -inf.
+    return lse.masked_fill(empty[:, 0], 0)
 
 
 def _mean_gumbel_log_density(d: Tensor, mask: Tensor) -> Tensor:  # [N]

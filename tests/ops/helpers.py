@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lepo_kernels import dispatch
+
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 LOW_DTYPES = (torch.float32, *HALF_DTYPES)
 
@@ -27,13 +29,23 @@ def assert_no_worse_than_plain(
     assert worst <= tolerance, f"off by {worst:.3g} more than plain torch, {tolerance:.3g} allowed"
 
 
+def transposed(x: Tensor) -> Tensor:
+    """The same values, held column by column."""
+    return x.detach().T.contiguous().T
+
+
 class LargestTensor(TorchDispatchMode):
-    """Records the size of the largest tensor that any op returns inside the ``with`` block."""
+    """Records the size of the largest tensor that any op, kernels' own included, returns within."""
 
     numel = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
+        if func.namespace == "lepo_kernels":
+            # Torch runs an op below the mode that sees it: run its kernel under the mode instead.
+            with self:
+                result = dispatch.load(func._opname, args[-1])(*args[:-1])
+        else:
+            result = func(*args, **(kwargs or {}))
         for out in result if isinstance(result, tuple | list) else (result,):
             if isinstance(out, Tensor):
                 self.numel = max(self.numel, out.numel())

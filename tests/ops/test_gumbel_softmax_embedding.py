@@ -8,7 +8,7 @@ import torch
 from lepo_kernels import gumbel_noise, gumbel_softmax_embedding
 from lepo_kernels.backends.reference import gumbel_softmax_embedding as kernel
 from lepo_kernels.backends.reference import numerics
-from tests.ops.helpers import LOW_DTYPES, LargestTensor, assert_no_worse_than_plain
+from tests.ops.helpers import LOW_DTYPES, LargestTensor, assert_no_worse_than_plain, transposed
 
 
 def plain(logits, embedding, tau, temperature=1.0, seed=0, row_keys=None, step=0):
@@ -114,6 +114,21 @@ def test_tau_zero_takes_the_row_of_the_argmax():
     mixed = gumbel_softmax_embedding(logits, embedding, torch.tensor([0.0, 0.5]).repeat(10))
     torch.testing.assert_close(mixed.embedding[0::2], ours.embedding[0::2])
     torch.testing.assert_close(mixed.embedding[1::2], plain(logits, embedding, 0.5)[0][1::2])
+
+
+# Below what float32 can divide by, and below what it can hold at all.
+@pytest.mark.parametrize("tau", [1e-39, 1e-50])
+def test_a_tau_too_small_for_float32_is_zero(tau):
+    inputs = make(dtype=torch.float32)
+    ours, hard = (gumbel_softmax_embedding(*inputs, t) for t in (tau, 0.0))
+    for x, y in zip(ours, hard, strict=True):
+        assert torch.equal(x, y)
+    for x, y in zip(
+        torch.autograd.grad(loss_of(ours), inputs),
+        torch.autograd.grad(loss_of(hard), inputs),
+        strict=True,
+    ):
+        assert torch.equal(x, y)
 
 
 def test_minus_infinities_never_make_nan():
@@ -257,6 +272,19 @@ def test_opcheck():
     )
 
 
+def test_opcheck_of_transposed_inputs():
+    logits, embedding = (transposed(x) for x in make(rows=2))
+    one, zero = torch.ones(1, dtype=torch.float64), torch.tensor(0)
+    shared = (logits, embedding, one, one, zero, torch.arange(2), zero[None])
+    ops, upstream = torch.ops.lepo_kernels, transposed(torch.randn(2, 3).double())
+    torch.library.opcheck(ops.gumbel_softmax_embedding.default, (*shared, "reference"))
+    torch.library.opcheck(
+        ops.gumbel_softmax_embedding_backward.default,
+        (upstream, torch.ones(2).double(), *shared, True, True, "reference"),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
 def test_compiled_is_eager_bitwise():
     inputs = make(dtype=torch.float32)
 
@@ -281,6 +309,16 @@ def test_compiled_is_eager_bitwise():
         ({"embedding": torch.zeros(4, 3)}, ValueError, r"embedding: expected shape \[5, D\]"),
         ({"embedding": torch.zeros(5, 3).int()}, TypeError, "embedding: expected dtype float32"),
         ({"tau": -0.1}, ValueError, "tau: expected a number in"),
+        ({"tau": 1e39}, ValueError, "tau: expected a number in"),
+        ({"tau": torch.full((), 1e39, dtype=torch.double)}, ValueError, "tau: expected finite"),
+        ({"temperature": 1e-40}, ValueError, "temperature: expected a number in"),
+        ({"temperature": 1e39}, ValueError, "temperature: expected a number in"),
+        (
+            {"temperature": torch.tensor(1e-40, dtype=torch.float64)},
+            ValueError,
+            "temperature: expected finite numbers",
+        ),
+        ({"step": torch.tensor(2**32)}, ValueError, "step: expected values in"),
         ({"tau": "hot"}, TypeError, "tau: expected a number, got str"),
         ({"temperature": torch.tensor(-1.0)}, ValueError, "temperature: expected finite numbers"),
         ({"row_keys": torch.arange(3)}, ValueError, r"row_keys: expected shape \[2\]"),

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lepo_kernels import gather_log_probs, linear_log_probs
 from lepo_kernels.backends.reference import linear_log_probs as kernel
 from lepo_kernels.backends.reference import numerics
-from tests.ops.helpers import LOW_DTYPES, LargestTensor, assert_no_worse_than_plain
+from tests.ops.helpers import LOW_DTYPES, LargestTensor, assert_no_worse_than_plain, transposed
 
 
 def plain(hidden, lm_head, ids, bias=None, softcap=None, inv_temperature=1.0):
@@ -256,6 +257,75 @@ def test_nothing_of_the_size_of_all_logits_is_formed():
     assert largest.numel <= max(chunk * vocab, ids.numel())
 
 
+# The head of a 150 thousand token vocabulary, and of one whose single row exceeds the bytes.
+@pytest.mark.parametrize(("dtype", "entry_bytes"), [(torch.float32, 4), (torch.float64, 8)])
+@pytest.mark.parametrize("vocab", [151936, 1 << 25])
+def test_default_chunks_hold_64_mib_of_logits(vocab, dtype, entry_bytes, monkeypatch):
+    sizes = []
+
+    def spy(hidden, lm_head, ids, *rest):
+        sizes.append(rest[-1])
+        return torch.zeros(1, 1), torch.zeros(1), torch.zeros(1)
+
+    monkeypatch.setattr("lepo_kernels.dispatch.load", lambda op, name: spy)
+    lm_head = torch.zeros(1, 1, dtype=dtype).expand(vocab, 1)
+    linear_log_probs(torch.zeros(1, 1, dtype=dtype), lm_head, torch.zeros(1, 1).long())
+    assert sizes == [max(1, 2**26 // (entry_bytes * vocab))]
+
+
+def test_nothing_of_the_size_of_all_logits_is_formed_by_default(monkeypatch):
+    rows, vocab = 64, 50
+    monkeypatch.setattr("lepo_kernels.ops.linear_log_probs._CHUNK_BYTES", 4 * vocab * 8)
+    hidden, lm_head, _, ids = make(rows=rows, vocab=vocab)
+    with LargestTensor() as largest:
+        weighted_sum(linear_log_probs(hidden, lm_head, ids)).backward()
+    assert largest.numel <= max(4 * vocab, ids.numel())
+
+
+class OpNames(TorchDispatchMode):
+    """Records the names of all ops inside the ``with`` block."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+# Meta stands for any device but the CPU.
+def test_duplicate_ids_never_add_by_atomics():
+    def gradient(device):
+        row = torch.zeros(2, device=device)
+        ids = torch.zeros(2, 3, dtype=torch.int32, device=device)
+        with OpNames() as ops:
+            kernel._logit_gradient(row[:, None].expand(2, 5), ids, ids.float(), row, row, row, row)
+        return ops.names
+
+    assert "aten::scatter_add_" in gradient("cpu")
+    names = gradient("meta")
+    assert "aten::scatter_add_" not in names
+    assert "aten::index_put_" in names
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gradient_of_duplicates_on_a_gpu_has_the_same_bits_run_to_run():
+    torch.manual_seed(5)
+    logits = torch.randn(64, 100)
+    ids, alpha = torch.randint(0, 3, (64, 500)), torch.randn(64, 500)
+
+    def gradient(device):
+        a = logits.to(device).requires_grad_()
+        selected = gather_log_probs(a, ids.to(device)).logits
+        return torch.autograd.grad((selected * alpha.to(device)).sum(), a)[0]
+
+    first = gradient("cuda")
+    torch.testing.assert_close(first.cpu(), gradient("cpu"), rtol=1e-4, atol=1e-4)
+    for _ in range(10):
+        assert torch.equal(gradient("cuda"), first)
+
+
 def test_rows_without_coefficients_are_not_computed_in_backward():
     hidden, lm_head, _, ids = make()
     hidden, lm_head = hidden.detach(), lm_head.detach()
@@ -334,6 +404,15 @@ def test_autocast_casts_the_inputs_and_nothing_else():
         assert torch.equal(x.grad, y.grad.float())
 
 
+def test_autocast_leaves_float64_alone():
+    hidden, lm_head, bias, ids = make()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = linear_log_probs(hidden, lm_head, ids, bias=bias)
+    assert torch.nn.functional.linear(hidden, lm_head, bias).dtype == ours.lse.dtype
+    for x, y in zip(ours, linear_log_probs(hidden, lm_head, ids, bias=bias), strict=True):
+        assert torch.equal(x, y)
+
+
 def test_same_bits_run_to_run_and_for_any_layout():
     hidden, lm_head, _, ids = make(dtype=torch.float32)
 
@@ -376,6 +455,27 @@ def test_opcheck():
     )  # fmt: skip
 
 
+def test_opcheck_of_transposed_inputs():
+    hidden, lm_head, bias, ids = make(rows=3)
+    hidden, lm_head, ids, logits, alpha = (
+        transposed(x) for x in (hidden, lm_head, ids, torch.randn(3, 11), torch.randn(3, 4))
+    )
+    scale, row = torch.ones(1, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    ops = torch.ops.lepo_kernels
+    for op, arguments in (
+        (ops.linear_log_probs, (hidden, lm_head, ids, bias, 2.0, scale, 2)),
+        (ops.linear_log_probs_backward,
+         (alpha.double(), row, row, hidden, lm_head, ids, bias.detach(), 2.0, scale, row, row, 2,
+          True, True, True)),
+        (ops.gather_log_probs, (logits, ids, scale.float())),
+        (ops.gather_log_probs_backward,
+         (alpha, row.float(), row.float(), logits, ids, scale.float(), row.float(), row.float())),
+    ):  # fmt: skip
+        torch.library.opcheck(
+            op.default, (*arguments, "reference"), test_utils=("test_schema", "test_faketensor")
+        )
+
+
 def test_compiled_is_eager_bitwise():
     hidden, lm_head, bias, ids = make(dtype=torch.float32)
 
@@ -413,6 +513,16 @@ def test_compiled_is_eager_bitwise():
         ({"inv_temperature": torch.zeros(2)}, ValueError, "inv_temperature: expected finite"),
         ({"inv_temperature": torch.ones(3)}, ValueError, r"inv_temperature: expected shape \[2\]"),
         ({"chunk_size": 0}, ValueError, "chunk_size: expected an int in"),
+        ({"chunk_size": 2**31}, ValueError, "chunk_size: expected an int in"),
+        ({"softcap": 1e39}, ValueError, "softcap: expected a number in"),
+        ({"softcap": 1e-50}, ValueError, "softcap: expected a number in"),
+        ({"inv_temperature": 1e39}, ValueError, "inv_temperature: expected a number in"),
+        ({"inv_temperature": 1e-50}, ValueError, "inv_temperature: expected a number in"),
+        (
+            {"inv_temperature": torch.tensor(1e39, dtype=torch.float64)},
+            ValueError,
+            "inv_temperature: expected finite",
+        ),
     ],
 )
 def test_errors_name_the_argument(change, error, message):

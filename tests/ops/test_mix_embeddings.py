@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lepo_kernels import mix_embeddings
-from tests.ops.helpers import LOW_DTYPES, LargestTensor, assert_no_worse_than_plain
+from tests.ops.helpers import LOW_DTYPES, LargestTensor, assert_no_worse_than_plain, transposed
 
 
 def plain(ids, weights, embedding):
@@ -129,6 +129,20 @@ def test_opcheck():
     torch.library.opcheck(
         ops.mix_embeddings_backward.default,
         (torch.ones(6, 5).double(), ids, weights.detach(), embedding.detach(), True, False,
+         "reference"),
+        test_utils=("test_schema", "test_faketensor"),
+    )  # fmt: skip
+
+
+# One entry per row and one column are layouts that einsum may hand on as its own strides.
+@pytest.mark.parametrize("shape", [(6, 4), (6, 1), (1, 4)])
+def test_opcheck_of_transposed_inputs(shape):
+    ids, weights, embedding = (transposed(x) for x in make(shape))
+    ops = torch.ops.lepo_kernels
+    torch.library.opcheck(ops.mix_embeddings.default, (ids, weights, embedding, "reference"))
+    torch.library.opcheck(
+        ops.mix_embeddings_backward.default,
+        (transposed(torch.randn(shape[0], 5).double()), ids, weights, embedding, True, True,
          "reference"),
         test_utils=("test_schema", "test_faketensor"),
     )  # fmt: skip

@@ -217,6 +217,8 @@ def test_compiled_noise_is_eager_noise():
         ({"seed": torch.tensor([1])}, ValueError, r"seed: expected shape \[\], got \[1\]"),
         ({"row_keys": torch.arange(2).int()}, TypeError, "row_keys: expected dtype int64"),
         ({"step": -1}, ValueError, "step: expected an int in"),
+        ({"step": torch.tensor(-1)}, ValueError, r"step: expected values in .*, got -1"),
+        ({"step": torch.tensor([0, 2**32])}, ValueError, r"step: expected values in .*4294967296"),
         ({"step": torch.arange(3)}, ValueError, r"step: expected shape \[2\], got \[3\]"),
         ({"ids": torch.zeros(3, 4).long()}, ValueError, r"ids: expected shape \[2, K\]"),
         ({"ids": torch.rand(4)}, TypeError, "ids: expected dtype int64, int32"),

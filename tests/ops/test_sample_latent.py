@@ -150,6 +150,31 @@ def test_gaussian_noise_is_scaled_by_the_rms_of_the_kept_logits():
         assert int(sample.token[row]) == int(ids[q.argmax()])
 
 
+# Masks that are large finite numbers: their squares overflow, and so may sigma times the noise.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("noise_scale", [0.5, 1e38])
+@pytest.mark.parametrize("mask", ["min", -1e20, 1e20])
+def test_gaussian_noise_of_huge_logits_never_makes_nan(dtype, noise_scale, mask):
+    torch.manual_seed(15)
+    logits = torch.randn(50, 6, dtype=dtype)
+    mask = torch.finfo(dtype).min if mask == "min" else mask
+    logits[:, [1, 4]] = mask
+    sample = sample_latent(logits, noise="gaussian", noise_scale=noise_scale)
+    torch.testing.assert_close(sample.weights.sum(-1), torch.ones(50, dtype=dtype))
+    assert sample.scores.isfinite().all()
+    assert sample.weights.gather(1, sample.weights.argmax(-1, keepdim=True)).gt(0).all()
+    zero = sample_latent(torch.zeros(2, 3), noise="gaussian")
+    assert zero.scores.eq(0).all()
+
+
+def test_gaussian_noise_of_a_large_mask_is_scaled_by_it():
+    logits = torch.tensor([[0.0, -3e20, -4e20]])
+    sample = sample_latent(logits, noise="gaussian", noise_scale=0.5)
+    rms = 5e20 / math.sqrt(3)
+    noise = normal_noise(0, torch.arange(1), 0, torch.arange(3))
+    torch.testing.assert_close(sample.scores, logits + 0.5 * rms * noise)
+
+
 # Concentrations 2.8, as is, and 0.8 and 0.4, boosted.
 def test_dirichlet_weights_have_their_marginals():
     rows = 4000
@@ -172,6 +197,32 @@ def test_gamma_draws_are_exact():
     sample = sample_latent(torch.zeros(20000, 4), noise="dirichlet", noise_scale=4.0, seed=6)
     draws = sample.scores.double().exp().flatten().numpy()
     assert scipy.stats.kstest(draws, "gamma", (1 + 1e-6,)).pvalue > 1e-3
+
+
+# An entry that no round accepts is d itself. A round accepts with probability 0.95 here, so that
+# of 80000 entries 200 would be left after two rounds.
+def test_gamma_draws_are_all_decided():
+    logits = torch.zeros(20000, 4, dtype=torch.float64)
+    sample = sample_latent(logits, noise="dirichlet", noise_scale=4.0, seed=6)
+    undecided = math.log(1 + 1e-6 - 1 / 3)
+    assert not sample.scores.sub(undecided).abs().lt(1e-12).any()
+
+
+@pytest.mark.parametrize("top_p", [1e-46, 5e-324])
+def test_a_tiny_top_p_keeps_the_first(top_p):
+    sample = sample_latent(torch.randn(4, 9), top_p=top_p)
+    assert sample.count.eq(1).all()
+    assert sample.weights[:, 0].eq(1).all()
+
+
+def test_clamps_may_be_open_at_either_end():
+    torch.manual_seed(3)
+    logits = torch.randn(200, 7, dtype=torch.float64)
+    noise = gumbel_noise(0, torch.arange(200), 0, torch.arange(7), dtype=torch.float64)
+    for low, high in ((-1.5, math.inf), (-math.inf, 3)):
+        sample = sample_latent(logits, noise_clamp=(low, high))
+        expected = (logits + noise.clamp(low, high)).gather(1, sample.ids)
+        torch.testing.assert_close(sample.scores, expected)
 
 
 def test_dirichlet_of_tiny_concentrations_is_finite():
@@ -369,8 +420,30 @@ def test_unchecked_bad_rows_spoil_themselves_only(bad, noise, monkeypatch):
     others = torch.tensor([0, 1, 3])
     for ours, expected in zip(sample, good, strict=True):
         assert torch.equal(ours[others], expected[others])
-    for name in ("weights", "scores", "logits", "lse", "entropy"):
+    for name in ("weights", "scores", "logits", "lse", "kept_lse", "entropy"):
         assert getattr(sample, name)[2].isnan().all(), name
+    for name in ("ids", "shadow", "token"):
+        assert ((getattr(sample, name) >= 0) & (getattr(sample, name) < 300)).all()
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5])
+@pytest.mark.parametrize("noise", NOISES)
+def test_unchecked_emptied_rows_spoil_themselves_only(noise, tau, monkeypatch):
+    for module in (kernel, numerics):
+        monkeypatch.setattr(module, "checks_enabled", lambda device: False)
+    torch.manual_seed(12)
+    logits, excluded = torch.randn(4, 300), torch.tensor([7])
+    good = sample_latent(logits, top_k=2, noise=noise, tau=tau, exclude_ids=excluded)
+    logits[2] = -math.inf
+    logits[2, 7] = 1.5
+    sample = sample_latent(logits, top_k=2, noise=noise, tau=tau, exclude_ids=excluded)
+    others = torch.tensor([0, 1, 3])
+    for ours, expected in zip(sample, good, strict=True):
+        assert torch.equal(ours[others], expected[others])
+    for name in ("weights", "scores", "logits", "kept_lse"):
+        assert getattr(sample, name)[2].isnan().all(), name
+    assert sample.lse[2] == 1.5
+    assert sample.entropy[2] == 0
     for name in ("ids", "shadow", "token"):
         assert ((getattr(sample, name) >= 0) & (getattr(sample, name) < 300)).all()
 
@@ -474,6 +547,17 @@ def test_compiled_draw_is_the_eager_draw_at_every_seed_and_step():
         ({"min_p": -0.1}, ValueError, r"min_p: expected a number in \[0, 1\]"),
         ({"noise": "laplace"}, ValueError, "noise: expected one of 'none', 'gumbel'"),
         ({"noise_scale": 0.0}, ValueError, "noise_scale: expected a number in"),
+        ({"tau": 1e39}, ValueError, "tau: expected a number in"),
+        ({"temperature": 1e-40}, ValueError, "temperature: expected a number in"),
+        ({"noise_scale": 1e39}, ValueError, "noise_scale: expected a number in"),
+        ({"step": torch.tensor(-1)}, ValueError, "step: expected values in"),
+        ({"noise_clamp": 3.0}, TypeError, "noise_clamp: expected a pair"),
+        ({"noise_clamp": (1, 2, 3)}, TypeError, "noise_clamp: expected a pair"),
+        ({"noise_clamp": ("a", 1)}, TypeError, r"noise_clamp\[0\]: expected a number"),
+        ({"noise_clamp": (0, None)}, TypeError, r"noise_clamp\[1\]: expected a number"),
+        ({"noise_clamp": (math.nan, 1)}, ValueError, r"noise_clamp\[0\]: expected a number"),
+        ({"noise_clamp": (math.inf, math.inf)}, ValueError, r"noise_clamp\[0\]: expected a num"),
+        ({"noise_clamp": (-math.inf, -math.inf)}, ValueError, r"noise_clamp\[1\]: expected a"),
         ({"noise_clamp": (1.0, -1.0)}, ValueError, r"noise_clamp\[1\]: expected a number in"),
         ({"noise_clamp": (0, 1), "noise": "none"}, ValueError, "noise_clamp: expected None unless"),
         ({"num_draws": 2}, ValueError, "num_draws: expected 1 unless noise='categorical'"),

@@ -197,6 +197,21 @@ def test_concrete_scores_of_one_survivor_or_none_are_zero():
         assert grad_of(score, a)[0].eq(0).all()
 
 
+def test_rows_of_no_entries_score_zero():
+    a, row = torch.zeros(3, 0, requires_grad=True), torch.ones(3)
+    for score in (
+        soft_log_prob(a, row, a),
+        gumbel_log_density(a, a),
+        gumbel_log_density(a, a, epsilon=1e-6, clamp=(-1, 1)),
+        latent_grpo_log_density(a, row, a, row),
+        exp_concrete_log_density(a, a, 0.3),
+        concrete_log_density(a, a, 0.3),
+    ):
+        assert score.tolist() == [0.0, 0.0, 0.0]
+        assert grad_of(score, a)[0].shape == (3, 0)
+    assert multiplex_log_probs(a, row).shape == (3, 0)
+
+
 def test_concrete_density_survives_weights_that_underflow():
     # Gaps of 100 at tau = 0.1: log z is -1000, and z is 0 in every dtype.
     a = torch.tensor([[1.0, 0.0, -1.0]], requires_grad=True)
@@ -305,6 +320,14 @@ def test_a_mask_drops_entries():
         (lambda a, v: gumbel_log_density(a, a[:, :2]), ValueError, "scores: expected shape"),
         (lambda a, v: gumbel_log_density(a, a, epsilon=-1), ValueError, "epsilon: expected"),
         (lambda a, v: gumbel_log_density(a, a, clamp=(1, 0)), ValueError, r"clamp\[1\]: expected"),
+        (lambda a, v: gumbel_log_density(a, a, clamp=3), TypeError, "clamp: expected a pair"),
+        (lambda a, v: gumbel_log_density(a, a, min_log_prob=None), TypeError, "min_log_prob: exp"),
+        (lambda a, v: gumbel_log_density(a, a, min_log_prob=INF), ValueError, "min_log_prob: exp"),
+        (
+            lambda a, v: gumbel_log_density(a, a, min_log_prob=math.nan),
+            ValueError,
+            "min_log_prob: expected",
+        ),
         (lambda a, v: gumbel_log_density(a, a, mask=a), TypeError, "mask: expected dtype bool"),
         (lambda a, v: latent_grpo_log_density(a, v, a, v[:1]), ValueError, "advantages: expected"),
         (lambda a, v: exp_concrete_log_density(a, a, 0.0), ValueError, r"tau: expected .* \(0"),

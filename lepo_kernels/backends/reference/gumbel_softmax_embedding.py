@@ -14,6 +14,7 @@ from lepo_kernels.backends.reference.numerics import (
     check_positive,
     check_rows,
     drop_specks,
+    flush_tiny,
     probabilities_of,
     rows_per_chunk,
 )
@@ -61,7 +62,8 @@ def gumbel_softmax_embedding_backward(
     """da_j = z_j (E_j . de - e . de) / tau + dlogp (z_j - pi_j) and dE_j += z_j de."""
     acc = accumulation_dtype(embedding.dtype)
     table = embedding.to(acc)
-    dlogits = torch.zeros_like(logits) if need_dlogits else logits.new_empty(0)
+    # Not zeros_like: gradients are contiguous, whatever the layout of the inputs.
+    dlogits = logits.new_zeros(logits.shape if need_dlogits else (0,))
     shape = embedding.shape if need_dembedding else (0,)
     dembedding = torch.zeros(shape, dtype=acc, device=embedding.device)
     active = ((grad_embedding != 0).any(dim=-1) | (grad_log_prob != 0)).nonzero().squeeze(-1)
@@ -70,10 +72,11 @@ def gumbel_softmax_embedding_backward(
         grad = grad_embedding[rows].to(acc)
         if need_dlogits:
             # At tau = 0 the mixture is piecewise constant in the logits.
-            inv_tau = torch.where(tau == 0, 0, 1 / tau).expand(len(logits))[rows, None]
+            flushed = flush_tiny(_column(tau, rows, len(logits), z))
+            inv_tau = torch.where(flushed == 0, 0, 1 / flushed)
             pull = (grad @ table.T).to(z.dtype)
             pull -= (z * pull).sum(dim=-1, keepdim=True)
-            da = z * pull * inv_tau.to(z.dtype)
+            da = z * pull * inv_tau
             pi, _ = probabilities_of(a, a.logsumexp(dim=-1))
             da += grad_log_prob[rows, None] * (z - pi)
             dlogits[rows] = (da / _column(temperature, rows, len(logits), da)).to(logits.dtype)
@@ -98,7 +101,7 @@ def _weights(
     a = a * _column(temperature, rows, total, a).reciprocal()
     words = dense_philox_words(seed, row_keys[rows], step.expand(total)[rows], vocab)
     q = a + gumbel_from_words(words, dtype)
-    tau = _column(tau, rows, total, a)
+    tau = flush_tiny(_column(tau, rows, total, a))
     gaps = q - q.amax(dim=-1, keepdim=True)
     soft = drop_specks((gaps / torch.where(tau == 0, 1, tau)).softmax(dim=-1))
     first = torch.zeros_like(soft).scatter_(1, q.argmax(dim=-1, keepdim=True), 1)

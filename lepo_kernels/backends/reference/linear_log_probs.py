@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lepo_kernels.backends.reference.numerics import (
     accumulation_dtype,
+    add_entries,
     check_ids,
     check_positive,
     check_rows,
@@ -62,7 +63,8 @@ def linear_log_probs_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, D] or [0], [V, D] or [0], [V] or [0]
     """Gradients of the hidden states, the head and the bias; those not needed are empty."""
     acc = accumulation_dtype(hidden.dtype)
-    dhidden = torch.zeros_like(hidden) if need_dhidden else hidden.new_empty(0)
+    # Not zeros_like: gradients are contiguous, whatever the layout of the inputs.
+    dhidden = hidden.new_zeros(hidden.shape if need_dhidden else (0,))
     head_shape = lm_head.shape if need_dlm_head else (0,)
     dlm_head = torch.zeros(head_shape, dtype=acc, device=hidden.device)
     dbias = torch.zeros(len(lm_head) if need_dbias else 0, dtype=acc, device=hidden.device)
@@ -180,7 +182,8 @@ def _logit_gradient(
     pi, log_pi = probabilities_of(a, lse)
     coefficient = log_pi.add_(entropy[:, None]).mul_(-grad_entropy[:, None]).add_(grad_lse[:, None])
     da = pi.mul_(coefficient)
-    return da.scatter_add_(1, ids.long(), grad_logits.to(da.dtype))
+    add_entries(da, ids, grad_logits.to(da.dtype))
+    return da
 
 
 def _active_rows(grad_logits: Tensor, grad_lse: Tensor, grad_entropy: Tensor) -> Tensor:  # [M]

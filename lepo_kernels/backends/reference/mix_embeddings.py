@@ -19,7 +19,8 @@ def mix_embeddings(
     check_ids("ids", ids, embedding.shape[0])
     rows = _used_rows(ids, weights, embedding)
     acc = rows.dtype
-    return torch.einsum("nk,nkd->nd", weights.to(acc), rows).to(embedding.dtype)
+    mixed = torch.einsum("nk,nkd->nd", weights.to(acc), rows)
+    return mixed.to(embedding.dtype).contiguous()
 
 
 def mix_embeddings_backward(
@@ -35,7 +36,7 @@ def mix_embeddings_backward(
     dweights, dembedding = weights.new_empty(0), embedding.new_empty(0)
     if need_dweights:
         rows = embedding[ids].to(acc)
-        dweights = torch.einsum("nkd,nd->nk", rows, grad.to(acc)).to(weights.dtype)
+        dweights = torch.einsum("nkd,nd->nk", rows, grad.to(acc)).to(weights.dtype).contiguous()
     if need_dembedding:
         contributions = weights.to(acc)[..., None] * grad.to(acc)[:, None, :]
         table = torch.zeros(embedding.shape, dtype=acc, device=embedding.device)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lepo_kernels.validation import checks_enabled
+from lepo_kernels.validation import FLOAT32_MAX, FLOAT32_TINY, checks_enabled
 
 # exp(-10000) is 0 in float64 too: a logit this far below its row's maximum carries no mass.
 _NO_MASS = -1e4
@@ -39,6 +39,20 @@ def add_rows(
     else:
         # index_put_ sorts the ids here; index_add_ would use atomics.
         table.index_put_((ids.long(),), rows, accumulate=True)
+
+
+def add_entries(
+    table: Tensor,  # [N, V], changed in place
+    ids: Tensor,  # [N, K]
+    values: Tensor,  # [N, K]
+) -> None:
+    """``table[n, ids[n]] += values[n]``, duplicates added in a fixed order on every device."""
+    if table.device.type == "cpu":
+        table.scatter_add_(1, ids.long(), values)
+    else:
+        # As in add_rows: scatter_add_ would use atomics here.
+        rows = torch.arange(len(table), device=table.device)[:, None].expand(ids.shape)
+        table.index_put_((rows, ids.long()), values, accumulate=True)
 
 
 def row_statistics(
@@ -98,16 +112,36 @@ def check_rows(
 
 
 def check_positive(name: str, values: Tensor, *, zero_included: bool = False) -> None:
-    """Raise if a value is not finite, or not above 0 (or 0, where that is welcome).
+    """Raise if a value is not above 0 (or 0, where that is welcome), or float32 cannot hold it.
 
     Raises:
         ValueError: naming the argument.
     """
     if not checks_enabled(values.device):
         return
-    enough = values >= 0 if zero_included else values > 0
-    if not (enough & values.isfinite()).all():
-        raise ValueError(f"{name}: expected finite numbers {'>=' if zero_included else '>'} 0")
+    enough = values >= (0 if zero_included else FLOAT32_TINY)
+    if not (enough & (values <= FLOAT32_MAX)).all():
+        sign = ">=" if zero_included else ">"
+        raise ValueError(f"{name}: expected finite numbers {sign} 0, in the range of float32")
+
+
+def flush_tiny(values: Tensor) -> Tensor:
+    """0 for numbers whose reciprocal their dtype cannot hold."""
+    return values.masked_fill(values.abs() < torch.finfo(values.dtype).tiny, 0)
+
+
+def check_steps(step: Tensor) -> None:
+    """Raise if a step is outside [0, 2^32), which is all that the noise counter holds of it.
+
+    Raises:
+        ValueError: naming the argument and the step.
+    """
+    if not checks_enabled(step.device) or step.numel() == 0:
+        return
+    low, high = (int(x) for x in torch.aminmax(step))
+    if low < 0 or high >= 1 << 32:
+        got = low if low < 0 else high
+        raise ValueError(f"step: expected values in [0, 2^32), got {got}")
 
 
 def check_ids(name: str, ids: Tensor, vocab: int) -> None:

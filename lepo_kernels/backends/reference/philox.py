@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from lepo_kernels.backends.reference.numerics import check_ids
+from lepo_kernels.backends.reference.numerics import check_ids, check_steps
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -70,6 +70,7 @@ def philox_blocks(
 def _counter(
     row_keys: Tensor, step: Tensor, blocks: Tensor, draw: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_steps(step)
     low, high = row_keys & _WORD, (row_keys >> 32) & _WORD
     return blocks + draw * _DRAW_STRIDE, (step & _WORD)[:, None], low[:, None], high[:, None]
 

@@ -2,8 +2,8 @@
 
 Contract: computes in float32 (float64 for float64). Kept ids, weights, scores, shadow and token of
 a row do not depend on its neighbours: noise is keyed by row key and id, and only the K kept entries
-of a row are ever perturbed. A row that is all -inf, or holds NaN or +inf, raises where values are
-checked, and otherwise yields NaN in that row only.
+of a row are ever perturbed. A row that is all -inf, or holds NaN or +inf, or keeps no entry, raises
+where values are checked, and otherwise yields NaN in that row only.
 """
 
 import math
@@ -16,6 +16,7 @@ from lepo_kernels.backends.reference.numerics import (
     check_ids,
     check_positive,
     check_rows,
+    flush_tiny,
     row_statistics,
     top_ids,
 )
@@ -78,10 +79,14 @@ def sample_latent(
         scores = _perturb(kept, ids, noise, noise_scale, (clamp_low, clamp_high), key)
         scores.masked_fill_(~mask, -torch.inf)
         token = _argmax_id(scores, ids)
-        weights = _weigh(scores, ids, token, tau.to(dtype))
+        weights = _weigh(scores, ids, token, flush_tiny(tau.to(dtype)))
         count = mask.sum(dim=-1, dtype=torch.int32)
-    bad = lse.isfinite().logical_not_()[:, None]
-    weights, scores, kept = (x.masked_fill(bad, torch.nan) for x in (weights, scores, kept))
+    # kept_lse tells of a row that exclude_ids empties.
+    bad = (lse.isfinite() & kept_lse.isfinite()).logical_not_()
+    kept_lse = kept_lse.masked_fill(bad, torch.nan)
+    weights, scores, kept = (
+        x.masked_fill(bad[:, None], torch.nan) for x in (weights, scores, kept)
+    )
     return ids, weights, scores, kept, count, lse, kept_lse, entropy, shadow, token
 
 
@@ -94,7 +99,10 @@ def _filter(
     mask = kept > -torch.inf
     if top_p < 1:
         mass = kept.softmax(dim=-1)
-        mask &= mass.cumsum(dim=-1) - mass < top_p
+        nucleus = mass.cumsum(dim=-1) - mass < top_p
+        # Also where top_p is 0 in float32.
+        nucleus[:, 0] = True
+        mask &= nucleus
     if min_p > 0:
         mask &= kept - kept[:, :1] >= math.log(min_p)
     return mask
@@ -111,12 +119,25 @@ def _perturb(
     if noise == "gumbel":
         return kept + gumbel_noise(*key, ids, 0, kept.dtype).clamp_(*clamp)
     if noise == "gaussian":
-        present = kept > -torch.inf
-        power = kept.masked_fill(~present, 0).square().sum(-1) / present.sum(-1)
-        return kept + (scale * power.sqrt())[:, None] * normal_noise(*key, ids, 0, kept.dtype)
+        # Clamped twice: no inf * 0 in the product, no inf - inf between the scores.
+        largest = torch.finfo(kept.dtype).max
+        sigma = (scale * _rms(kept)).clamp_max_(largest)
+        noise_of_ids = sigma[:, None] * normal_noise(*key, ids, 0, kept.dtype)
+        return (kept + noise_of_ids).clamp_(-largest, largest)
     if noise == "dirichlet":
         return _log_gamma_draws(scale * kept.softmax(dim=-1) + _DIRICHLET_FLOOR, ids, key)
     return kept.clone()
+
+
+def _rms(
+    kept: Tensor,  # [N, K], -inf where dropped
+) -> Tensor:  # [N]
+    """Root mean square of the kept entries, scaled so that no square overflows."""
+    present = kept > -torch.inf
+    size = kept.masked_fill(~present, 0).abs()
+    top = size.amax(dim=-1)
+    shares = size / torch.where(top == 0, 1, top)[:, None]
+    return top * (shares.square().sum(dim=-1) / present.sum(dim=-1)).sqrt()
 
 
 def _log_gamma_draws(
