@@ -14,7 +14,6 @@ from lepo_kernels.cli.loading import (
     evaluation_task,
     load_for_inference,
     task_options,
-    with_seed,
 )
 from lepo_kernels.cli.options import EvalOptions, EvaluationOptions, ModelOptions, TaskOptions
 from lepo_kernels.cli.parsing import parse
@@ -44,7 +43,7 @@ def run(words: list[str]) -> None:
     tasks = task_options(parsed, tasks)
     if "task" in parsed.spoken and "eval_task" not in parsed.spoken:
         tasks = replace(tasks, eval_task=None)
-    task = evaluation_task(with_seed(tasks, settings.seed))
+    task = evaluation_task(tasks, settings.seed)
     model, tokenizer = load_for_inference(model_options, settings.use_cpu, console)
     result = _evaluate(model, tokenizer, task, settings, console)
     console.print(evaluation_table({task.name: result.metrics}))

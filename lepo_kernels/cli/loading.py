@@ -88,12 +88,12 @@ def task_options(parsed: Parsed, options: TaskOptions) -> TaskOptions:
     return options
 
 
-def with_seed(options: TaskOptions, seed: int) -> TaskOptions:
-    """The options with the seed of their problems; ``seed`` where none is named."""
-    return options if options.task_seed is not None else replace(options, task_seed=seed)
+def task_seed(options: TaskOptions, seed: int) -> int:
+    """The seed that draws and splits the problems: its own, or else the run's ``seed``."""
+    return seed if options.task_seed is None else options.task_seed
 
 
-def training_task(options: TaskOptions) -> Task:
+def training_task(options: TaskOptions, seed: int) -> Task:
     """The task to train on.
 
     Raises:
@@ -106,7 +106,7 @@ def training_task(options: TaskOptions) -> Task:
         _named(options),
         train_size=options.train_size,
         eval_size=0 if apart else options.eval_size,
-        seed=_seed(options),
+        seed=task_seed(options, seed),
         **mapping("task_params", options.task_params),
     )
     if task.train_dataset is None:
@@ -114,7 +114,7 @@ def training_task(options: TaskOptions) -> Task:
     return task
 
 
-def evaluation_task(options: TaskOptions) -> Task:
+def evaluation_task(options: TaskOptions, seed: int) -> Task:
     """The task to evaluate on: ``eval_task``, or the held-out problems of ``task``.
 
     Raises:
@@ -125,12 +125,8 @@ def evaluation_task(options: TaskOptions) -> Task:
         name, params = _named(options), mapping("task_params", options.task_params)
     else:
         name, params = options.eval_task, mapping("eval_task_params", options.eval_task_params)
-    size, seed = options.eval_size, _seed(options)
-    return load_task(name, train_size=0, eval_size=size, seed=seed, **params)
-
-
-def _seed(options: TaskOptions) -> int:
-    return 0 if options.task_seed is None else options.task_seed
+    seed = task_seed(options, seed)
+    return load_task(name, train_size=0, eval_size=options.eval_size, seed=seed, **params)
 
 
 def _named(options: TaskOptions) -> str:

@@ -17,8 +17,8 @@ from lepo_kernels.cli.loading import (
     from_pretrained_options,
     model_name,
     task_options,
+    task_seed,
     training_task,
-    with_seed,
 )
 from lepo_kernels.cli.options import ModelOptions, TaskOptions, TrainOptions
 from lepo_kernels.cli.parsing import Parsed, mapping, parse
@@ -89,10 +89,8 @@ def run(words: list[str]) -> None:
             "or name another folder"
         )
     console = Console(quiet=args.process_index != 0)
-    # Written down, so that a later evaluation with another seed has the same held-out problems.
-    tasks = with_seed(tasks, args.seed)
-    train_task = training_task(tasks)
-    eval_task = train_task if tasks.eval_task is None else evaluation_task(tasks)
+    train_task = training_task(tasks, args.seed)
+    eval_task = train_task if tasks.eval_task is None else evaluation_task(tasks, args.seed)
     if "eval_on_start" not in parsed.given:
         # What a resumed run was before is in its folder.
         args.eval_on_start = resume is None and len(eval_task.eval_dataset) > 0
@@ -231,6 +229,8 @@ def _settings(parsed: Parsed, tasks: TaskOptions, args: LEPOConfig) -> dict[str,
         **own,
         **parsed.given,
         **dataclasses.asdict(tasks),
+        # Written down, so that an evaluation with another seed has the same held-out problems.
+        "task_seed": task_seed(tasks, args.seed),
         "output_dir": args.output_dir,
         "seed": args.seed,
         "learning_rate": args.learning_rate,
