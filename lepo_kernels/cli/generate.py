@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.text import Text
 
@@ -43,15 +42,15 @@ def run(words: list[str]) -> None:
         raise UsageError(str(error)) from error
     config = replace(config, do_sample=not options.greedy)
     prompt = _as_prompt(tokenizer, options)
-    ids, mask = encode_prompts(tokenizer, [prompt] * options.num_samples)
+    ids, mask = encode_prompts(tokenizer, [prompt])
     with console.status("generating ...") as status:
         rollout = latent_generate(
             model,
             ids.to(model.device),
             mask.to(model.device),
             config,
+            num_return_sequences=options.num_samples,
             seed=sampling.seed,
-            row_keys=torch.arange(options.num_samples, device=model.device),
             progress=lambda done, total: status.update(f"generating {done}/{total} ..."),
         )
     for sample, text in enumerate(spoken_texts(tokenizer, rollout)):

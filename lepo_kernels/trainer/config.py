@@ -111,7 +111,7 @@ class LEPOConfig(TrainingArguments):
         default=0.0, metadata={"help": "Then keep ids at least this likely, relative to the best."}
     )
     max_prompt_length: int | None = field(
-        default=None, metadata={"help": "Refuse prompts longer than this."}
+        default=None, metadata={"help": "Refuse training prompts longer than this (tokens)."}
     )
     max_completion_length: int = field(
         default=256, metadata={"help": "Latent, forced and sampled steps of a completion together."}
