@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 
+from lepo_kernels import native
+
 BACKENDS = ("cuda", "triton", "cpu", "reference")
 
 # Which backends hold a kernel for an op: op -> (family, backends).
 KERNELS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "philox_words": ("philox", ("reference",)),
+    "philox_words": ("philox", ("cpu", "reference")),
     "sample_latent": ("sample_latent", ("reference",)),
     "mix_embeddings": ("mix_embeddings", ("reference",)),
     "mix_embeddings_backward": ("mix_embeddings", ("reference",)),
@@ -30,6 +32,9 @@ KERNELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "gumbel_softmax_embedding": ("gumbel_softmax_embedding", ("reference",)),
     "gumbel_softmax_embedding_backward": ("gumbel_softmax_embedding", ("reference",)),
 }
+
+# A native kernel computes in float32. What an op takes in float64 is the reference's.
+NO_FLOAT64 = frozenset(("cuda", "triton", "cpu"))
 
 # Fastest first. A device that is not named here is served as "other".
 PREFERENCE: dict[str, tuple[str, ...]] = {
@@ -68,7 +73,7 @@ def backend(name: str) -> Iterator[None]:
         _override = before
 
 
-def resolve(op: str, device: torch.device, requested: str | None) -> str:
+def resolve(op: str, device: torch.device, requested: str | None, *dtypes: torch.dtype) -> str:
     """Name the backend that serves ``op`` on ``device``.
 
     Args:
@@ -76,6 +81,7 @@ def resolve(op: str, device: torch.device, requested: str | None) -> str:
         device: where the call's tensors live.
         requested: the op's ``backend=`` argument; None leaves the choice to ``backend(...)``, then
             ``LEPO_BACKEND``, then the table.
+        dtypes: of the call's floating-point tensors.
 
     Raises:
         ValueError: the requested name is not a backend.
@@ -84,12 +90,12 @@ def resolve(op: str, device: torch.device, requested: str | None) -> str:
     forced = requested if requested is not None else _override
     if forced is not None:
         _check_name(forced, "backend=" if requested is not None else "backend()/LEPO_BACKEND")
-        reason = why_not(op, device, forced)
+        reason = why_not(op, device, forced, *dtypes)
         if reason is not None:
             raise BackendUnavailableError(f"backend {forced!r} cannot serve {op}: {reason}")
         return forced
     for name in candidates(device):
-        if why_not(op, device, name) is None:
+        if why_not(op, device, name, *dtypes) is None:
             return name
     raise BackendUnavailableError(f"no backend serves {op} on {device}")
 
@@ -99,19 +105,21 @@ def candidates(device: torch.device) -> tuple[str, ...]:
     return PREFERENCE.get(device.type, PREFERENCE["other"])
 
 
-def why_not(op: str, device: torch.device, name: str) -> str | None:
+def why_not(op: str, device: torch.device, name: str, *dtypes: torch.dtype) -> str | None:
     """Say why backend ``name`` cannot serve ``op`` on ``device``; None if it can."""
     if name not in candidates(device):
         return f"it does not run on device type {device.type!r}"
     if name not in KERNELS[op][1]:
         return "it has no kernel for it (backends that do: " + ", ".join(KERNELS[op][1]) + ")"
+    if name in NO_FLOAT64 and torch.float64 in dtypes:
+        return "it computes in float32; float64 is served by reference"
     return MISSING.get(name)
 
 
 def _why_missing(name: str) -> str | None:
     if importlib.util.find_spec(f"lepo_kernels.backends.{name}") is None:
-        return "it is not part of this installation"
-    return None
+        return "it is not part of this version of lepo_kernels"
+    return native.why_not_cpu() if name == "cpu" else None
 
 
 # Why a backend is not usable on this machine: name -> reason. Filled once, so that a compiled

@@ -72,7 +72,9 @@ def gumbel_softmax_embedding(
     (rows, vocab), device = logits.shape, logits.device
     check_integer("logits.shape[1]", vocab, 1, MAX_IDS)
     check_tensor("embedding", embedding, (vocab, "D"), FLOAT_DTYPES, device)
-    chosen = dispatch.resolve("gumbel_softmax_embedding", device, backend)
+    chosen = dispatch.resolve(
+        "gumbel_softmax_embedding", device, backend, logits.dtype, embedding.dtype
+    )
     fields = torch.ops.lepo_kernels.gumbel_softmax_embedding(
         logits,
         embedding,

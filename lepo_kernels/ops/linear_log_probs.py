@@ -105,7 +105,7 @@ def linear_log_probs(
         entry_bytes = 8 if hidden.dtype == torch.float64 else 4
         chunk_size = max(1, _CHUNK_BYTES // (entry_bytes * vocab))
     check_integer("chunk_size", chunk_size, 1, _MAX_CHUNK)
-    chosen = dispatch.resolve("linear_log_probs", device, backend)
+    chosen = dispatch.resolve("linear_log_probs", device, backend, hidden.dtype)
     scale = _as_scale(inv_temperature, hidden)
     fields = torch.ops.lepo_kernels.linear_log_probs(
         hidden, lm_head, ids, bias, softcap, scale, chunk_size, chosen
@@ -137,7 +137,7 @@ def gather_log_probs(
     check_tensor("logits", logits, ("N", "V"), FLOAT_DTYPES)
     check_integer("logits.shape[1]", logits.shape[1], 1)
     check_tensor("ids", ids, (logits.shape[0], "K"), INDEX_DTYPES, logits.device)
-    chosen = dispatch.resolve("gather_log_probs", logits.device, backend)
+    chosen = dispatch.resolve("gather_log_probs", logits.device, backend, logits.dtype)
     scale = _as_scale(inv_temperature, logits)
     fields = torch.ops.lepo_kernels.gather_log_probs(logits, ids, scale, chosen)
     return LinearLogProbs(*fields)

@@ -44,7 +44,7 @@ def mix_embeddings(
     lead = tuple(getattr(ids, "shape", ("K",)))
     check_tensor("ids", ids, lead if lead else ("...", "K"), INDEX_DTYPES, embedding.device)
     check_tensor("weights", weights, lead, FLOAT_DTYPES, embedding.device)
-    chosen = dispatch.resolve("mix_embeddings", embedding.device, backend)
+    chosen = dispatch.resolve("mix_embeddings", embedding.device, backend, embedding.dtype)
     rows = weights.shape[:-1].numel()
     mixed: Tensor = torch.ops.lepo_kernels.mix_embeddings(
         ids.reshape(rows, lead[-1]), weights.reshape(rows, lead[-1]), embedding, chosen

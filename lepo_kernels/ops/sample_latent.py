@@ -145,7 +145,7 @@ def sample_latent(
     low, high = _clamp_range(noise_clamp, noise)
     if exclude_ids is not None:
         check_tensor("exclude_ids", exclude_ids, ("M",), (torch.int64,), device)
-    chosen = dispatch.resolve("sample_latent", device, backend)
+    chosen = dispatch.resolve("sample_latent", device, backend, logits.dtype)
     fields = torch.ops.lepo_kernels.sample_latent(
         logits.detach(),
         as_per_row("tau", tau, rows, device, zero_included=True),

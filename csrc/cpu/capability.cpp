@@ -1,0 +1,57 @@
+#include "cpu/capability.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+
+namespace lepo {
+namespace {
+
+bool offered(Capability capability) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  switch (capability) {
+    case Capability::kAvx512:
+      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    case Capability::kAvx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+             __builtin_cpu_supports("f16c");
+    default:
+      return true;
+  }
+#else
+  return capability == Capability::kBaseline;
+#endif
+}
+
+Capability choose() {
+  const char* wanted = std::getenv("LEPO_CPU_CAPABILITY");
+  for (const Capability capability : {Capability::kAvx512, Capability::kAvx2}) {
+    const bool welcome =
+        wanted == nullptr || *wanted == '\0' || !std::strcmp(wanted, capability_name(capability));
+    if (welcome && offered(capability)) return capability;
+  }
+  return Capability::kBaseline;
+}
+
+}  // namespace
+
+Capability capability() {
+  static const Capability chosen = choose();
+  return chosen;
+}
+
+const char* capability_name(Capability capability) {
+  switch (capability) {
+    case Capability::kAvx512:
+      return "avx512";
+    case Capability::kAvx2:
+      return "avx2";
+    default:
+      return "baseline";
+  }
+}
+
+}  // namespace lepo
