@@ -133,7 +133,14 @@ class Draft:
         if kind == "type":
             return self.pick(*NOT_TENSORS, *(() if optional else (None,)))
         if kind == "dtype":
-            return like.to(self.pick(*(d for d in ALL_DTYPES if d not in welcome)))
+            others = [d for d in ALL_DTYPES if d not in welcome]
+            # The likeliest mistakes are as likely as all others together.
+            near = [
+                d
+                for d in others
+                if d in (FLOAT_DTYPES if like.is_floating_point() else INDEX_DTYPES)
+            ]
+            return like.to(self.pick(*(near if near and self.pick(True, False) else others)))
         if kind == "layout":
             return like.to_sparse()
         if kind == "scalar":
