@@ -2,7 +2,7 @@
 
 An argument is *good* (the docstring allows it), *edge* (allowed, but the result may overflow, so
 that the op may refuse it or return numbers that are not finite) or *bad* (it must be refused). A
-`Draft` collects the arguments of one call: most are good, up to two are spoiled.
+`Draft` collects the arguments of one call: most are good, those named in ``spoiled`` are not.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ class Draft:
 
     draw: Callable[[st.SearchStrategy], Any]
     anchors: frozenset[str]
-    spoiled: tuple[str, ...]
+    spoiled: tuple[str | None, ...]
     arguments: dict[str, Any] = field(default_factory=dict)
     edge: set[str] = field(default_factory=set)
     bad: set[str] = field(default_factory=set)
@@ -298,14 +298,3 @@ def lay_out(x: Tensor, layout: str) -> Tensor:
     view = room[..., start::stride][..., :width]
     view.copy_(x)
     return view
-
-
-def drafts(names: tuple[str, ...], anchors: tuple[str, ...]) -> st.SearchStrategy[Draft]:
-    """Drafts of a call with arguments ``names``, of which up to two are to be spoiled."""
-
-    @st.composite
-    def draft(draw: Callable[[st.SearchStrategy], Any]) -> Draft:
-        spoiled = draw(st.lists(st.sampled_from(names), max_size=2, unique=True))
-        return Draft(draw, frozenset(anchors), tuple(spoiled))
-
-    return draft()
