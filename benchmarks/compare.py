@@ -9,7 +9,8 @@ import functools
 import json
 import os
 import platform
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,12 @@ def measured_machine(figures: machine.Machine) -> dict[str, Any]:
 
 
 def compare(
-    case: Case, figures: machine.Machine, *, rounds: int | None, with_memory: bool
+    case: Case,
+    figures: machine.Machine,
+    *,
+    rounds: int | None,
+    with_memory: bool,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
     """Check, time and measure one case."""
     inputs = case.make(torch.device("cpu"))
@@ -66,7 +72,7 @@ def compare(
     for one in here:
         one.check(inputs, one.run(inputs))
     runs = [functools.partial(one.run, inputs) for one in here]
-    timings = interleaved(runs, rounds or case.rounds)
+    timings = interleaved(runs, rounds or case.rounds, clock)
     by_bytes, by_flops = figures.floors(case)
     del inputs, runs
     threads = torch.get_num_threads()
@@ -159,19 +165,28 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] = TIMED) 
     parser.add_argument("--only", default="", help="cases whose name holds this text")
     parser.add_argument("--rounds", type=int, default=None, help="timed rounds, for all cases")
     parser.add_argument("--no-memory", action="store_true", help="do not measure extra memory")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="one thread, timed by the processor time it gets: for a machine that others use",
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there, too")
     wanted = parser.parse_args(arguments)
     chosen = [case for case in cases if wanted.only in case.name]
     if not chosen:
         parser.error(f"--only: no case's name holds {wanted.only!r}")
-    torch.set_num_threads(wanted.threads)
+    torch.set_num_threads(1 if wanted.cpu_time else wanted.threads)
+    clock = time.process_time if wanted.cpu_time else time.perf_counter
     report = environment()
-    figures = machine.measure()
+    report["clock"] = clock.__name__
+    figures = machine.measure(clock)
     report["machine"] = measured_machine(figures)
     print(json.dumps(report, indent=1))
     report["cases"] = []
     for case in chosen:
-        result = compare(case, figures, rounds=wanted.rounds, with_memory=not wanted.no_memory)
+        result = compare(
+            case, figures, rounds=wanted.rounds, with_memory=not wanted.no_memory, clock=clock
+        )
         report["cases"].append(result)
         print(table(result), flush=True)
     if wanted.json is not None:

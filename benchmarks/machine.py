@@ -6,6 +6,7 @@ the cases.
 """
 
 import platform
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -46,21 +47,24 @@ class Machine:
         return case.bytes / best, case.flops / self.rate[case.dtype]
 
 
-def measure(dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)) -> Machine:
+def measure(
+    clock: Callable[[], float] = time.perf_counter,
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16),
+) -> Machine:
     """Measure this machine with torch's current number of threads."""
+
+    def fastest(function: Callable[[], object]) -> float:
+        return interleaved([function], _ROUNDS, clock)[0].fastest
+
     read, copy, write = {}, {}, {}
     for size in SIZES:
         x = torch.ones(16, size // 64)
         y = torch.empty_like(x)
-        read[size] = size / min(_fastest(partial(x.amax, -1)), _fastest(partial(x.sum, -1)))
-        copy[size] = 2 * size / _fastest(partial(y.copy_, x))
-        write[size] = size / _fastest(partial(torch.ones_like, x))
-    rate = {dtype: _flops() / _fastest(_product(dtype)) for dtype in dtypes}
+        read[size] = size / min(fastest(partial(x.amax, -1)), fastest(partial(x.sum, -1)))
+        copy[size] = 2 * size / fastest(partial(y.copy_, x))
+        write[size] = size / fastest(partial(torch.ones_like, x))
+    rate = {dtype: _flops() / fastest(_product(dtype)) for dtype in dtypes}
     return Machine(read, copy, write, rate)
-
-
-def _fastest(function: Callable[[], object]) -> float:
-    return interleaved([function], _ROUNDS)[0].fastest
 
 
 def _flops() -> int:
