@@ -1,13 +1,15 @@
 """P3 and P6: LEPO's loss from hidden states and the head, forward and backward.
 
-Others: eager torch, and ``torch.nn.functional.linear_cross_entropy``, chunked, whose targets are
-hard (one id per row), so that it does less on the selected entries and the same on the rest.
+Others: eager torch, and ``torch.nn.functional.linear_cross_entropy``, as it is by default and
+chunked. Its targets are hard (one id per row), so that it does less on the selected entries and the
+same on the rest.
 Floors: the three products that a loss with its gradients needs at least (6NVD flops), and the four
 that a backward pass which recomputes the logits makes (8NVD), each with fresh results.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -32,11 +34,12 @@ from benchmarks.cases.soft_targets import (
 from lepo_kernels import lepo_loss, linear_log_probs, soft_log_prob
 
 _Result = tuple[Tensor, ...]
-NO_LINEAR_CROSS_ENTROPY = (
-    None
-    if hasattr(torch.nn, "LinearCrossEntropyOptions")
-    else f"torch {torch.__version__} has no chunked linear_cross_entropy"
-)
+
+
+def missing(module: ModuleType, name: str) -> str | None:
+    if hasattr(module, name):
+        return None
+    return f"torch {torch.__version__} has no {module.__name__}.{name}"
 
 
 @dataclass
@@ -89,6 +92,11 @@ def eager(x: Inputs) -> _Result:
 
 
 def torch_hard(x: Inputs) -> _Result:
+    loss = F.linear_cross_entropy(*x.leaves, x.ids[:, 0])
+    return loss.detach(), *torch.autograd.grad(loss, x.leaves)
+
+
+def torch_hard_chunked(x: Inputs) -> _Result:
     options = torch.nn.LinearCrossEntropyOptions()
     loss = F.linear_cross_entropy(*x.leaves, x.ids[:, 0], options=options)
     return loss.detach(), *torch.autograd.grad(loss, x.leaves)
@@ -152,7 +160,18 @@ def case(
     # What they compute does not depend on the advantages.
     with_all_rows = (
         Implementation(
-            "linear_cross_entropy (hard)", "other", torch_hard, check_hard, NO_LINEAR_CROSS_ENTROPY
+            "linear_cross_entropy (hard)",
+            "other",
+            torch_hard,
+            check_hard,
+            missing(F, "linear_cross_entropy"),
+        ),
+        Implementation(
+            "linear_cross_entropy (hard, chunked)",
+            "other",
+            torch_hard_chunked,
+            check_hard,
+            missing(torch.nn, "LinearCrossEntropyOptions"),
         ),
         Implementation("floor: 3 GEMMs", "floor", three_products, check_products),
         Implementation("floor: 4 GEMMs", "floor", four_products, check_products),
