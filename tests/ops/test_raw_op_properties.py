@@ -18,7 +18,7 @@ from torch import Tensor
 from lepo_kernels import dispatch
 from lepo_kernels.validation import FLOAT_DTYPES
 from tests.ops.argument_strategies import ALL_DTYPES, LAYOUTS, lay_out
-from tests.ops.test_validation_properties import backends_of
+from tests.ops.helpers import backends_of
 
 EVERYDAY = settings(
     derandomize=True,

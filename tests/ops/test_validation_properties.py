@@ -19,9 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
 import lepo_kernels
-from lepo_kernels import BackendUnavailableError, dispatch
+from lepo_kernels import BackendUnavailableError
 from lepo_kernels.validation import FLOAT_DTYPES, INDEX_DTYPES
 from tests.ops.argument_strategies import HUGE, NOT_CHOICES, NOT_TENSORS, Draft, Skip
+from tests.ops.helpers import backends_of
 
 CPU = torch.device("cpu")
 EVERYDAY = settings(
@@ -34,11 +35,6 @@ DEEP = settings(EVERYDAY, max_examples=150)
 # Sizes: none, one, and a few that no vector register divides.
 SIZES = st.sampled_from((0, 1, 2, 3, 5))
 VOCABS = st.sampled_from((1, 2, 5, 17, 70))
-
-
-def backends_of(op: str) -> list[str]:
-    """Which backends can serve ``op`` on the CPU."""
-    return [b for b in ("cpu", "reference") if dispatch.why_not(op, CPU, b) is None]
 
 
 # The calls: each function draws the arguments of one op.
