@@ -146,6 +146,6 @@ def load(op: str, name: str) -> Callable[..., Any]:
     return shielded
 
 
-def _check_name(name: str, where: str) -> None:
-    if name not in BACKENDS:
+def _check_name(name: object, where: str) -> None:
+    if not isinstance(name, str) or name not in BACKENDS:
         raise ValueError(f"{where}: unknown backend {name!r}; known: {', '.join(BACKENDS)}")

@@ -8,6 +8,7 @@ wait for a GPU nor break a graph. Checks of values (`checks_enabled`) run inside
 import math
 import os
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def check_tensor(
     dtypes: tuple[torch.dtype, ...],
     device: torch.device | None = None,
 ) -> None:
-    """Check that ``value`` is a tensor of this shape, one of these dtypes, and on this device.
+    """Check that ``value`` is a dense tensor of this shape, one of these dtypes, on this device.
 
     Args:
         name: the argument's name, for the message.
@@ -46,11 +47,13 @@ def check_tensor(
         device: where it must live; None accepts any device.
 
     Raises:
-        TypeError: not a tensor, or of another dtype.
+        TypeError: not a tensor, a sparse one, or of another dtype.
         ValueError: of another shape, or on another device.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense Tensor, got layout {value.layout}")
     if value.dtype not in dtypes:
         welcome = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise TypeError(
@@ -82,7 +85,7 @@ def check_number(
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    number = float(value)
+    number = _as_float(value)
     above = number >= low if low_included else number > low
     if not (above and number <= high and number < float("inf")):
         bracket = "[" if low_included else "("
@@ -116,7 +119,7 @@ def check_range(name: str, value: object) -> tuple[float, float]:
     check_number(f"{name}[0]", low, -math.inf, FLOAT32_MAX)
     if high != math.inf:
         check_number(f"{name}[1]", high, max(low, -FLOAT32_MAX))
-    return float(low), float(high)
+    return _as_float(low), _as_float(high)
 
 
 def check_integer(name: str, value: object, low: int, high: int | None = None) -> None:
@@ -139,5 +142,13 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     Raises:
         ValueError: it is not.
     """
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _as_float(value: Any) -> float:
+    """``float(value)``; an infinity for what it cannot hold, as a large int or Fraction."""
+    try:
+        return float(value)
+    except OverflowError:
+        return -math.inf if value < 0 else math.inf

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,6 +84,8 @@ def test_no_backend_at_all_is_an_error(monkeypatch):
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="backend=: unknown backend 'cudnn'; known: cuda, triton"):
         dispatch.resolve("mix_embeddings", CPU, "cudnn")
+    with pytest.raises(ValueError, match="backend=: unknown backend array"):
+        dispatch.resolve("mix_embeddings", CPU, np.array(["cpu", "reference"]))
     with (
         pytest.raises(ValueError, match=r"backend\(\): unknown backend 'cudnn'"),
         lepo_kernels.backend("cudnn"),

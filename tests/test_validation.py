@@ -1,7 +1,9 @@
 """Checks name the argument, what it got and what it wants."""
 
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from lepo_kernels.validation import (
     check_choice,
     check_integer,
     check_number,
+    check_range,
     check_tensor,
     checks_enabled,
 )
@@ -34,6 +37,11 @@ def test_good_arguments_pass():
         (torch.zeros(2, 3).int(), TypeError, "x: expected dtype float32, float64, got int32"),
         (torch.zeros(2), ValueError, r"x: expected shape \[2, K\], got \[2\]"),
         (torch.zeros(3, 3), ValueError, r"x: expected shape \[2, K\], got \[3, 3\]"),
+        (
+            torch.zeros(2, 3).to_sparse(),
+            TypeError,
+            "x: expected a dense Tensor, got layout torch.s",
+        ),
         (torch.zeros(2, 3, device="meta"), ValueError, "x: expected device cpu, got meta"),
     ],
 )
@@ -51,6 +59,9 @@ def test_tensors(value, error, message):
         (0.0, ValueError, r"p: expected a number in \(0, 1\], got 0.0"),
         (1.5, ValueError, r"p: expected a number in \(0, 1\], got 1.5"),
         (math.nan, ValueError, r"p: expected a number in \(0, 1\], got nan"),
+        # No float holds them.
+        (10**400, ValueError, r"p: expected a number in \(0, 1\], got 10000"),
+        (Fraction(-(10**400)), ValueError, r"p: expected a number in \(0, 1\], got -10000"),
     ],
 )
 def test_numbers(value, error, message):
@@ -86,6 +97,18 @@ def test_integers_without_an_upper_end():
 def test_choices():
     with pytest.raises(ValueError, match="noise: expected one of 'none', 'gumbel', got 'laplace'"):
         check_choice("noise", "laplace", ("none", "gumbel"))
+
+
+@pytest.mark.parametrize("value", [np.array(["none", "gumbel"]), torch.ones(2), ["none"], None])
+def test_a_choice_is_a_string(value):
+    with pytest.raises(ValueError, match="noise: expected one of 'none', 'gumbel', got"):
+        check_choice("noise", value, ("none", "gumbel"))
+
+
+def test_a_range_may_end_beyond_every_float():
+    assert check_range("r", (-(10**400), 1)) == (-math.inf, 1.0)
+    with pytest.raises(ValueError, match=r"r\[1\]: expected a number in \[0, inf\), got 10000"):
+        check_range("r", (0, 10**400))
 
 
 def test_values_are_checked_on_the_cpu_and_elsewhere_on_request(monkeypatch):

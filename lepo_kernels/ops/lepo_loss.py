@@ -152,6 +152,9 @@ def lepo_objective(
     epsilon_high = epsilon if epsilon_high is None else epsilon_high
     _check(logits, lse, weights, latent, advantages, row_weights, old_log_prob, ref_log_probs)
     _check_ranges(beta, epsilon, epsilon_high, delta, latent_kl, ref_log_probs)
+    # Torch does not know every number, such as a Fraction.
+    beta, epsilon, epsilon_high = float(beta), float(epsilon), float(epsilon_high)
+    delta = None if delta is None else float(delta)
 
     # A row that is left out adds exactly nothing, whatever its scores are.
     used = row_weights != 0
@@ -259,7 +262,7 @@ def _check_ranges(
     check_number("epsilon", epsilon, 0.0, 1.0, low_included=False)
     check_number("epsilon_high", epsilon_high, 0.0, low_included=False)
     if delta is not None:
-        check_number("delta", delta, 1 + epsilon_high, low_included=False)
+        check_number("delta", delta, 1 + float(epsilon_high), low_included=False)
     check_choice("latent_kl", latent_kl, LATENT_KL)
     if beta > 0 and ref_log_probs is None:
         raise ValueError("ref_log_probs: needed when beta is not 0, got None")

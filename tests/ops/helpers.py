@@ -29,6 +29,12 @@ def assert_no_worse_than_plain(
     assert worst <= tolerance, f"off by {worst:.3g} more than plain torch, {tolerance:.3g} allowed"
 
 
+def backends_of(op: str) -> list[str]:
+    """Which backends can serve ``op`` on the CPU: the one place where tests ask."""
+    device = torch.device("cpu")
+    return [b for b in ("cpu", "reference") if dispatch.why_not(op, device, b) is None]
+
+
 def transposed(x: Tensor) -> Tensor:
     """The same values, held column by column."""
     return x.detach().T.contiguous().T

@@ -1,6 +1,7 @@
 """LEPO's loss against a transcription of its formulas in plain Python numbers, row by row."""
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -358,3 +359,13 @@ def test_fake_tensors_know_the_shapes():
         )
     assert result.loss.shape == ()
     assert {tensor.shape for tensor in result[1:]} == {(N,)}
+
+
+def test_any_kind_of_number_will_do():
+    numbers = {"beta": 0.5, "epsilon": 0.25, "epsilon_high": 0.5, "delta": 1.75}
+    tensors = {"old_log_prob": torch.tensor([-2.0, 0.0, 5.0]), "ref_log_probs": LOGITS - 1}
+    fractions = {name: Fraction(value) for name, value in numbers.items()}
+    expected = objective(LOGITS, LSE, **tensors, **numbers).loss
+    assert objective(LOGITS, LSE, **tensors, **fractions).loss == expected
+    with pytest.raises(ValueError, match=r"delta: expected a number in \(1.5, inf\), got 1"):
+        objective(LOGITS, LSE, **tensors, **(fractions | {"delta": Fraction(1)}))

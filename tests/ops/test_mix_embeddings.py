@@ -50,6 +50,18 @@ def test_any_leading_shape(shape):
         torch.testing.assert_close(x, y)
 
 
+# No columns at all, with and without entries.
+@pytest.mark.parametrize("shape", [(6, 4), (3, 0), (0, 4), (0, 0)])
+def test_a_table_without_columns(shape):
+    ids, weights, embedding = make(shape, width=0)
+    mixed = mix_embeddings(ids, weights, embedding)
+    assert mixed.shape == (shape[0], 0)
+    dweights, dembedding = torch.autograd.grad(mixed.sum(), (weights, embedding))
+    assert (dweights == 0).all()
+    assert dweights.shape == shape
+    assert dembedding.shape == (9, 0)
+
+
 def test_gradcheck_with_duplicates():
     ids, weights, embedding = make()
     ids[:, 1] = ids[:, 0]

@@ -35,17 +35,22 @@ def mix_embeddings_backward(
     acc = accumulation_dtype(embedding.dtype)
     dweights, dembedding = weights.new_empty(0), embedding.new_empty(0)
     if need_dweights:
-        rows = embedding[ids].to(acc)
+        rows = _rows(embedding, ids).to(acc)
         dweights = torch.einsum("nkd,nd->nk", rows, grad.to(acc)).to(weights.dtype).contiguous()
     if need_dembedding:
         contributions = weights.to(acc)[..., None] * grad.to(acc)[:, None, :]
         table = torch.zeros(embedding.shape, dtype=acc, device=embedding.device)
-        add_rows(table, ids.reshape(-1), contributions.reshape(-1, grad.shape[-1]))
+        add_rows(table, ids.reshape(-1), contributions.flatten(0, 1))
         dembedding = table.to(embedding.dtype)
     return dweights, dembedding
 
 
+def _rows(embedding: Tensor, ids: Tensor) -> Tensor:  # [N, K, D]
+    """``embedding[ids]``, also where D is 0."""
+    return embedding.index_select(0, ids.reshape(-1)).reshape(*ids.shape, embedding.shape[1])
+
+
 def _used_rows(ids: Tensor, weights: Tensor, embedding: Tensor) -> Tensor:
     """Rows of the table, zeroed where the weight is 0: 0 * inf must not poison the sum."""
-    rows = embedding[ids].to(accumulation_dtype(embedding.dtype))
+    rows = _rows(embedding, ids).to(accumulation_dtype(embedding.dtype))
     return rows.masked_fill((weights == 0)[..., None], 0.0)

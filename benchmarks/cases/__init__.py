@@ -1,0 +1,22 @@
+"""All cases, one file per op family."""
+
+from benchmarks.case import Case
+from benchmarks.cases import (
+    gather_log_probs,
+    gumbel_softmax_embedding,
+    latent_step,
+    linear_log_probs,
+    mix_embeddings,
+    philox_words,
+)
+
+FAMILIES = (
+    latent_step.FAMILY,
+    mix_embeddings.FAMILY,
+    linear_log_probs.FAMILY,
+    gather_log_probs.FAMILY,
+    gumbel_softmax_embedding.FAMILY,
+    philox_words.FAMILY,
+)
+TIMED: tuple[Case, ...] = tuple(case for family in FAMILIES for case in family.timed)
+TINY: tuple[Case, ...] = tuple(case for family in FAMILIES for case in family.tiny)

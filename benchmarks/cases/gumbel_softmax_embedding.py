@@ -1,0 +1,110 @@
+"""P5: the dense Gumbel-softmax mixture, forward and backward.
+
+Other: torch's gumbel_softmax and a product. Floor: the three products alone.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.case import Case, Family, Implementation, assert_close, generator, ours
+from lepo_kernels import gumbel_noise, gumbel_softmax_embedding
+
+TAU = 0.5
+_Result = tuple[Tensor, ...]
+
+
+@dataclass
+class Inputs:
+    logits: Tensor  # [N, V]
+    embedding: Tensor  # [V, D]
+    upstream: Tensor  # [N, D]
+
+    @property
+    def leaves(self) -> tuple[Tensor, Tensor]:
+        return self.logits, self.embedding
+
+    @cached_property
+    def oracle(self) -> _Result:
+        rows, vocab = self.logits.shape
+        ids, keys = (torch.arange(n, device=self.logits.device) for n in (vocab, rows))
+        noise = gumbel_noise(0, keys, 0, ids, dtype=torch.float64, backend="reference")
+        return self.with_noise(noise)
+
+    def with_noise(self, noise: Tensor) -> _Result:
+        """Mixture and gradients by formula, in float64."""
+        table, upstream = self.embedding.detach().double(), self.upstream.double()
+        z = ((self.logits.detach().double() + noise) / TAU).softmax(-1)
+        mixed = z @ table
+        pull = upstream @ table.T - (mixed * upstream).sum(-1, keepdim=True)
+        return mixed, z * pull / TAU, z.T @ upstream
+
+
+def ours_run(x: Inputs, backend: str) -> _Result:
+    mixed = gumbel_softmax_embedding(*x.leaves, TAU, backend=backend).embedding
+    return mixed.detach(), *torch.autograd.grad(mixed, x.leaves, x.upstream)
+
+
+def eager(x: Inputs) -> _Result:
+    mixed = F.gumbel_softmax(x.logits, tau=TAU) @ x.embedding
+    return mixed.detach(), *torch.autograd.grad(mixed, x.leaves, x.upstream)
+
+
+def seeded_eager(x: Inputs) -> _Result:
+    torch.manual_seed(0)
+    return eager(x)
+
+
+def three_products(x: Inputs) -> _Result:
+    logits, table = (y.detach() for y in x.leaves)
+    return logits @ table, x.upstream @ table.T, logits.T @ x.upstream
+
+
+def check(x: Inputs, result: _Result, want: _Result | None = None) -> None:
+    names = ("mixture", "dlogits", "dembedding")
+    for name, got, expected in zip(names, result, want or x.oracle, strict=True):
+        assert_close(name, got, expected, 1e-4)
+
+
+def check_eager(x: Inputs, result: _Result) -> None:
+    """Against the same formulas with its own noise, drawn again as torch's gumbel_softmax does."""
+    torch.manual_seed(0)
+    noise = -torch.empty_like(x.logits.detach()).exponential_().log()
+    check(x, result, x.with_noise(noise.double()))
+
+
+def check_products(x: Inputs, result: _Result) -> None:
+    logits, table = (y.detach().double() for y in x.leaves)
+    upstream = x.upstream.double()
+    check(x, result, (logits @ table, upstream @ table.T, logits.T @ upstream))
+
+
+def case(rows: int, vocab: int, width: int) -> Case:
+    def make(device: torch.device) -> Inputs:
+        rng = generator(device)
+        logits = torch.randn(rows, vocab, device=device, generator=rng) * 2
+        embedding = torch.randn(vocab, width, device=device, generator=rng)
+        upstream = torch.randn(rows, width, device=device, generator=rng)
+        return Inputs(logits.requires_grad_(), embedding.requires_grad_(), upstream)
+
+    ops = ("gumbel_softmax_embedding", "gumbel_softmax_embedding_backward")
+    return Case(
+        op="gumbel_softmax_embedding (P5)",
+        shape=f"[{rows}, {vocab}] x [{vocab}, {width}] float32",
+        make=make,
+        implementations=(
+            *ours("ours", ops, ours_run, check),
+            Implementation("eager", "other", seeded_eager, check_eager),
+            Implementation("floor: 3 GEMMs", "floor", three_products, check_products),
+        ),
+        # The table in each pass and its gradient; the logits in each pass and their gradient.
+        bytes=4 * 3 * vocab * (rows + width),
+        flops=6 * rows * vocab * width,
+        rounds=7,
+    )
+
+
+FAMILY = Family(timed=(case(32, 49152, 576),), tiny=(case(3, 50, 5),))

@@ -1,0 +1,51 @@
+"""What the cases of log-probabilities share: soft targets, LEPO's surrogate, and its oracle."""
+
+import torch
+from torch import Tensor
+
+_BLOCK = 256
+
+
+def soft_targets(
+    rows: int, kept: int, vocab: int, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:  # [N, K], [N, K]
+    """Distinct ids and weights that sum to 1."""
+    starts = torch.randint(vocab, (rows, 1), device=rng.device, generator=rng)
+    strides = torch.arange(kept, device=rng.device) * (vocab // kept)
+    weights = torch.randn(rows, kept, device=rng.device, generator=rng).softmax(-1)
+    return (starts + strides) % vocab, weights
+
+
+def some_advantages(rows: int, active: int, rng: torch.Generator) -> Tensor:  # [N]
+    """Normal numbers for ``active`` of the rows, evenly spread, and 0 for the rest."""
+    advantages = torch.randn(rows, device=rng.device, generator=rng)
+    place = torch.arange(rows, device=rng.device) * active
+    return advantages.masked_fill(place % rows >= active, 0.0)
+
+
+def surrogate(log_prob: Tensor, advantages: Tensor) -> Tensor:  # []
+    return -(advantages * log_prob).mean()
+
+
+def eager_loss(logits: Tensor, ids: Tensor, weights: Tensor, advantages: Tensor) -> Tensor:  # []
+    log_pi = logits.float().log_softmax(-1)
+    return surrogate((weights * log_pi.gather(1, ids)).sum(-1), advantages)
+
+
+def oracle(
+    logits: Tensor,  # [N, V]
+    ids: Tensor,  # [N, K]
+    weights: Tensor,  # [N, K]
+    advantages: Tensor,  # [N]
+) -> tuple[Tensor, Tensor]:  # [], [N, V]
+    """The surrogate and its gradient in the logits, by formula, in float64."""
+    gradient = torch.empty(logits.shape, dtype=torch.float64, device=logits.device)
+    loss = torch.zeros((), dtype=torch.float64, device=logits.device)
+    share = advantages.double() / len(logits)
+    for rows in torch.arange(len(logits), device=logits.device).split(_BLOCK):
+        log_pi = logits[rows].double().log_softmax(-1)
+        w = weights[rows].double()
+        loss -= (share[rows] * (w * log_pi.gather(1, ids[rows])).sum(-1)).sum()
+        pull = log_pi.exp_().mul_(w.sum(-1, keepdim=True)).scatter_add_(1, ids[rows], -w)
+        gradient[rows] = pull.mul_(share[rows, None])
+    return loss, gradient
