@@ -19,9 +19,9 @@ from lepo_kernels.backends.cpu.memory import fresh
 from lepo_kernels.backends.reference.numerics import check_positive, check_rows, check_steps
 
 # A block of rows that keeps a matrix product busy.
-_BLOCK_ROWS = 256
-# Weights of a block's chunk: 1 MiB, at most half of a core's second-level cache.
-_BUFFER_ENTRIES = 1 << 18
+_BLOCK_ROWS = 1024
+# Weights of a block's chunk: 4 MiB, for the cores' second-level caches or the last level.
+_BUFFER_ENTRIES = 1 << 20
 _CHUNK_IDS = 1 << 14
 # Rows of the table that are converted at a time: 2 MiB, unless that makes too thin a product.
 _CONVERTED_ENTRIES = 1 << 19
@@ -61,9 +61,11 @@ def gumbel_softmax_embedding(
             )
             beside_peak[block].addmm_(z, table)
     peaks = embedding[statistics[:, 4].long()].float()
-    rest = (1 - statistics[:, 1:2]).float()
-    deviation = beside_peak.addcmul_(rest, peaks, value=-1)
-    return peaks + deviation, log_prob, deviation, statistics
+    at_peak = statistics[:, 1:2]
+    # Both from the same sum: the larger of them may be much larger than the other.
+    mixed = torch.addcmul(beside_peak, at_peak.float(), peaks)
+    deviation = beside_peak.addcmul_((1 - at_peak).float(), peaks, value=-1)
+    return mixed, log_prob, deviation, statistics
 
 
 def gumbel_softmax_embedding_backward(
