@@ -83,8 +83,12 @@ GumbelSoftmaxSums sums(const GumbelSoftmaxRow& row, int64_t first_id, int count)
     a_top = max(load(tile.a + i), a_top);
   }
   GumbelSoftmaxSums out{max_lanes(q_top), max_lanes(a_top), 0.0f, 0.0f, 0.0f, 0};
+  const int64_t peak = first_of(tile.q, out.q_max, count);
   const float q_from = finite_or_zero(out.q_max);
   const float a_from = finite_or_zero(out.a_max);
+  const float peak_a = tile.a[peak] - a_from;
+  // Beside the 1 of the peak, a sum would lose what is far below it.
+  tile.q[peak] = -INFINITY;
   F32 weight{};
   F32 weighted_a{};
   F32 mass{};
@@ -97,9 +101,8 @@ GumbelSoftmaxSums sums(const GumbelSoftmaxRow& row, int64_t first_id, int count)
     // Where w is 0, a may be -inf.
     weighted_a += w == 0.0f ? F32{} : w * shifted;
   }
-  const int64_t peak = first_of(tile.q, out.q_max, count);
-  out.weight = row.hard ? 1.0f : sum_lanes(weight);
-  out.weighted_a = row.hard ? tile.a[peak] - a_from : sum_lanes(weighted_a);
+  out.weight_beside_peak = sum_lanes(weight);
+  out.weighted_a = peak_a + sum_lanes(weighted_a);
   out.mass = sum_lanes(mass);
   out.peak = first_id + peak;
   return out;
@@ -117,7 +120,7 @@ float join(const GumbelSoftmaxRow& row, const GumbelSoftmaxSums* tiles, int64_t 
     }
     if (tiles[i].a_max > a_max) a_max = tiles[i].a_max;
   }
-  double weight = 0.0;
+  double rest = 0.0;
   double weighted_a = 0.0;
   double mass = 0.0;
   for (int64_t i = 0; i < count; ++i) {
@@ -127,15 +130,16 @@ float join(const GumbelSoftmaxRow& row, const GumbelSoftmaxSums* tiles, int64_t 
     const double below = static_cast<double>(tile.a_max) - a_max;
     mass += ::exp(below) * tile.mass;
     const double gap = (static_cast<double>(tile.q_max) - q_max) * row.inv_tau;
-    const double share = row.hard ? tile.peak == peak : ::exp(gap);
+    const bool holds_peak = tile.peak == peak;
+    const double share = row.hard ? holds_peak : ::exp(gap);
     if (share == 0.0) continue;
-    weight += share * tile.weight;
-    weighted_a += share * (tile.weighted_a + below * tile.weight);
+    rest += share * (tile.weight_beside_peak + (holds_peak ? 0.0 : 1.0));
+    weighted_a += share * (tile.weighted_a + below * (1.0 + tile.weight_beside_peak));
   }
-  const double log_prob = weighted_a / weight - ::log(mass);
+  const double log_prob = weighted_a / (1.0 + rest) - ::log(mass);
   // NaN if the log-probability is not finite, else 0.
   const double spoil = log_prob - log_prob;
-  *known = {q_max + spoil, 1.0 / weight + spoil, a_max + spoil, 1.0 / mass + spoil,
+  *known = {q_max + spoil, 1.0 / (1.0 + rest) + spoil, a_max + spoil, 1.0 / mass + spoil,
             static_cast<double>(peak)};
   return static_cast<float>(log_prob + spoil);
 }

@@ -25,10 +25,10 @@ struct GumbelSoftmaxRow {
 struct GumbelSoftmaxSums {
   float q_max;
   float a_max;
-  float weight;      // sum of exp(gap)
-  float weighted_a;  // sum of exp(gap) (a - a_max)
-  float mass;        // sum of exp(a - a_max)
-  int64_t peak;      // the first id of q_max
+  float weight_beside_peak;  // sum of exp(gap), without the peak's 1
+  float weighted_a;          // sum of exp(gap) (a - a_max)
+  float mass;                // sum of exp(a - a_max)
+  int64_t peak;              // the first id of q_max
 };
 
 // What the weights of a row need: z = exp(gap) z_scale, pi = exp(a - a_max) pi_scale, maxima the

@@ -99,7 +99,7 @@ def test_error_is_no_worse_than_plain_torch(dtype, table_dtype, backend):
     ("rows", "vocab", "width"),
     [
         (1, 1, 1),  # the smallest of all
-        (3, 2, 1),  # less than a block of noise
+        (8, 2, 1),  # less than a block of noise; of eight rows, some are not one-hot
         (64, 7, 3),  # a cut block of noise, many rows
         (3, 1000, 5),  # less than a tile of 1024
         (3, 1025, 5),  # one entry in the second tile

@@ -99,10 +99,13 @@ def gumbel_softmax_embedding_backward(
         return dlogits, dembedding
     noisy = _noisy_rows(logits, tau, temperature, seed, row_keys, step)
     grad = grad_embedding[rows].float()
-    peaks = embedding[statistics[rows, 4].long()].float()
-    deviation_pull = (deviation[rows] * grad).sum(dim=-1)
-    peak_pull = (peaks * grad).sum(dim=-1)
-    upstream = torch.stack((peak_pull, deviation_pull, grad_log_prob[rows]), dim=-1)
+    # As the kernel's struct has it: E_peak . de, (e - E_peak) . de, dlogp.
+    upstream = torch.zeros(len(rows), 3)
+    if has_pull:
+        peaks = embedding[statistics[rows, 4].long()].float()
+        upstream[:, 0] = (peaks * grad).sum(dim=-1)
+        upstream[:, 1] = (deviation[rows] * grad).sum(dim=-1)
+    upstream[:, 2] = grad_log_prob[rows]
     grid = _Grid(len(rows), embedding)
     for ids in grid.chunks():
         table = grid.converted(embedding, ids) if need_dlogits and has_pull else None
