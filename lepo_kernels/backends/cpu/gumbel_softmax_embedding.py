@@ -99,12 +99,10 @@ def gumbel_softmax_embedding_backward(
         return dlogits, dembedding
     noisy = _noisy_rows(logits, tau, temperature, seed, row_keys, step)
     grad = grad_embedding[rows].float()
-    # As the kernel's struct has it: E_peak . de, (e - E_peak) . de, dlogp.
     upstream = torch.zeros(len(rows), 3)
     if has_pull:
-        peaks = embedding[statistics[rows, 4].long()].float()
-        upstream[:, 0] = (peaks * grad).sum(dim=-1)
-        upstream[:, 1] = (deviation[rows] * grad).sum(dim=-1)
+        upstream[:, 0] = _dots(embedding[statistics[rows, 4].long()].float(), grad)
+        upstream[:, 1] = _dots(deviation[rows], grad)
     upstream[:, 2] = grad_log_prob[rows]
     grid = _Grid(len(rows), embedding)
     for ids in grid.chunks():
@@ -112,6 +110,7 @@ def gumbel_softmax_embedding_backward(
         sums = grid.sums(dembedding, ids) if need_dembedding and has_pull else None
         for block in grid.blocks():
             z = grid.weights(block, ids)
+            # What pulls at the logits; the native kernel puts the weights in its place.
             if table is not None:
                 torch.mm(grad[block], table.T, out=z)
             else:
@@ -143,7 +142,7 @@ class _Grid:
 
     def chunks(self) -> Iterator[slice]:
         """Ranges of ids."""
-        return _ranges(self.vocab, self.chunk)
+        return _ranges(self.vocab if self.rows else 0, self.chunk)
 
     def blocks(self) -> Iterator[slice]:
         """Ranges of rows."""
@@ -164,6 +163,10 @@ class _Grid:
         if gradient.dtype == torch.float32:
             return gradient[ids]
         return self._sums[: ids.stop - ids.start]
+
+
+def _dots(x: Tensor, y: Tensor) -> Tensor:  # [N]
+    return (x * y).sum(dim=-1)
 
 
 def _ranges(total: int, size: int) -> Iterator[slice]:
