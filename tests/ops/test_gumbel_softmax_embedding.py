@@ -116,12 +116,22 @@ def test_shapes(rows, vocab, width, backend):
 
 
 # The product of large shapes. The largest noise of so many entries is about 13, which float32 holds
-# to 1e-6: tau = 2 keeps that from being most of the error, on either side.
+# to 1e-6: tau = 2 keeps that from being most of the error, on either side. A positive table keeps
+# mixtures as large as what they are summed from. What such long sums lose to chance falls on other
+# entries on either side, so it is the largest errors that are compared.
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("vocab", [49152, 128256, 151936, 262144])
 def test_large_shapes(vocab, dtype, backend):
-    assert_as_good_as_plain(make(64, vocab, 8, dtype=dtype), 2.0)
+    logits, embedding = make(64, vocab, 8, dtype=dtype)
+    inputs = (logits, embedding.detach().abs_().requires_grad_())
+    ours = everything(gumbel_softmax_embedding, inputs, 2.0)
+    rounded = everything(plain, inputs, 2.0)
+    oracle = everything(plain, in_float64(inputs), 2.0)
+    for x, y, z in zip(ours, rounded, oracle, strict=True):
+        units = 4 if x.dtype == torch.float32 else 1
+        allowed = (y - z).abs().max() + units * torch.finfo(x.dtype).eps * z.abs().max()
+        assert (x - z).abs().max() <= allowed
 
 
 def test_every_row_has_its_own_options(backend):
