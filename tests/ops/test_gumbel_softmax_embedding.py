@@ -262,11 +262,14 @@ def test_minus_infinities_never_make_nan(backend):
 
 
 # The row as a whole, or one entry of it: in the first tile of 1024 or in the last.
-@pytest.mark.parametrize("where", [slice(None), 5, 2900])
-@pytest.mark.parametrize("bad", [-math.inf, math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("bad", "where"),
+    [
+        (-math.inf, slice(None)),
+        *((bad, where) for bad in (math.nan, math.inf) for where in (slice(None), 5, 2900)),
+    ],
+)
 def test_bad_rows(bad, where, backend, monkeypatch):
-    if bad == -math.inf and where != slice(None):
-        pytest.skip("a good row")
     logits, embedding = (x.detach() for x in make(vocab=3000))
     good = gumbel_softmax_embedding(logits, embedding, 0.5)
     logits[3, where] = bad
