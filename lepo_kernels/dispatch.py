@@ -29,8 +29,8 @@ KERNELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "linear_log_probs_backward": ("linear_log_probs", ("reference",)),
     "gather_log_probs": ("linear_log_probs", ("reference",)),
     "gather_log_probs_backward": ("linear_log_probs", ("reference",)),
-    "gumbel_softmax_embedding": ("gumbel_softmax_embedding", ("reference",)),
-    "gumbel_softmax_embedding_backward": ("gumbel_softmax_embedding", ("reference",)),
+    "gumbel_softmax_embedding": ("gumbel_softmax_embedding", ("cpu", "reference")),
+    "gumbel_softmax_embedding_backward": ("gumbel_softmax_embedding", ("cpu", "reference")),
 }
 
 # A native kernel computes in float32. What an op takes in float64 is the reference's.

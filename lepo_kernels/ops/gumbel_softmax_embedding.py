@@ -1,9 +1,13 @@
 """P5: the Gumbel-softmax mixture over the whole vocabulary, ``e = softmax((a + g) / tau) @ E``.
 
 Design note: neither the noise nor the weights are stored; the backward pass draws the same noise
-again from its counter. With ``z`` the weights and ``pi = softmax(a)``,
-``da_j = z_j (E_j . de - e . de) / tau`` from the mixture plus ``dlogp (z_j - pi_j)`` from the
-log-probability, and ``dE_j += z_j de``.
+again from its counter, and makes the weights of it with a few statistics of the row. With ``z`` the
+weights and ``pi = softmax(a)``, ``da_j = z_j (E_j . de - e . de) / tau`` from the mixture plus
+``dlogp (z_j - pi_j)`` from the log-probability, and ``dE_j += z_j de``.
+
+At a low tau a row's weight is nearly all at its peak, the largest ``q``, and ``E_peak . de`` nearly
+equals ``e . de``. So that a backend which never holds a whole row need not subtract one from the
+other, the forward pass also leaves the deviation ``e - E_peak``, which has no such cancellation.
 """
 
 from typing import Any, NamedTuple
@@ -15,6 +19,9 @@ from lepo_kernels import dispatch
 from lepo_kernels.ops._arguments import MAX_IDS, as_per_row, as_row_keys, as_seed, as_step
 from lepo_kernels.ops._autograd import refuse_double_backward
 from lepo_kernels.validation import FLOAT_DTYPES, check_integer, check_tensor
+
+# Columns of the statistics that the backward pass takes over.
+_STATISTICS = 5
 
 
 class GumbelSoftmaxEmbedding(NamedTuple):
@@ -75,7 +82,7 @@ def gumbel_softmax_embedding(
     chosen = dispatch.resolve(
         "gumbel_softmax_embedding", device, backend, logits.dtype, embedding.dtype
     )
-    fields = torch.ops.lepo_kernels.gumbel_softmax_embedding(
+    mixed, log_prob, _, _ = torch.ops.lepo_kernels.gumbel_softmax_embedding(
         logits,
         embedding,
         as_per_row("tau", tau, rows, device, zero_included=True),
@@ -85,7 +92,7 @@ def gumbel_softmax_embedding(
         as_step(step, rows, device),
         chosen,
     )
-    return GumbelSoftmaxEmbedding(*fields)
+    return GumbelSoftmaxEmbedding(mixed.to(embedding.dtype), log_prob)
 
 
 @torch.library.custom_op("lepo_kernels::gumbel_softmax_embedding", mutates_args=())
@@ -98,10 +105,17 @@ def _gumbel_softmax_embedding(
     row_keys: Tensor,  # [N]
     step: Tensor,  # [N] or [1]
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    fields: tuple[Tensor, Tensor] = dispatch.load("gumbel_softmax_embedding", backend)(
-        logits, embedding, tau, temperature, seed, row_keys, step
-    )
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mixtures [N, D], log-probabilities [N], deviations ``e - E_peak`` [N, D], statistics [N, 5].
+
+    Mixtures and deviations are in the dtype that sums over the table are formed in. The statistics
+    are float64, which holds an id, too: the largest ``q``, what makes ``z`` of
+    ``exp((q - largest) / tau)``, the largest ``a``, what makes ``pi`` of ``exp(a - largest)``, and
+    the first id of the largest ``q``.
+    """
+    fields: tuple[Tensor, Tensor, Tensor, Tensor] = dispatch.load(
+        "gumbel_softmax_embedding", backend
+    )(logits, embedding, tau, temperature, seed, row_keys, step)
     return fields
 
 
@@ -115,11 +129,15 @@ def _(
     row_keys: Tensor,
     step: Tensor,
     backend: str,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = logits.shape[0]
-    real = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    mixed = embedding.new_empty(rows, embedding.shape[1])
-    return mixed, logits.new_empty(rows, dtype=real)
+    mixed = embedding.new_empty(rows, embedding.shape[1], dtype=_accumulation_dtype(embedding))
+    return (
+        mixed,
+        logits.new_empty(rows, dtype=_accumulation_dtype(logits)),
+        torch.empty_like(mixed),
+        logits.new_empty(rows, _STATISTICS, dtype=torch.float64),
+    )
 
 
 @torch.library.custom_op("lepo_kernels::gumbel_softmax_embedding_backward", mutates_args=())
@@ -133,6 +151,8 @@ def _gumbel_softmax_embedding_backward(
     seed: Tensor,  # []
     row_keys: Tensor,  # [N]
     step: Tensor,  # [N] or [1]
+    deviation: Tensor,  # [N, D]
+    statistics: Tensor,  # [N, 5]
     need_dlogits: bool,
     need_dembedding: bool,
     backend: str,
@@ -149,6 +169,8 @@ def _gumbel_softmax_embedding_backward(
         seed,
         row_keys,
         step,
+        deviation,
+        statistics,
         need_dlogits,
         need_dembedding,
     )
@@ -166,6 +188,8 @@ def _(
     seed: Tensor,
     row_keys: Tensor,
     step: Tensor,
+    deviation: Tensor,
+    statistics: Tensor,
     need_dlogits: bool,
     need_dembedding: bool,
     backend: str,
@@ -176,12 +200,16 @@ def _(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
+    _, _, deviation, statistics = output
+    ctx.mark_non_differentiable(deviation, statistics)
+    ctx.save_for_backward(*tensors, deviation, statistics)
 
 
-def _backward(ctx: Any, grad_embedding: Tensor, grad_log_prob: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(
+    ctx: Any, grad_embedding: Tensor, grad_log_prob: Tensor, *_: Tensor
+) -> tuple[Tensor | None, ...]:
     need_dlogits, need_dembedding = ctx.needs_input_grad[:2]
     dlogits, dembedding = torch.ops.lepo_kernels.gumbel_softmax_embedding_backward(
         grad_embedding,
@@ -196,6 +224,10 @@ def _backward(ctx: Any, grad_embedding: Tensor, grad_log_prob: Tensor) -> tuple[
         dembedding if need_dembedding else None,
         *(None,) * 6,
     )
+
+
+def _accumulation_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 _gumbel_softmax_embedding.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,189 @@
+"""CPU kernels of the dense Gumbel-softmax mixture: csrc/cpu/gumbel_softmax_embedding.cpp.
+
+Contract: float32, bfloat16 and float16 in any combination; computes in float32. The vocabulary is
+worked off in chunks, the rows of a large batch in blocks: the native kernels make the weights of a
+block's chunk in a buffer that stays in the cache, and torch multiplies them with the table's chunk.
+A table of half precision is converted a chunk at a time. Forward reads the logits twice and the
+table once, backward both once; each draws noise as often as it reads logits. Nothing of size [N, V]
+or [V, D] exists but the gradients asked for. Rows whose upstream gradients are all zero are dropped
+from the backward pass. Deterministic; log-probabilities and statistics have the same bits for any
+number of threads and any batch, what comes from a matrix product may not.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lepo_kernels.backends.cpu.memory import fresh
+from lepo_kernels.backends.reference.numerics import check_positive, check_rows, check_steps
+
+# A block of rows that keeps a matrix product busy.
+_BLOCK_ROWS = 1024
+# Weights of a block's chunk: 4 MiB, for the cores' second-level caches or the last level.
+_BUFFER_ENTRIES = 1 << 20
+_CHUNK_IDS = 1 << 14
+# Rows of the table that are converted at a time: 2 MiB, unless that makes too thin a product.
+_CONVERTED_ENTRIES = 1 << 19
+_CONVERTED_IDS = 256
+# Noise is drawn for up to this many neighbours at a time.
+_NOISE_IDS = 64
+
+
+def gumbel_softmax_embedding(
+    logits: Tensor,  # [N, V]
+    embedding: Tensor,  # [V, D]
+    tau: Tensor,  # [N] or [1]
+    temperature: Tensor,  # [N] or [1]
+    seed: Tensor,  # []
+    row_keys: Tensor,  # [N]
+    step: Tensor,  # [N] or [1]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [N, D], [N], [N, D], [N, 5]
+    """Mixtures ``z @ embedding``, log-probabilities ``sum z log pi``, and what backward takes over.
+
+    The latter are the deviations ``e - E_peak`` and the statistics of the rows, see the op.
+    """
+    check_positive("tau", tau, zero_included=True)
+    check_positive("temperature", temperature)
+    check_steps(step)
+    noisy = _noisy_rows(logits, tau, temperature, seed, row_keys, step)
+    log_prob, statistics = torch.ops.lepo_kernels_cpu.gumbel_softmax_statistics(*noisy)
+    check_rows("logits", log_prob)
+    rows = torch.arange(len(logits))
+    grid = _Grid(len(rows), embedding)
+    beside_peak = torch.zeros(len(rows), embedding.shape[1])
+    for ids in grid.chunks():
+        table = grid.converted(embedding, ids)
+        for block in grid.blocks():
+            z = grid.weights(block, ids)
+            torch.ops.lepo_kernels_cpu.gumbel_softmax_weights_beside_peak(
+                z, *noisy, statistics, rows[block], ids.start
+            )
+            beside_peak[block].addmm_(z, table)
+    peaks = embedding[statistics[:, 4].long()].float()
+    at_peak = statistics[:, 1:2]
+    # Both from the same sum: the larger of them may be much larger than the other.
+    mixed = torch.addcmul(beside_peak, at_peak.float(), peaks)
+    deviation = beside_peak.addcmul_((1 - at_peak).float(), peaks, value=-1)
+    return mixed, log_prob, deviation, statistics
+
+
+def gumbel_softmax_embedding_backward(
+    grad_embedding: Tensor,  # [N, D]
+    grad_log_prob: Tensor,  # [N]
+    logits: Tensor,  # [N, V]
+    embedding: Tensor,  # [V, D]
+    tau: Tensor,  # [N] or [1]
+    temperature: Tensor,  # [N] or [1]
+    seed: Tensor,  # []
+    row_keys: Tensor,  # [N]
+    step: Tensor,  # [N] or [1]
+    deviation: Tensor,  # [N, D]
+    statistics: Tensor,  # [N, 5]
+    need_dlogits: bool,
+    need_dembedding: bool,
+) -> tuple[Tensor, Tensor]:  # [N, V] or [0], [V, D] or [0]
+    """da_j = z_j (E_j . de - e . de) / tau + dlogp (z_j - pi_j) and dE_j += z_j de."""
+    dlogits = fresh(logits.shape if need_dlogits else (0,), logits.dtype)
+    dembedding = fresh(embedding.shape if need_dembedding else (0,), embedding.dtype)
+    pulled = (grad_embedding != 0).any(dim=-1)
+    active = pulled | (grad_log_prob != 0)
+    rows = active.nonzero().squeeze(-1)
+    if need_dlogits:
+        dlogits.index_fill_(0, active.logical_not().nonzero().squeeze(-1), 0)
+    # A loss of the log-probabilities alone needs no matrix product.
+    has_pull = bool(pulled.any())
+    if not has_pull:
+        dembedding.zero_()
+    if not (has_pull or need_dlogits):
+        return dlogits, dembedding
+    noisy = _noisy_rows(logits, tau, temperature, seed, row_keys, step)
+    grad = grad_embedding[rows].float()
+    upstream = torch.zeros(len(rows), 3)
+    if has_pull:
+        upstream[:, 0] = _dots(embedding[statistics[rows, 4].long()].float(), grad)
+        upstream[:, 1] = _dots(deviation[rows], grad)
+    upstream[:, 2] = grad_log_prob[rows]
+    grid = _Grid(len(rows), embedding)
+    for ids in grid.chunks():
+        table = grid.converted(embedding, ids) if need_dlogits and has_pull else None
+        sums = grid.sums(dembedding, ids) if need_dembedding and has_pull else None
+        for block in grid.blocks():
+            z = grid.weights(block, ids)
+            # What pulls at the logits; the native kernel puts the weights in its place.
+            if table is not None:
+                torch.mm(grad[block], table.T, out=z)
+            else:
+                z.zero_()
+            torch.ops.lepo_kernels_cpu.gumbel_softmax_gradients(
+                z, dlogits, *noisy, statistics, rows[block], ids.start, upstream[block]
+            )
+            if sums is not None:
+                sums.addmm_(z.T, grad[block], beta=float(block.start > 0))
+        if sums is not None and sums.dtype != dembedding.dtype:
+            dembedding[ids] = sums
+    return dlogits, dembedding
+
+
+class _Grid:
+    """Blocks of rows and chunks of the vocabulary, and the buffers that serve one of each."""
+
+    def __init__(self, rows: int, table: Tensor) -> None:
+        self.rows, (self.vocab, self.width) = rows, table.shape
+        # Blocks of the same size, give or take one.
+        self.block = -(-rows // max(1, -(-rows // _BLOCK_ROWS)))
+        chunk = min(_CHUNK_IDS, _BUFFER_ENTRIES // max(1, self.block))
+        if table.dtype != torch.float32:
+            chunk = min(chunk, max(_CONVERTED_ENTRIES // max(1, self.width), _CONVERTED_IDS))
+        self.chunk = min(chunk // _NOISE_IDS * _NOISE_IDS, self.vocab)
+        self._weights = torch.empty(self.block, self.chunk)
+        shape = (0, 0) if table.dtype == torch.float32 else (self.chunk, self.width)
+        self._converted, self._sums = torch.empty(shape), torch.empty(shape)
+
+    def chunks(self) -> Iterator[slice]:
+        """Ranges of ids."""
+        return _ranges(self.vocab if self.rows else 0, self.chunk)
+
+    def blocks(self) -> Iterator[slice]:
+        """Ranges of rows."""
+        return _ranges(self.rows, self.block)
+
+    def weights(self, block: slice, ids: slice) -> Tensor:  # [block, ids]
+        """Where the weights of a block's chunk are made."""
+        return self._weights[: block.stop - block.start, : ids.stop - ids.start]
+
+    def converted(self, table: Tensor, ids: slice) -> Tensor:  # [ids, D]
+        """Rows of the table in float32."""
+        if table.dtype == torch.float32:
+            return table[ids]
+        return self._converted[: ids.stop - ids.start].copy_(table[ids])
+
+    def sums(self, gradient: Tensor, ids: slice) -> Tensor:  # [ids, D]
+        """Where the gradient of the table's rows is summed up in float32: in place if it can be."""
+        if gradient.dtype == torch.float32:
+            return gradient[ids]
+        return self._sums[: ids.stop - ids.start]
+
+
+def _dots(x: Tensor, y: Tensor) -> Tensor:  # [N]
+    return (x * y).sum(dim=-1)
+
+
+def _ranges(total: int, size: int) -> Iterator[slice]:
+    for start in range(0, total, size or 1):
+        yield slice(start, min(start + size, total))
+
+
+def _noisy_rows(
+    logits: Tensor,  # [N, V]
+    tau: Tensor,  # [N] or [1]
+    temperature: Tensor,  # [N] or [1]
+    seed: Tensor,  # []
+    row_keys: Tensor,  # [N]
+    step: Tensor,  # [N] or [1]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The arguments in the layout that the native kernels read; rows may lie apart."""
+    if logits.stride(1) != 1 and logits.shape[1] > 1:
+        logits = logits.contiguous()
+    tau, temperature = tau.contiguous(), temperature.contiguous()
+    return logits, tau, temperature, seed, row_keys.contiguous(), step.contiguous()
