@@ -4,7 +4,6 @@ Arguments: the library, the element type.
 """
 
 import sys
-from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from tests.guarded import SIDES, GuardedMemory
 
 
 def main(path: str, dtype: str) -> None:
-    layer = Layer(Path(path))
+    layer = Layer(path)
     size = np.dtype(layer.STORAGE[dtype]).itemsize
     for side in SIDES:
         for count in range(layer.lanes):

@@ -12,8 +12,8 @@ class Layer:
     # Elements by the number that csrc names them by; numpy has no bfloat16, and holds its bits.
     STORAGE = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}  # noqa: RUF012
 
-    def __init__(self, path: Path):
-        self.name = path.stem
+    def __init__(self, path: str | Path):
+        self.path = path
         self._library = ctypes.CDLL(str(path))
         self.lanes: int = self._library.lanes()
 

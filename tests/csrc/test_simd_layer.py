@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from lepo_kernels.backends.reference import philox
-from tests.csrc.conftest import BUILD
 from tests.csrc.layer import Layer
 from tests.guarded import run_apart
 
@@ -192,7 +191,7 @@ def test_part_of_a_vector(layer: Layer, dtype: str):
 
 @pytest.mark.parametrize("dtype", TORCH)
 def test_part_of_a_vector_touches_nothing_beyond(layer: Layer, dtype: str):
-    run_apart("tests.csrc.guarded_loads", str(BUILD / f"{layer.name}.so"), dtype)
+    run_apart("tests.csrc.guarded_loads", str(layer.path), dtype)
 
 
 def test_any_lane(layer: Layer):
