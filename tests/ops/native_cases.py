@@ -66,7 +66,7 @@ def cases(op: str, widths: tuple[int, ...]) -> Iterator[Case]:
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Equal, and NaN where the other is, in the same form."""
     return a.shape == b.shape and torch.equal(
-        a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8)
+        a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8)
     )
 
 
@@ -192,6 +192,25 @@ def _gumbel_softmax_embedding_backward(dtype: torch.dtype, vocab: int) -> Iterat
         yield grad, torch.randn(ROWS), *inputs, True, True
 
 
+def _lepo_loss(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
+    for hidden, head, ids, bias, softcap, scale, _ in _linear_log_probs(dtype, vocab):
+        weights = torch.softmax(torch.randn(ROWS, ids.shape[1]), dim=-1)
+        # A hard row, and one that counts for nothing.
+        weights[1] = torch.eye(ids.shape[1])[0]
+        latent, row_weights = torch.tensor([True, False, True]), torch.tensor([0.5, 0.5, 0.0])
+        old, reference = -torch.rand(ROWS), -torch.rand(ROWS, ids.shape[1])
+        rows = (weights, latent, torch.randn(ROWS), row_weights, old, reference)
+        settings = (0.1, 0.2, 0.3, None, "k3")
+        needs = (True, True, bias is not None)
+        yield hidden, head, ids, *rows, bias, softcap, scale, *settings, *needs
+
+
+def _lepo_loss_backward(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
+    hidden, head, bias = (torch.randn(n).to(dtype) for n in ((ROWS, 9), (vocab, 9), vocab))
+    grads = (torch.randn_like(x) for x in (hidden, head, bias))
+    yield torch.tensor(0.5), *grads, hidden, head, bias
+
+
 NATIVE_OPS = {
     "philox_words": NativeOp(_philox_words),
     "sample_latent": NativeOp(_sample_latent),
@@ -205,4 +224,6 @@ NATIVE_OPS = {
     "gumbel_softmax_embedding_backward": NativeOp(
         _gumbel_softmax_embedding_backward, has_matrix_product=True
     ),
+    "lepo_loss": NativeOp(_lepo_loss, has_matrix_product=True),
+    "lepo_loss_backward": NativeOp(_lepo_loss_backward),
 }
