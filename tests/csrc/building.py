@@ -4,9 +4,18 @@ import fcntl
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
+
+
+def _tool(name: str) -> str:
+    """The program beside this Python, else the one on the path."""
+    folders = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    found = shutil.which(name, path=folders)
+    assert found, f"{name} is missing; pip install 'lepo_kernels[test]' brings it"
+    return found
 
 
 def build_folder(root: Path) -> Path:
@@ -28,8 +37,8 @@ def build(root: Path, *targets: str, sanitize: str | None = None) -> None:
     folder = build_folder(root)
     folder.mkdir(parents=True, exist_ok=True)
     configure = [
-        *("cmake", "-S", str(root), "-B", str(folder), "-G", "Ninja"),
-        f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
+        *(_tool("cmake"), "-S", str(root), "-B", str(folder), "-G", "Ninja"),
+        f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}",
         "-DCMAKE_BUILD_TYPE=Release",
         f"-DLEPO_TORCH_INCLUDE={Path(torch.__file__).parent / 'include'}",
         "-DLEPO_TESTS=ON",
@@ -42,6 +51,6 @@ def build(root: Path, *targets: str, sanitize: str | None = None) -> None:
     with (folder / ".lock").open("w") as lock:
         # Workers of pytest-xdist take turns.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for command in (configure, ["cmake", "--build", str(folder), "--target", *targets]):
+        for command in (configure, [_tool("cmake"), "--build", str(folder), "--target", *targets]):
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr
