@@ -1,6 +1,7 @@
 # make demo   train SmolLM2-135M-Instruct with LEPO, and see its accuracy rise
 # make test   ruff, mypy and the everyday tests; TESTS=all runs the long ones, too
 # make lint   ruff and mypy alone
+# make sanitize   the tests of the CPU kernels, built with ASan and UBSan (needs GCC; some minutes)
 #
 # All make a virtual environment first, once. Variables:
 #   PYTHON        the Python that makes it (3.10 or later); if it has a torch that fits, that is kept
@@ -46,7 +47,7 @@ MARKS_all :=
 TORCH_FITS := import sys, torch; \
 	sys.exit(not (2, 11) <= tuple(map(int, torch.__version__.split(".")[:2])) < (2, 16))
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test lint sanitize clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -63,6 +64,9 @@ lint: $(TEST_STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+sanitize: $(TEST_STAMP)
+	$(RUN) -m tests.csrc.sanitize
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

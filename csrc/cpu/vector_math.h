@@ -1,7 +1,7 @@
 // exp and log of vectors, Philox blocks and Gumbel numbers, a vector at a time.
 //
-// Accuracy against float64, in units in the last place: exp within 1 where its result is normal, log
-// within 1, exponential numbers within 3. exp of NaN is NaN.
+// Accuracy against float64, in units in the last place: exp within 1 where its result is normal,
+// log within 1, exponential numbers within 3. exp of NaN is NaN.
 #pragma once
 
 #include "common/gumbel.h"
@@ -19,9 +19,10 @@ constexpr float kSmallestExponent = -87.3f;
 LEPO_INLINE F32 exp(F32 x) {
   // Not max(): a NaN must pass.
   x = x < kSmallestExponent ? broadcast(kSmallestExponent) : x;
-  // Adding the magic number rounds to an integer, and leaves it in the sum's low bits.
-  const F32 t = x * 0x1.715476p+0f + 0x1.8p23f;
-  const F32 n = t - 0x1.8p23f;
+  // Adding 1.5 * 2^23 + 127 rounds to an integer, and leaves it in the sum's low bits with the bias
+  // of an exponent.
+  const F32 t = x * 0x1.715476p+0f + 0x1.8000FEp23f;
+  const F32 n = t - 0x1.8000FEp23f;
   // ln 2 in two parts; n times the first is exact.
   const F32 r = (x - n * 0x1.63p-1f) - n * -0x1.bd0106p-13f;
   // exp(r) = 1 + r + r^2 P(r) on |r| <= ln(2) / 2, minimax, relative error 3e-9.
@@ -30,7 +31,8 @@ LEPO_INLINE F32 exp(F32 x) {
   p = p * r + 0x1.555492p-3f;
   p = p * r + 0x1.fffffcp-2f;
   p = p * (r * r) + r + 1.0f;
-  return as_float(as_bits(p) + (as_bits(t) << 23));
+  // A product, not a sum of bits: NaN stays NaN, whatever its payload makes of the other factor.
+  return p * as_float(as_bits(t) << 23);
 }
 
 // exp(x), and exactly 0 where x is below kSmallestExponent, -inf included.
