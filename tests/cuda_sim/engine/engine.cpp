@@ -234,12 +234,21 @@ std::unique_ptr<Block> begin_block(uint64_t number) {
   return block;
 }
 
-void end_block(std::unique_ptr<Block> block) {
-  for (Thread& thread : block->threads) {
+void destroy_threads(Block& block) {
+  for (Thread& thread : block.threads) {
     destroy_fiber(thread.fiber);
     give_back_stack(thread.fiber);
   }
-  if (kRaceCheck) grid->finished.push_back(std::move(block));
+}
+
+// For the race check a block stays until the end of the launch: a later thread in the place of an
+// ended one would be taken for the same thread, and its accesses for ordered.
+void end_block(std::unique_ptr<Block> block) {
+  if (kRaceCheck) {
+    grid->finished.push_back(std::move(block));
+  } else {
+    destroy_threads(*block);
+  }
 }
 
 // The threads of all resident blocks, in the order of this sweep.
@@ -382,11 +391,12 @@ void run_threads_catching_faults() {
 
 void clean_up(Grid& g) {
   acquire(&launch_ends);
-  for (auto& block : g.resident) {
-    if (block != nullptr) end_block(std::move(block));
+  for (auto* blocks : {&g.resident, &g.finished}) {
+    for (auto& block : *blocks) {
+      if (block != nullptr) destroy_threads(*block);
+    }
+    blocks->clear();
   }
-  g.resident.clear();
-  g.finished.clear();
   release_stacks();
   grid = nullptr;
   running = nullptr;

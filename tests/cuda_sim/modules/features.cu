@@ -5,7 +5,8 @@
 using lepo::kAllLanes;
 using lepo_test::check;
 
-namespace {
+// Not anonymous: messages find the names of kernels among the library's symbols.
+namespace features {
 
 // Where every thread of a grid of any shape is.
 __global__ void indices_kernel(int* out) {  // [blocks, threads, 3]
@@ -154,7 +155,9 @@ __global__ void fast_math_kernel(const float* x, float* out, int count) {  // [T
 
 unsigned count(int64_t number) { return static_cast<unsigned>(number); }
 
-}  // namespace
+}  // namespace features
+
+using namespace features;
 
 LEPO_ENTRY(indices) {
   check(lepo_launch(indices_kernel, dim3(count(numbers[0]), count(numbers[1]), count(numbers[2])),

@@ -5,7 +5,8 @@
 using lepo::kAllLanes;
 using lepo_test::check;
 
-namespace {
+// Not anonymous: messages find the names of kernels among the library's symbols.
+namespace planted {
 
 // --- Races --------------------------------------------------------------------------------------
 
@@ -77,6 +78,10 @@ __global__ void dynamic_overrun(float* out) {
 }
 
 __global__ void global_overrun(float* out) { out[threadIdx.x + 1] = 1.0f; }
+
+__global__ void write_just_behind(float* out, int count) {
+  if (threadIdx.x == 0) out[count] = 1.0f;
+}
 
 __global__ void global_read_before(const float* x, float* out) {
   out[threadIdx.x] = x[static_cast<int>(threadIdx.x) - 1];
@@ -168,7 +173,9 @@ __global__ void fast_log_of_log(const float* x, float* out) {
   out[threadIdx.x] = -__logf(-__logf(x[threadIdx.x]));
 }
 
-}  // namespace
+}  // namespace planted
+
+using namespace planted;
 
 #define LEPO_PLANTED(kernel, blocks, threads, shared, ...)                              \
   LEPO_ENTRY(run_##kernel) {                                                            \
@@ -184,6 +191,7 @@ LEPO_PLANTED(shared_overrun_by_index, 1, 32, 0, arrays.get<float>(0))
 LEPO_PLANTED(shared_overrun_by_pointer, 1, 32, 0, arrays.get<float>(0))
 LEPO_PLANTED(dynamic_overrun, 1, 32, 31 * sizeof(float), arrays.get<float>(0))
 LEPO_PLANTED(global_overrun, 1, 32, 0, arrays.get<float>(0))
+LEPO_PLANTED(write_just_behind, 1, 32, 0, arrays.get<float>(0), 31)
 LEPO_PLANTED(global_read_before, 1, 32, 0, arrays.get<float>(0), arrays.get<float>(1))
 LEPO_PLANTED(far_away, 1, 32, 0, arrays.get<float>(0))
 LEPO_PLANTED(uninitialised_shared, 1, 32, 0, arrays.get<float>(0))

@@ -79,7 +79,7 @@ inline int error_sign(float x, float y) {
 inline float moved(double exact, double error, float x, float y = 0.0f) {
   const float rounded = static_cast<float>(exact);
   const int sign = error_sign(x, y);
-  if (sign == 0 || !std::isfinite(rounded)) return rounded;
+  if (sign == 0 || !std::isfinite(rounded) || !std::isfinite(error)) return rounded;
   const float result = static_cast<float>(exact + sign * error);
   // Subnormal results may be flushed.
   return fabsf(result) < FLT_MIN && sign < 0 ? 0.0f : result;
