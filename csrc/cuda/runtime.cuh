@@ -45,12 +45,13 @@ template <typename... Parameters, typename... Arguments>
                              cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
     if (error != cudaSuccess) return error;
   }
-  kernel<<<grid, block, shared_bytes, stream>>>(std::forward<Arguments>(arguments)...);
+  kernel<<<grid, block, shared_bytes, stream> > >(std::forward<Arguments>(arguments)...);
   return cudaGetLastError();
 }
 
 #else
-#error "a .cuh file is compiled by nvcc, or by g++ with LEPO_CUDA_SIM (see tests/cuda_sim/README.md)"
+#error \
+    "a .cuh file is compiled by nvcc, or by g++ with LEPO_CUDA_SIM (see tests/cuda_sim/README.md)"
 #endif
 
 #define LEPO_DEVICE __device__ __forceinline__

@@ -131,7 +131,9 @@ def test_misaligned_atomic():
 
 
 def test_more_shared_memory_than_cuda_has():
-    with pytest.raises(SimulationError, match="shared array second of 32768 bytes: more than 49152"):
+    with pytest.raises(
+        SimulationError, match="shared array second of 32768 bytes: more than 49152"
+    ):
         run("too_much_shared")
 
 
@@ -151,7 +153,9 @@ def test_deadlock():
 
 @pytest.mark.parametrize("order", ["forward", "reverse"])
 def test_exited_lanes(order):
-    with pytest.raises(SimulationError, match="names lanes fff00000, which have exited|exits while"):
+    with pytest.raises(
+        SimulationError, match="names lanes fff00000, which have exited|exits while"
+    ):
         run("shuffle_with_exited_lanes", order=order)
     with pytest.raises(SimulationError, match="exits while lanes 7fffffff wait for it in __shfl"):
         run("exit_while_awaited")

@@ -313,9 +313,10 @@ void run_threads() {
     if (!moved) fail("%s", deadlock_report().c_str());
     idle_sweeps = worked ? 0 : idle_sweeps + 1;
     if (idle_sweeps > kMostIdleSweeps) {
-      fail("livelock: threads poll for something that no running block does; %zu blocks have not "
-           "begun",
-           grid->waiting.size());
+      fail(
+          "livelock: threads poll for something that no running block does; %zu blocks have not "
+          "begun",
+          grid->waiting.size());
     }
     end_finished_blocks();
   }

@@ -1,5 +1,4 @@
 #include "cuda/block_reduce.cuh"
-
 #include "cuda_sim/entry.h"
 
 namespace reductions {
@@ -44,8 +43,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int row = 0; row < 2; ++row) {
     int total;
     int* mine = out + row * (kThreads + 1);
-    mine[thread] =
-        lepo::block_exclusive_sum<kThreads>(x[row * kThreads + thread], scratch, total);
+    mine[thread] = lepo::block_exclusive_sum<kThreads>(x[row * kThreads + thread], scratch, total);
     if (thread == 0) mine[kThreads] = total;
   }
 }
@@ -64,13 +62,12 @@ struct Append {
 
 template <int kThreads>
 __global__ void __launch_bounds__(kThreads)
-    order_kernel(const int* __restrict__ x,           // [kThreads]
+    order_kernel(const int* __restrict__ x,               // [kThreads]
                  unsigned long long* __restrict__ out) {  // [kThreads]
   LEPO_SHARED(unsigned long long, scratch, kThreads / lepo::kWarpSize);
   const auto letter = static_cast<unsigned long long>(x[threadIdx.x]);
   const unsigned long long mine = 1ull << 48 | letter;
-  out[threadIdx.x] =
-      lepo::block_reduce<kThreads, unsigned long long>(mine, Append(), scratch);
+  out[threadIdx.x] = lepo::block_reduce<kThreads, unsigned long long>(mine, Append(), scratch);
 }
 
 template <int kThreads>

@@ -222,8 +222,8 @@ LEPO_ENTRY(convert_float16) {
 LEPO_ENTRY(copy_vectors) {
   check(lepo_launch(copy_vectors_kernel<lepo::BFloat16>, dim3(1), dim3(count(numbers[0])), 0,
                     cudaStream_t{}, arrays.get<lepo::BFloat16>(0), arrays.get<lepo::BFloat16>(1)));
-  check(lepo_launch(copy_vectors_kernel<float>, dim3(1), dim3(count(numbers[0])), 0,
-                    cudaStream_t{}, arrays.get<float>(2), arrays.get<float>(3)));
+  check(lepo_launch(copy_vectors_kernel<float>, dim3(1), dim3(count(numbers[0])), 0, cudaStream_t{},
+                    arrays.get<float>(2), arrays.get<float>(3)));
 }
 
 LEPO_ENTRY(bits) {

@@ -107,8 +107,8 @@ __global__ void misaligned_atomic(float* out) {
 __global__ void too_much_shared(float* out) {
   LEPO_SHARED(float, first, 8 * 1024);
   LEPO_SHARED(float, second, 8 * 1024);
-  first[threadIdx.x] = second[threadIdx.x] = 1.0f;
-  out[threadIdx.x] = first[threadIdx.x];
+  first[threadIdx.x] = second[threadIdx.x] = out[threadIdx.x];
+  out[threadIdx.x] = first[threadIdx.x] + second[threadIdx.x];
 }
 
 // --- Synchronisation ----------------------------------------------------------------------------
@@ -177,8 +177,8 @@ __global__ void fast_log_of_log(const float* x, float* out) {
 
 using namespace planted;
 
-#define LEPO_PLANTED(kernel, blocks, threads, shared, ...)                              \
-  LEPO_ENTRY(run_##kernel) {                                                            \
+#define LEPO_PLANTED(kernel, blocks, threads, shared, ...)                                        \
+  LEPO_ENTRY(run_##kernel) {                                                                      \
     check(lepo_launch(kernel, dim3(blocks), dim3(threads), shared, cudaStream_t{}, __VA_ARGS__)); \
   }
 
@@ -210,9 +210,10 @@ LEPO_PLANTED(fast_log_of_log, 1, 32, 0, arrays.get<float>(0), arrays.get<float>(
 
 // numbers: whether there is a fence before, and after, the atomic
 LEPO_ENTRY(run_ticket) {
-  const auto kernel = numbers[0] ? (numbers[1] ? ticket_without_fence<true, true>
-                                               : ticket_without_fence<true, false>)
-                                 : ticket_without_fence<false, true>;
+  const auto kernel =
+      numbers[0]
+          ? (numbers[1] ? ticket_without_fence<true, true> : ticket_without_fence<true, false>)
+          : ticket_without_fence<false, true>;
   check(lepo_launch(kernel, dim3(3), dim3(32), 0, cudaStream_t{}, arrays.get<float>(0),
                     arrays.get<unsigned>(1)));
 }

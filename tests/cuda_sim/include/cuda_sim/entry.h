@@ -38,11 +38,11 @@ inline void check(cudaError_t error) {
 
 }  // namespace lepo_test
 
-#define LEPO_ENTRY(name)                                                             \
-  static void name##_entry(const lepo_test::Arrays& arrays,                          \
-                           [[maybe_unused]] const lepo_test::Numbers& numbers);      \
-  extern "C" void name(void* const* arrays, const double* numbers) {                 \
-    name##_entry(lepo_test::Arrays(arrays), lepo_test::Numbers(numbers));            \
-  }                                                                                  \
-  static void name##_entry(const lepo_test::Arrays& arrays,                          \
+#define LEPO_ENTRY(name)                                                        \
+  static void name##_entry(const lepo_test::Arrays& arrays,                     \
+                           [[maybe_unused]] const lepo_test::Numbers& numbers); \
+  extern "C" void name(void* const* arrays, const double* numbers) {            \
+    name##_entry(lepo_test::Arrays(arrays), lepo_test::Numbers(numbers));       \
+  }                                                                             \
+  static void name##_entry(const lepo_test::Arrays& arrays,                     \
                            [[maybe_unused]] const lepo_test::Numbers& numbers)

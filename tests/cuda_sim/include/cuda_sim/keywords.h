@@ -15,8 +15,9 @@
 #define __noinline__ __attribute__((noinline))
 #define __align__(bytes) alignas(bytes)
 // g++ would give every CUDA thread its own copy, silently.
-#define __shared__ \
-  static_assert(false, "plain __shared__ is not simulated: use LEPO_SHARED or LEPO_DYNAMIC_SHARED");
+#define __shared__                                                              \
+  static_assert(false, "plain __shared__ is not simulated: use LEPO_SHARED or " \
+                       "LEPO_DYNAMIC_SHARED");
 
 #define threadIdx (::lepo_sim::current->thread)
 #define blockIdx (::lepo_sim::current->block)
@@ -52,9 +53,9 @@ class SharedArray {
 
 }  // namespace lepo_sim
 
-#define LEPO_SHARED(T, name, N)                                           \
-  static const char lepo_key_of_##name = 0;                               \
-  const ::lepo_sim::SharedArray<T> name(                                  \
+#define LEPO_SHARED(T, name, N)             \
+  static const char lepo_key_of_##name = 0; \
+  const ::lepo_sim::SharedArray<T> name(    \
       ::lepo_sim::static_shared(&lepo_key_of_##name, #name, sizeof(T) * (N)), (N), #name)
 
 #define LEPO_DYNAMIC_SHARED(T, name)                                  \

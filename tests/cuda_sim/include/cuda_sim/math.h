@@ -78,7 +78,7 @@ inline int error_sign(float x, float y) {
 
 inline float moved(double exact, double error, float x, float y = 0.0f) {
   const float rounded = static_cast<float>(exact);
-  const int sign = error_sign(x, y);
+  const int sign = exact == 0.0 ? 0 : error_sign(x, y);
   if (sign == 0 || !std::isfinite(rounded) || !std::isfinite(error)) return rounded;
   const float result = static_cast<float>(exact + sign * error);
   // Subnormal results may be flushed.
@@ -110,13 +110,9 @@ inline float __exp10f(float x) {
   if (x == 0.0f) return 1.0f;
   return lepo_sim::moved_by_units(pow(10.0, double(x)), 2.0 + floor(fabs(2.97 * double(x))), x);
 }
-inline float __logf(float x) {
-  return lepo_sim::approximate_log(log(double(x)), exp2(-21.41), x);
-}
+inline float __logf(float x) { return lepo_sim::approximate_log(log(double(x)), exp2(-21.41), x); }
 inline float __log2f(float x) { return lepo_sim::approximate_log(log2(double(x)), exp2(-22), x); }
-inline float __log10f(float x) {
-  return lepo_sim::approximate_log(log10(double(x)), exp2(-24), x);
-}
+inline float __log10f(float x) { return lepo_sim::approximate_log(log10(double(x)), exp2(-24), x); }
 inline float __fdividef(float x, float y) {
   const float size = fabsf(y);
   // Documented: a divisor above 2^126 gives 0, and NaN where x is infinite.

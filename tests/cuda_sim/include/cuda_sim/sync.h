@@ -53,8 +53,8 @@ T read_modify_write(T* address, F f) {
     std::memcpy(&before, &old, sizeof(T));
     const T after = f(before);
     std::memcpy(&changed, &after, sizeof(T));
-  } while (!__atomic_compare_exchange_n(word, &old, changed, false, __ATOMIC_RELAXED,
-                                        __ATOMIC_RELAXED));
+  } while (
+      !__atomic_compare_exchange_n(word, &old, changed, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
   atomic_happened(address);
   return before;
 }
@@ -93,6 +93,5 @@ T atomicExch(T* address, lepo_sim::Same<T> value) {
 }
 template <typename T>
 T atomicCAS(T* address, lepo_sim::Same<T> expected, lepo_sim::Same<T> value) {
-  return lepo_sim::read_modify_write(address,
-                                     [=](T old) { return old == expected ? value : old; });
+  return lepo_sim::read_modify_write(address, [=](T old) { return old == expected ? value : old; });
 }

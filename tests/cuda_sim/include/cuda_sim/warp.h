@@ -83,12 +83,10 @@ inline unsigned __ballot_sync(unsigned mask, int predicate,
       lepo_sim::WarpOp::kBallot, mask, predicate, 0u, site,
       [](unsigned votes, int lane, int vote) { return votes | unsigned(vote != 0) << lane; });
 }
-inline int __any_sync(unsigned mask, int predicate,
-                      lepo_sim::Site site = lepo_sim::Site::here()) {
+inline int __any_sync(unsigned mask, int predicate, lepo_sim::Site site = lepo_sim::Site::here()) {
   return __ballot_sync(mask, predicate, site) != 0;
 }
-inline int __all_sync(unsigned mask, int predicate,
-                      lepo_sim::Site site = lepo_sim::Site::here()) {
+inline int __all_sync(unsigned mask, int predicate, lepo_sim::Site site = lepo_sim::Site::here()) {
   return __ballot_sync(mask, predicate, site) == mask;
 }
 template <typename T>
