@@ -42,7 +42,7 @@ LEPO_DEVICE int id_of_entry(uint64_t entry, int last) {
   return last - static_cast<int>(static_cast<uint32_t>(entry));
 }
 
-// In shared memory; free to be used again when a function that takes it returns.
+// In shared memory.
 template <int kThreads>
 struct RadixScratch {
   int bins[kRadixBins];
@@ -120,6 +120,7 @@ LEPO_DEVICE RadixBound radix_bound(Visit visit, int count, int k, RadixScratch<k
 }
 
 // Puts the k largest entries, in any order, into `entries` (shared or global memory, room for k).
+// They are there, and the scratch is free, after the next barrier: sort_entries begins with one.
 template <int kThreads, typename Visit>
 LEPO_DEVICE void radix_select(Visit visit, int count, int k, uint64_t* entries,  // [k]
                               RadixScratch<kThreads>& scratch) {
@@ -130,7 +131,6 @@ LEPO_DEVICE void radix_select(Visit visit, int count, int k, uint64_t* entries, 
     const uint64_t entry = entry_of(x, id, last);
     if (bound.holds(entry)) entries[atomicAdd(&scratch.collected, 1)] = entry;
   });
-  __syncthreads();
 }
 
 LEPO_DEVICE int next_power_of_two(int x) {

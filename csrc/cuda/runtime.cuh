@@ -45,7 +45,9 @@ template <typename... Parameters, typename... Arguments>
                              cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
     if (error != cudaSuccess) return error;
   }
-  kernel<<<grid, block, shared_bytes, stream> > >(std::forward<Arguments>(arguments)...);
+  // clang-format off
+  kernel<<<grid, block, shared_bytes, stream>>>(std::forward<Arguments>(arguments)...);
+  // clang-format on
   return cudaGetLastError();
 }
 

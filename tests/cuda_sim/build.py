@@ -73,7 +73,9 @@ def headers(csrc: Path) -> list[Path]:
 
 def built(name: str, words: list[str], sources: list[Path], csrc: Path) -> Path:
     """The output of the compiler called with ``words`` and ``sources``, now or earlier."""
-    target = cache() / f"{name}-{hash_of(words, [*sources, *headers(csrc)])}"
+    # Mutants lie in folders of any name.
+    nameless = [word.replace(str(csrc), "csrc") for word in words]
+    target = cache() / f"{name}-{hash_of(nameless, [*sources, *headers(csrc)])}"
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.cuda_sim import build
 
-MODULES = build.HERE / "modules"
+MODULES = Path("tests/cuda_sim/modules")
 PAGE = mmap.PAGESIZE
 CANARY = 0x5C
 NO_ACCESS = 0
@@ -178,11 +178,14 @@ def run_apart(library: Path, variant, entry, arrays, numbers, schedule) -> list[
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A file of ``modules/``, built as ``variant`` with the kernels of ``csrc``."""
+    """``modules/<name>.cu``, built as ``variant``.
+
+    ``root`` holds ``csrc/`` and the modules; mutants have a copy of their own.
+    """
 
     name: str
     variant: str = "plain"
-    csrc: Path = build.ROOT / "csrc"
+    root: Path = build.ROOT
 
     def run(
         self,
@@ -200,7 +203,8 @@ class Module:
             SanitizerError: the sanitizer of ``variant`` found something.
         """
         assert all(x.is_contiguous() for x in arrays)
-        library = build.module(MODULES / f"{self.name}.cu", self.variant, self.csrc)
+        source = self.root / MODULES / f"{self.name}.cu"
+        library = build.module(source, self.variant, self.root / "csrc")
         if self.variant in ("plain", "ucontext"):
             return run_here(loaded(library), entry, arrays, numbers, schedule)
         return run_apart(library, self.variant, entry, arrays, numbers, schedule)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from tests.cuda_sim.checks import check_statistics, statistics
 from tests.cuda_sim.rows import WIDTHS, finite_rows, special_rows
 from tests.cuda_sim.simulator import SCHEDULES, Module, Schedule
 
@@ -13,48 +14,18 @@ REDUCE = Module("block_reduce")
 THREADS = (32, 64, 256, 1024)
 
 
-def statistics(x, threads=256, schedule=SCHEDULES[0], module=REDUCE):
-    rows, columns = x.shape
-    arrays = [x.contiguous(), torch.full((rows, 4), -7.0)]
-    return module.run("row_statistics", arrays, (threads, rows, columns), schedule)[1]
-
-
-def exact_statistics(x):
-    x = x.double()
-    log_p = x.log_softmax(1)
-    entropy = -(log_p.exp() * log_p.clamp(min=-1e9)).sum(1)
-    return x.amax(1), x.sum(1), x.logsumexp(1), entropy
-
-
-def check_finite(x, ours):
-    largest, total, log_sum, entropy = exact_statistics(x)
-    assert torch.equal(ours[:, 0].double(), largest)
-    eps = 2.0**-23
-    # Each of the up to V additions rounds; a pairwise tree and 256 partial sums keep it at a few.
-    sums = x.double().abs().sum(1)
-    finite = sums < 3e38
-    assert ((ours[:, 1] - total).abs() <= 32 * eps * sums)[finite].all()
-    # The exponentials err by 2 units and more far below the maximum, where they weigh less; every
-    # partial sum of a thread rounds. V / 256 additions, 8 merges.
-    steps = 8 + x.shape[1] / 32
-    bound = eps * (steps + log_sum.abs())
-    assert ((ours[:, 2] - log_sum).abs() <= bound).all()
-    # The entropy loses what cancels between log(sum) and the weighted mean.
-    assert ((ours[:, 3] - entropy).abs() <= eps * (3 * steps + 8 * entropy.abs() + 8)).all()
-
-
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_rows_of_every_width(width, schedule):
     x = torch.stack([*finite_rows(width).values()])
-    check_finite(x, statistics(x, 256, schedule))
+    check_statistics(x, statistics(x, 256, schedule))
 
 
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_blocks_of_every_size(threads, schedule):
     x = torch.stack([*finite_rows(1000).values()])
-    check_finite(x, statistics(x, threads, schedule))
+    check_statistics(x, statistics(x, threads, schedule))
 
 
 @pytest.mark.parametrize("width", [1, 33, 1000])
@@ -65,7 +36,7 @@ def test_nan_and_infinities_stay_in_their_row(width):
     x = torch.stack([row for other in special.values() for row in (plain, other)] + [plain])
     for schedule in SCHEDULES:
         ours = statistics(x, 64, schedule)
-        check_finite(x[::2], ours[::2])
+        check_statistics(x[::2], ours[::2])
         for (name, row), found in zip(special.items(), ours[1::2], strict=True):
             expected = row.max()
             assert found[0] == expected or (found[0].isnan() and expected.isnan()), name
@@ -119,6 +90,6 @@ def test_sanitizers_find_nothing(variant):
     # Two rows and two warps; the race check costs most per thread.
     module = Module("block_reduce", variant)
     x = torch.stack([*finite_rows(1000).values()][:2])
-    check_finite(x, statistics(x, 64, SCHEDULES[1], module))
+    check_statistics(x, statistics(x, 64, SCHEDULES[1], module))
     y = torch.randint(0, 9, (2, 64), dtype=torch.int32)
     module.run("scan", [y, torch.zeros(2, 65, dtype=torch.int32)], (64,), SCHEDULES[0])

@@ -154,7 +154,7 @@ def test_deadlock():
 @pytest.mark.parametrize("order", ["forward", "reverse"])
 def test_exited_lanes(order):
     with pytest.raises(
-        SimulationError, match="names lanes fff00000, which have exited|exits while"
+        SimulationError, match=r"names lanes fff00000, which have exited|exits while"
     ):
         run("shuffle_with_exited_lanes", order=order)
     with pytest.raises(SimulationError, match="exits while lanes 7fffffff wait for it in __shfl"):
@@ -178,7 +178,7 @@ def test_values_from_outside_the_mask_are_garbage():
 
 
 def test_waiting_for_a_block_that_cannot_begin():
-    with pytest.raises(SimulationError, match="livelock: .*1 blocks have not begun"):
+    with pytest.raises(SimulationError, match=r"livelock: .*1 blocks have not begun"):
         run("wait_for_later_block")
     run("wait_for_later_block", resident_blocks=2)
 
