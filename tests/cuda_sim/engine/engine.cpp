@@ -645,7 +645,7 @@ extern "C" const char* lepo_sim_run(lepo_sim::Entry entry, void* const* arrays,
   lepo_sim::math_seed = options->seed;
   try {
     entry(arrays, numbers);
-  } catch (const lepo_sim::SimulationError& caught) {
+  } catch (const std::exception& caught) {
     error = caught.what();
     return error.c_str();
   }

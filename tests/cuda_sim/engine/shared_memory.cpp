@@ -72,10 +72,8 @@ void* SharedMemory::static_array(const void* key, const char* name, size_t bytes
     if (array.key == key) return array.data;
   }
   static_bytes_ += bytes;
-  if (static_bytes_ > kMostStaticBytes) return nullptr;
-  // A guard of 128 bytes for each, and at most 48 KiB of arrays: many small ones still fit.
-  if (used_ + rounded_up(bytes) + kGuardBytes > kArenaBytes) throw std::bad_alloc();
-  return allocate(key, name, bytes);
+  const bool has_room = used_ + rounded_up(bytes) + kGuardBytes <= kArenaBytes;
+  return static_bytes_ <= kMostStaticBytes && has_room ? allocate(key, name, bytes) : nullptr;
 }
 
 const char* SharedMemory::overrun() const {
