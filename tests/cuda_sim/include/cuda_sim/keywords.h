@@ -15,9 +15,7 @@
 #define __noinline__ __attribute__((noinline))
 #define __align__(bytes) alignas(bytes)
 // g++ would give every CUDA thread its own copy, silently.
-#define __shared__                                                              \
-  static_assert(false, "plain __shared__ is not simulated: use LEPO_SHARED or " \
-                       "LEPO_DYNAMIC_SHARED");
+#define __shared__ static_assert(false, "use LEPO_SHARED or LEPO_DYNAMIC_SHARED instead");
 
 #define threadIdx (::lepo_sim::current->thread)
 #define blockIdx (::lepo_sim::current->block)
