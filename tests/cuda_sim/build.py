@@ -4,6 +4,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -20,6 +21,8 @@ COMMON = ["-std=c++17", "-fPIC", "-g1", "-ffp-contract=off", "-fno-math-errno", 
 ADDRESS = ["-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
 ADDRESS += ["-fno-sanitize-recover=all"]
 THREAD = ["-O1", "-fno-omit-frame-pointer", "-fsanitize=thread"]
+
+INCLUDE = re.compile(r'^\s*#include "([^"]+)"', re.MULTILINE)
 
 # variant: flags of kernels, flags of the engine and the driver, flags of linking
 VARIANTS = {
@@ -66,16 +69,26 @@ def hash_of(words: list[str], files: list[Path]) -> str:
     return digest.hexdigest()[:20]
 
 
-def headers(csrc: Path) -> list[Path]:
-    folders = [csrc / "common", csrc / "cuda", HERE / "include", HERE / "engine"]
-    return sorted(file for folder in folders for file in folder.rglob("*.*h"))
+def with_includes(sources: list[Path], csrc: Path) -> list[Path]:
+    """``sources`` and all of our own files that they include."""
+    found: list[Path] = []
+    waiting = list(sources)
+    while waiting:
+        file = waiting.pop()
+        if file in found:
+            continue
+        found.append(file)
+        for name in INCLUDE.findall(file.read_text()):
+            places = [folder / name for folder in (file.parent, csrc, HERE / "include")]
+            waiting += [place for place in places if place.exists()][:1]
+    return sorted(found)
 
 
 def built(name: str, words: list[str], sources: list[Path], csrc: Path) -> Path:
     """The output of the compiler called with ``words`` and ``sources``, now or earlier."""
     # Mutants lie in folders of any name.
     nameless = [word.replace(str(csrc), "csrc") for word in words]
-    target = cache() / f"{name}-{hash_of(nameless, [*sources, *headers(csrc)])}"
+    target = cache() / f"{name}-{hash_of(nameless, with_includes(sources, csrc))}"
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -114,6 +127,7 @@ def module(source: Path, variant: str, csrc: Path = ROOT / "csrc") -> Path:
     """
     flags, _, link = VARIANTS[variant]
     words = [*COMMON, *WARNINGS, *flags, *include_folders(csrc), "-shared", *link]
-    # Kernels are CUDA sources, but for g++ they are C++. The engine is an object already.
+    # Kernels are CUDA sources, but for g++ they are C++.
+    # The engine's name has its hash.
     words += [str(engine(variant)), "-x", "c++"]
     return built(f"{source.stem}-{variant}.so", words, [source], csrc)

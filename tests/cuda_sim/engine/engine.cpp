@@ -6,24 +6,16 @@
 
 #include <cxxabi.h>
 #include <dlfcn.h>
-#include <setjmp.h>
 #include <signal.h>
 
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
-#include <map>
-#include <memory>
-#include <random>
-#include <string>
-#include <vector>
 
-#include "cuda_sim/engine.h"
 #include "cuda_sim/launch.h"
-#include "fiber.h"
-#include "sanitizers.h"
-#include "shared_memory.h"
+#include "faults.h"
+#include "state.h"
 
 namespace lepo_sim {
 
@@ -31,90 +23,23 @@ ThreadContext* current = nullptr;
 MathMode math_mode = MathMode::kExact;
 uint32_t math_seed = 0;
 
+Grid* grid = nullptr;
+Thread* running = nullptr;
+Fiber host;
+Options options;
+std::mt19937 dice;
+bool only_yielded = false;
+int atomics_since_switch = 0;
+
 namespace {
 
-constexpr unsigned kWarp = 32;
 constexpr unsigned kMostThreads = 1024;
 constexpr unsigned kMostBlocksInYZ = 65535;
 // Sweeps over all threads in which nothing happened but yielding.
 constexpr int kMostIdleSweeps = 2000;
-constexpr int kMostAtomicsInARow = 1 << 24;
 
-const char* const kWarpOpNames[] = {"__syncwarp", "__shfl_sync", "__ballot_sync", "__match_sync",
-                                    "__reduce_sync"};
-
-struct Thread {
-  ThreadContext context;
-  Fiber fiber;
-  struct Block* block = nullptr;
-  unsigned warp = 0;
-  bool done = false;
-  // Goes on when *counter is no longer this value.
-  const uint64_t* counter = nullptr;
-  uint64_t value = 0;
-  const char* waits_in = nullptr;
-  Site site{"", 0};
-  // For the race check: all before the last fence; all that atomics have seen since.
-  char fence = 0;
-  char seen = 0;
-  bool has_fenced = false;
-  bool has_seen = false;
-};
-
-// Lanes that meet in one warp primitive. Two generations at most are in use: nobody begins the
-// next but one before all have read this one.
-struct Meeting {
-  unsigned mask = 0;
-  unsigned arrived = 0;
-  WarpOp op = WarpOp::kSyncWarp;
-  uint64_t generation = 0;
-  Slot slots[2][kWarp] = {};
-  char sync[2] = {};
-};
-
-struct Warp {
-  unsigned exited = 0;
-  std::vector<std::unique_ptr<Meeting>> meetings;
-};
-
-struct Barrier {
-  unsigned arrived = 0;
-  uint64_t generation = 0;
-  Site site{"", 0};
-  BarrierVotes votes[2] = {};
-  char sync[2] = {};
-};
-
-struct Block {
-  Block(size_t dynamic_bytes, unsigned char poison) : shared(dynamic_bytes, poison) {}
-  std::vector<Thread> threads;
-  std::vector<Warp> warps;
-  Barrier barrier;
-  SharedMemory shared;
-  unsigned alive = 0;
-};
-
-Options options;
-std::mt19937 dice;
-
-struct Grid {
-  const char* kernel = "";
-  dim3 grid;
-  dim3 block;
-  size_t dynamic_bytes = 0;
-  const std::function<void()>* body = nullptr;
-  std::vector<uint64_t> waiting;  // numbers of blocks that have not begun, next one last
-  std::vector<std::unique_ptr<Block>> resident;
-  std::vector<std::unique_ptr<Block>> finished;  // kept for the race check
-  std::map<const void*, std::unique_ptr<char>> locations;
-};
-
-Grid* grid = nullptr;
-Thread* running = nullptr;
-Fiber host;
+bool on_fiber = false;
 std::string failure;
-bool only_yielded = false;
-int atomics_since_switch = 0;
 char launch_begins, launch_ends;
 
 std::string formatted(const char* format, va_list arguments) {
@@ -127,6 +52,8 @@ std::string triple(unsigned x, unsigned y, unsigned z) {
   return "(" + std::to_string(x) + ", " + std::to_string(y) + ", " + std::to_string(z) + ")";
 }
 
+}  // namespace
+
 std::string block_of(const Thread& thread) {
   const uint3& b = thread.context.block;
   return "block " + triple(b.x, b.y, b.z);
@@ -135,12 +62,6 @@ std::string block_of(const Thread& thread) {
 std::string place_of(const Thread& thread) {
   const uint3& t = thread.context.thread;
   return block_of(thread) + ", thread " + triple(t.x, t.y, t.z);
-}
-
-std::string message(const std::string& text) {
-  std::string all = "kernel " + std::string(grid != nullptr ? grid->kernel : "?");
-  if (running != nullptr) all += ", " + place_of(*running);
-  return all + ": " + text;
 }
 
 const char* file_name(const char* path) {
@@ -155,15 +76,16 @@ void hand_over_to_host(bool finished) {
   Thread* self = running;
   running = nullptr;
   current = nullptr;
+  on_fiber = false;
   switch_fiber(self->fiber, host, finished);
 }
 
-void wait_while(const uint64_t& counter, uint64_t value, const char* where, Site site) {
-  running->counter = &counter;
-  running->value = value;
-  running->waits_in = where;
-  running->site = site;
-  hand_over_to_host(false);
+namespace {
+
+std::string message(const std::string& text) {
+  std::string all = "kernel " + std::string(grid != nullptr ? grid->kernel : "?");
+  if (running != nullptr) all += ", " + place_of(*running);
+  return all + ": " + text;
 }
 
 bool is_ready(const Thread& thread) {
@@ -175,22 +97,8 @@ void resume(Thread& thread) {
   atomics_since_switch = 0;
   running = &thread;
   current = &thread.context;
+  on_fiber = true;
   switch_fiber(host, thread.fiber, false);
-}
-
-void complete_barrier(Block& block) {
-  block.barrier.arrived = 0;
-  ++block.barrier.generation;
-}
-
-// A lane that others wait for will not come.
-void check_nobody_waits_for(const Warp& warp, unsigned lane_bit) {
-  for (const auto& meeting : warp.meetings) {
-    if (meeting->arrived != 0 && (meeting->mask & lane_bit) != 0) {
-      fail("exits while lanes %08x wait for it in %s with mask %08x", meeting->arrived,
-           kWarpOpNames[static_cast<int>(meeting->op)], meeting->mask);
-    }
-  }
 }
 
 void thread_main() {
@@ -228,7 +136,8 @@ std::unique_ptr<Block> begin_block(uint64_t number) {
     thread.block = block.get();
     thread.warp = i / kWarp;
     take_stack(thread.fiber);
-    prepare_fiber(thread.fiber, thread_main, place_of(thread));
+    prepare_fiber(thread.fiber, thread_main);
+    if (kRaceCheck) name_fiber(thread.fiber, place_of(thread));
   }
   release(&launch_begins);
   return block;
@@ -331,63 +240,12 @@ std::vector<uint64_t> block_order(uint64_t count) {
   return order;
 }
 
-// --- Faults: an access outside of all memory ends the launch, not the process --------------------
-
-sigjmp_buf after_fault;
-const void* fault_address;
-int fault_signal;
-
-void on_fault(int signal, siginfo_t* info, void*) {
-  fault_signal = signal;
-  fault_address = info->si_addr;
-  siglongjmp(after_fault, 1);
-}
-
-constexpr int kFaults[] = {SIGSEGV, SIGBUS, SIGFPE};
-
-// Sanitizers report faults themselves, with more detail.
-constexpr bool kCatchFaults =
-#if defined(__SANITIZE_ADDRESS__) || defined(LEPO_SIM_TSAN)
-    false;
-#else
-    true;
-#endif
-
-class FaultHandlers {
- public:
-  FaultHandlers() {
-    if (!kCatchFaults) return;
-    // A stack of its own: the fiber's may be what overflowed.
-    static char stack[64 << 10];
-    stack_t alternative = {};
-    alternative.ss_sp = stack;
-    alternative.ss_size = sizeof(stack);
-    sigaltstack(&alternative, &old_stack_);
-    struct sigaction action = {};
-    action.sa_sigaction = on_fault;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    for (int i = 0; i < 3; ++i) sigaction(kFaults[i], &action, &old_actions_[i]);
-  }
-  ~FaultHandlers() {
-    if (!kCatchFaults) return;
-    for (int i = 0; i < 3; ++i) sigaction(kFaults[i], &old_actions_[i], nullptr);
-    sigaltstack(&old_stack_, nullptr);
-  }
-
- private:
-  stack_t old_stack_;
-  struct sigaction old_actions_[3];
-};
-
-void run_threads_catching_faults() {
-  FaultHandlers handlers;
-  if (sigsetjmp(after_fault, 1) == 0) {
-    run_threads();
-  } else if (fault_signal == SIGFPE) {
-    fail("integer division by zero");
-  } else {
-    fail("access to an invalid or misaligned address, %p", fault_address);
-  }
+void run_threads_to_the_end() {
+  const std::optional<Fault> fault = fault_of(run_threads);
+  if (!fault) return;
+  on_fiber = false;
+  if (fault->signal == SIGFPE) fail("integer division by zero");
+  fail("access to an invalid or misaligned address, %p", fault->address);
 }
 
 void clean_up(Grid& g) {
@@ -424,7 +282,6 @@ void fail(const char* format, ...) {
   va_start(arguments, format);
   const std::string text = message(formatted(format, arguments));
   va_end(arguments);
-  const bool on_fiber = running != nullptr && fault_address == nullptr && fault_signal == 0;
   if (!on_fiber) throw SimulationError(text);
   failure = text;
   hand_over_to_host(true);
@@ -461,178 +318,18 @@ void launch(const char* kernel, dim3 blocks, dim3 threads, size_t dynamic_bytes,
   g.dynamic_bytes = dynamic_bytes;
   g.body = &body;
   grid = &g;
-  fault_signal = 0;
-  fault_address = nullptr;
   try {
     check_launch(blocks, threads, dynamic_bytes);
     g.waiting = block_order(uint64_t{blocks.x} * blocks.y * blocks.z);
     adopt_host_thread(host);
     release(&launch_begins);
-    run_threads_catching_faults();
+    run_threads_to_the_end();
   } catch (...) {
     clean_up(g);
     throw;
   }
   clean_up(g);
 }
-
-BarrierVotes block_barrier(int vote, Site site) {
-  Barrier& barrier = running->block->barrier;
-  const uint64_t generation = barrier.generation;
-  BarrierVotes& votes = barrier.votes[generation & 1];
-  if (barrier.arrived == 0) {
-    barrier.site = site;
-    votes = {0, 1, 0};
-  } else if (barrier.site.line != site.line || barrier.site.file != site.file) {
-    fail("barrier divergence: this thread is at the block barrier at %s:%d, others at %s:%d",
-         file_name(site.file), site.line, file_name(barrier.site.file), barrier.site.line);
-  }
-  votes.any |= vote != 0;
-  votes.all &= vote != 0;
-  votes.count += vote != 0;
-  char* sync = &barrier.sync[generation & 1];
-  release(sync);
-  if (++barrier.arrived == running->block->alive) {
-    complete_barrier(*running->block);
-    // Whoever comes last does not get a head start.
-    running->counter = nullptr;
-    hand_over_to_host(false);
-  } else {
-    wait_while(barrier.generation, generation, "__syncthreads", site);
-  }
-  acquire(sync);
-  return votes;
-}
-
-namespace {
-
-Meeting& meeting_of(Warp& warp, unsigned mask) {
-  for (auto& meeting : warp.meetings) {
-    if (meeting->mask == mask) return *meeting;
-  }
-  warp.meetings.push_back(std::make_unique<Meeting>());
-  warp.meetings.back()->mask = mask;
-  return *warp.meetings.back();
-}
-
-void check_mask(const Warp& warp, WarpOp op, unsigned mask) {
-  const char* name = kWarpOpNames[static_cast<int>(op)];
-  if (((mask >> running->context.lane) & 1u) == 0) {
-    fail("%s: the calling lane is not in its mask %08x", name, mask);
-  }
-  if ((mask & warp.exited) != 0) {
-    fail("%s: mask %08x names lanes %08x, which have exited or never were", name, mask,
-         mask & warp.exited);
-  }
-}
-
-// Hands over `mine` and waits for all lanes of the mask; what they handed over.
-const Slot* meet(WarpOp op, unsigned mask, const Slot* mine, Site site) {
-  Warp& warp = running->block->warps[running->warp];
-  check_mask(warp, op, mask);
-  Meeting& meeting = meeting_of(warp, mask);
-  if (meeting.arrived == 0) meeting.op = op;
-  if (meeting.op != op) {
-    fail("%s meets %s in one mask %08x", kWarpOpNames[static_cast<int>(op)],
-         kWarpOpNames[static_cast<int>(meeting.op)], mask);
-  }
-  const uint64_t generation = meeting.generation;
-  Slot* slots = meeting.slots[generation & 1];
-  if (mine != nullptr) {
-    slots[running->context.lane].word[0] = mine->word[0];
-    slots[running->context.lane].word[1] = mine->word[1];
-  }
-  char* sync = &meeting.sync[generation & 1];
-  if (op == WarpOp::kSyncWarp) release(sync);
-  meeting.arrived |= 1u << running->context.lane;
-  if (meeting.arrived == mask) {
-    meeting.arrived = 0;
-    ++meeting.generation;
-  } else {
-    wait_while(meeting.generation, generation, kWarpOpNames[static_cast<int>(op)], site);
-  }
-  if (op == WarpOp::kSyncWarp) acquire(sync);
-  return slots;
-}
-
-}  // namespace
-
-void warp_barrier(unsigned mask, Site site) { meet(WarpOp::kSyncWarp, mask, nullptr, site); }
-
-Slot warp_exchange(WarpOp op, unsigned mask, const Slot& mine, int source, Site site) {
-  const Slot* slots = meet(op, mask, &mine, site);
-  // CUDA leaves the value of a lane outside the mask undefined.
-  constexpr Slot kUndefined = {{0xA5A5A5A5A5A5A5A5u, 0xA5A5A5A5A5A5A5A5u}};
-  return ((mask >> source) & 1u) != 0 ? slots[source] : kUndefined;
-}
-
-void warp_gather(WarpOp op, unsigned mask, const Slot& mine, Slot* all, Site site) {
-  const Slot* slots = meet(op, mask, &mine, site);
-  for (unsigned lane = 0; lane < kWarp; ++lane) {
-    all[lane].word[0] = slots[lane].word[0];
-    all[lane].word[1] = slots[lane].word[1];
-  }
-}
-
-void preemption_point() {
-  if (++atomics_since_switch > kMostAtomicsInARow) {
-    fail("polls without __nanosleep: no other thread can run");
-  }
-  if (options.order != Order::kShuffled || dice() % 4 != 0) return;
-  yield_thread();
-}
-
-void yield_thread() {
-  running->counter = nullptr;
-  only_yielded = true;
-  hand_over_to_host(false);
-}
-
-void memory_fence() {
-  release(&running->fence);
-  running->has_fenced = true;
-  if (running->has_seen) acquire(&running->seen);
-}
-
-// CUDA's rule (as C++'s for relaxed atomics with fences): what comes before a fence, before an
-// atomic, is seen after a fence that follows an atomic which read that one's value. An own
-// TSan fiber carries the clocks over, so that nothing but what was fenced becomes ordered. It is
-// made by the host, since a new fiber knows all that its maker knows.
-void atomic_happened([[maybe_unused]] const void* address) {
-#if defined(LEPO_SIM_TSAN)
-  Thread& thread = *running;
-  const auto found = grid->locations.find(address);
-  if (found == grid->locations.end() && !thread.has_fenced) return;
-  std::unique_ptr<char>& location = grid->locations[address];
-  if (location == nullptr) location = std::make_unique<char>();
-  constexpr unsigned kNoSynchronization = 1;
-  __tsan_switch_to_fiber(host.tsan, kNoSynchronization);
-  void* carrier = __tsan_create_fiber(0);
-  __tsan_switch_to_fiber(carrier, kNoSynchronization);
-  acquire(location.get());
-  release(&thread.seen);
-  thread.has_seen = true;
-  if (thread.has_fenced) {
-    acquire(&thread.fence);
-    release(location.get());
-  }
-  __tsan_switch_to_fiber(thread.fiber.tsan, kNoSynchronization);
-  __tsan_destroy_fiber(carrier);
-#endif
-}
-
-void* static_shared(const void* key, const char* name, size_t bytes) {
-  void* array = running->block->shared.static_array(key, name, bytes);
-  if (array == nullptr) {
-    fail("shared array %s of %zu bytes: more than %zu bytes of fixed size in all", name, bytes,
-         kMostStaticBytes);
-  }
-  return array;
-}
-
-void* dynamic_shared() { return running->block->shared.dynamic_array(); }
-
-size_t dynamic_shared_bytes() { return running->block->shared.dynamic_bytes(); }
 
 }  // namespace lepo_sim
 

@@ -130,10 +130,15 @@ static void switch_context(Fiber& from, Fiber& to) {
 
 #endif
 
-void prepare_fiber(Fiber& fiber, void (*entry)(), [[maybe_unused]] const std::string& name) {
+void prepare_fiber(Fiber& fiber, void (*entry)()) {
   prepare_context(fiber, entry);
 #if defined(LEPO_SIM_TSAN)
   fiber.tsan = __tsan_create_fiber(0);
+#endif
+}
+
+void name_fiber([[maybe_unused]] Fiber& fiber, [[maybe_unused]] const std::string& name) {
+#if defined(LEPO_SIM_TSAN)
   __tsan_set_fiber_name(fiber.tsan, name.c_str());
 #endif
 }
