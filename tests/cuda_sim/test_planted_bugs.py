@@ -125,6 +125,11 @@ def test_misaligned_vector(variant):
         run("misaligned_vector", 2, variant)
 
 
+def test_misaligned_pointer():
+    with pytest.raises(SanitizerError, match=r"planted\.cu:\d+:\d+: runtime error: .*misaligned"):
+        run("misaligned_pointer", 2, "address")
+
+
 def test_misaligned_atomic():
     with pytest.raises(SimulationError, match="misaligned atomic of 8 bytes"):
         run("misaligned_atomic")

@@ -100,6 +100,11 @@ __global__ void misaligned_vector(const float* x, float* out) {
   out[threadIdx.x] = lepo::load_vector(x + 1).element[0];
 }
 
+__global__ void misaligned_pointer(const float* x, float* out) {
+  const float4* vectors = reinterpret_cast<const float4*>(x + 1);
+  out[threadIdx.x] = vectors[threadIdx.x % 4].y;
+}
+
 __global__ void misaligned_atomic(float* out) {
   atomicAdd(reinterpret_cast<unsigned long long*>(out + 1), 1ull);
 }
@@ -199,6 +204,7 @@ LEPO_PLANTED(global_read_before, 1, 32, 0, arrays.get<float>(0), arrays.get<floa
 LEPO_PLANTED(far_away, 1, 32, 0, arrays.get<float>(0))
 LEPO_PLANTED(uninitialised_shared, 1, 32, 0, arrays.get<float>(0))
 LEPO_PLANTED(misaligned_vector, 1, 32, 0, arrays.get<float>(0), arrays.get<float>(1))
+LEPO_PLANTED(misaligned_pointer, 1, 32, 0, arrays.get<float>(0), arrays.get<float>(1))
 LEPO_PLANTED(misaligned_atomic, 1, 32, 0, arrays.get<float>(0))
 #if defined(LEPO_CUDA_SIM)
 LEPO_PLANTED(too_much_shared, 1, 32, 0, arrays.get<float>(0))
