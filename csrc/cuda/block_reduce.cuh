@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "cuda/runtime.cuh"
 
@@ -94,7 +95,8 @@ LEPO_DEVICE T warp_reduce(T value, Combine combine) {
 }
 
 template <int kThreads, typename T, typename Combine>
-LEPO_DEVICE T block_reduce(T value, Combine combine, T* scratch) {
+LEPO_DEVICE T block_reduce(T value, Combine combine,
+                           std::common_type_t<T>* scratch) {  // [kThreads / 32], T is not deduced
   constexpr int kWarps = kThreads / kWarpSize;
   static_assert(kThreads % kWarpSize == 0 && (kWarps & (kWarps - 1)) == 0, "a power of two");
   value = warp_reduce(value, combine);

@@ -2,7 +2,9 @@
 
 import pytest
 
+from tests.cuda_sim import build
 from tests.cuda_sim.mutants import (
+    BARRIER,
     SUBJECTS,
     all_mutants,
     mutants_of,
@@ -11,8 +13,11 @@ from tests.cuda_sim.mutants import (
 )
 
 
-def test_every_subject_has_barriers():
+def test_every_file_with_barriers_is_a_subject():
     assert all(mutants_of(subject) for subject in SUBJECTS)
+    kernels = (build.ROOT / "csrc" / "cuda").glob("*.cu*")
+    with_barriers = {file.name for file in kernels if BARRIER.search(file.read_text())}
+    assert with_barriers <= {subject.file.name for subject in SUBJECTS}
 
 
 @pytest.mark.slow

@@ -20,9 +20,9 @@ __global__ void __launch_bounds__(kThreads)
     sum += row[i];
     state = lepo::with(state, row[i]);
   }
-  max = lepo::block_reduce<kThreads, float>(max, lepo::Max(), scratch);
-  sum = lepo::block_reduce<kThreads, float>(sum, lepo::Sum(), scratch);
-  state = lepo::block_reduce<kThreads, lepo::LogSumExp>(state, lepo::MergeLogSumExp(), states);
+  max = lepo::block_reduce<kThreads>(max, lepo::Max(), scratch);
+  sum = lepo::block_reduce<kThreads>(sum, lepo::Sum(), scratch);
+  state = lepo::block_reduce<kThreads>(state, lepo::MergeLogSumExp(), states);
   // Any thread has the result: take another one in each row.
   if (threadIdx.x == blockIdx.x * 37 % kThreads) {
     float* mine = out + size_t{blockIdx.x} * 4;
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kThreads)
   LEPO_SHARED(unsigned long long, scratch, kThreads / lepo::kWarpSize);
   const auto letter = static_cast<unsigned long long>(x[threadIdx.x]);
   const unsigned long long mine = 1ull << 48 | letter;
-  out[threadIdx.x] = lepo::block_reduce<kThreads, unsigned long long>(mine, Append(), scratch);
+  out[threadIdx.x] = lepo::block_reduce<kThreads>(mine, Append(), scratch);
 }
 
 template <int kThreads>
