@@ -213,13 +213,16 @@ def test_the_portable_fibers_do_the_same():
     assert torch.equal(out, x.flip(1))
 
 
-def test_a_run_repeats_itself():
+def test_orders_of_blocks_and_repetition():
     x = torch.arange(3, 123, dtype=torch.int32)
-    arrays = [x, zeros(8), zeros(1, dtype=torch.int64), zeros(1, dtype=torch.float32)]
-    winners = [
-        [FEATURES.run("atomics", arrays, (), Schedule("shuffled", seed))[1][5].item()]
-        for seed in (1, 1, 2, 3, 4)
-    ]
-    assert winners[0] == winners[1]
-    # 120 threads race for the zero: other seeds let others win.
-    assert len({w[0] for w in winners}) > 1
+
+    def winner(order, seed=0):
+        arrays = [x, zeros(8), zeros(1, dtype=torch.int64), zeros(1, dtype=torch.float32)]
+        return FEATURES.run("atomics", arrays, (), Schedule(order, seed))[1][5].item() - 1
+
+    # 120 threads race for the zero: the first of all, the last, or any.
+    assert (winner("forward"), winner("reverse")) == (3, 122)
+    shuffled = [winner("shuffled", seed) for seed in range(8)]
+    assert shuffled == [winner("shuffled", seed) for seed in range(8)]
+    assert len({(number - 3) // 40 for number in shuffled}) > 1
+    assert len(set(shuffled)) > 3

@@ -54,9 +54,17 @@ def test_a_ticket_needs_its_fences():
 
 
 def test_orders_show_a_race_in_the_values():
-    right = list(range(63, -1, -1))
-    seen = [run("race_between_warps", order=o)[0].tolist() for o in ("forward", "reverse")]
-    assert all(values != right for values in seen)
+    right = torch.arange(63, -1, -1)
+
+    def right_threads(**schedule):
+        return (run("race_between_warps", **schedule)[0] == right).tolist()
+
+    # Whoever runs later finds what the others wrote.
+    assert right_threads(order="forward") == [False] * 32 + [True] * 32
+    assert right_threads(order="reverse") == [True] * 32 + [False] * 32
+    shuffled = [right_threads(order="shuffled", seed=seed) for seed in (1, 2)]
+    assert shuffled[0] != shuffled[1]
+    assert all(sum(threads) == 32 for threads in shuffled)
 
 
 # --- Memory --------------------------------------------------------------------------------------
