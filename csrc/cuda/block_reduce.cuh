@@ -42,11 +42,11 @@ constexpr LogSumExp kEmptyLogSumExp = {-INFINITY, 0.0f, 0.0f};
 
 // What `state` is when its exponents are taken from `max`, which is not smaller.
 LEPO_DEVICE LogSumExp rescaled(const LogSumExp& state, float max) {
+  // Equal maxima may both be infinite: their difference would be NaN.
+  if (state.max == max) return state;
   const float shift = state.max - max;
-  // Equal maxima may both be infinite, and an empty state has no weight: no 0 times inf.
-  if (state.max == max || state.max == -INFINITY) return {max, state.sum, state.weighted};
   const float scale = __expf(shift);
-  // Where the scale underflows, its product with the shift does, too; it is no 0 times inf.
+  // Where the scale underflows the shift may be infinite: no 0 times infinity.
   const float moved = scale > 0.0f ? scale * shift * state.sum : 0.0f;
   return {max, state.sum * scale, state.weighted * scale + moved};
 }

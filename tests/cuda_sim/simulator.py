@@ -42,6 +42,9 @@ class Schedule:
     math: str = "exact"
     poison: int = 0xFF
 
+    def __str__(self) -> str:
+        return f"{self.order}{self.seed}" if self.order == "shuffled" else self.order
+
     def numbers(self) -> tuple[int, ...]:
         order, math = ORDERS.index(self.order), MATH_MODES.index(self.math)
         return (order, self.seed, self.resident_blocks, math, self.poison)

@@ -15,14 +15,14 @@ THREADS = (32, 64, 256, 1024)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_rows_of_every_width(width, schedule):
     x = torch.stack([*finite_rows(width).values()])
     check_statistics(x, statistics(x, 256, schedule))
 
 
 @pytest.mark.parametrize("threads", THREADS)
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_blocks_of_every_size(threads, schedule):
     x = torch.stack([*finite_rows(1000).values()])
     check_statistics(x, statistics(x, threads, schedule))
@@ -64,7 +64,7 @@ def test_bits_do_not_depend_on_the_schedule_or_the_batch():
 
 
 @pytest.mark.parametrize("threads", THREADS)
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_exclusive_sums(threads, schedule):
     x = torch.randint(-5, 100, (2, threads), dtype=torch.int32)
     zeros = torch.zeros(2, threads + 1, dtype=torch.int32)

@@ -7,7 +7,7 @@ import torch
 
 from tests.cuda_sim.simulator import SCHEDULES, Module, Schedule
 
-in_every_order = pytest.mark.parametrize("schedule", SCHEDULES)
+in_every_order = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 FEATURES = Module("features")
 
 

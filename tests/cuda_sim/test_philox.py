@@ -35,7 +35,7 @@ def cases():
     yield keys[:1], integers(0, 2**32, 1), torch.tensor([[7]])
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 # One block must loop over the entries; with three, the last has nothing to do.
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_words_are_the_references(schedule, blocks):

@@ -13,7 +13,7 @@ def ks(width):
     return sorted({k for k in (1, 2, 31, 33, 50, 64, 600, width) if k <= min(width, 4099)})
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 @pytest.mark.parametrize("width", [w for w in WIDTHS if w <= 1000])
 def test_the_largest_of_a_row(width, schedule):
     x = all_rows(width)
@@ -33,7 +33,7 @@ def test_large_rows(width, k, number):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 # 1000 columns of 2 bytes: every second row begins at a 16-byte address; 33: hardly any.
 @pytest.mark.parametrize("width", [33, 1000])
 def test_half_precision_rows_have_many_ties(dtype, schedule, width):
@@ -50,13 +50,13 @@ def test_rows_begin_at_any_address(offset):
 
 # Fewer threads than bins per thread need, and as many as a block can have.
 @pytest.mark.parametrize("threads", [64, 1024])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_blocks_of_other_sizes(threads, schedule):
     x = all_rows(1000)
     check_top_k(x, 64, top_k(x, 64, schedule, suffix=f"_of_{threads}_threads"))
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_more_entries_than_shared_memory_holds(schedule):
     x = all_rows(1000)[::4]
     check_top_k(x, 700, top_k(x, 700, schedule, in_global=True))
