@@ -49,7 +49,11 @@ LEPO_HOST_DEVICE PhiloxBlock philox_block(const PhiloxKey& key, uint32_t block) 
 }
 
 LEPO_HOST_DEVICE uint32_t philox_word(const PhiloxKey& key, uint32_t id, uint32_t draw) {
-  return philox_block(key, id / 4 + draw * kPhiloxDrawStride).word[id % 4];
+  const PhiloxBlock block = philox_block(key, id / 4 + draw * kPhiloxDrawStride);
+  // Not word[id % 4]: an index that is unknown to nvcc would put the block into local memory.
+  const uint32_t even = (id & 2) != 0 ? block.word[2] : block.word[0];
+  const uint32_t odd = (id & 2) != 0 ? block.word[3] : block.word[1];
+  return (id & 1) != 0 ? odd : even;
 }
 
 }  // namespace lepo

@@ -1,0 +1,9 @@
+import pytest
+
+from tests.cuda_sim import build
+
+
+@pytest.fixture(autouse=True)
+def compiler() -> None:
+    if build.compiler() is None:
+        pytest.skip("no g++ (or $CXX): CUDA kernels are not simulated here")
