@@ -49,7 +49,11 @@ LEPO_HOST_DEVICE PhiloxBlock philox_block(const PhiloxKey& key, uint32_t block) 
 }
 
 LEPO_HOST_DEVICE uint32_t philox_word(const PhiloxKey& key, uint32_t id, uint32_t draw) {
-  return philox_block(key, id / 4 + draw * kPhiloxDrawStride).word[id % 4];
+  const PhiloxBlock block = philox_block(key, id / 4 + draw * kPhiloxDrawStride);
+  // Selects: an index that varies would put the block into a GPU's local memory.
+  const uint32_t low = id & 1 ? block.word[1] : block.word[0];
+  const uint32_t high = id & 1 ? block.word[3] : block.word[2];
+  return id & 2 ? high : low;
 }
 
 }  // namespace lepo

@@ -1,7 +1,7 @@
 // exp and log of vectors, Philox blocks and Gumbel numbers, a vector at a time.
 //
-// Accuracy against float64, in units in the last place: exp within 1 where its result is normal, log
-// within 1, exponential numbers within 3. exp of NaN is NaN.
+// Accuracy against float64, in units in the last place: exp within 1 where its result is normal,
+// log within 1, exponential numbers within 3. exp of NaN is NaN.
 #pragma once
 
 #include "common/gumbel.h"
