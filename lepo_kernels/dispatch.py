@@ -119,7 +119,9 @@ def why_not(op: str, device: torch.device, name: str, *dtypes: torch.dtype) -> s
 def _why_missing(name: str) -> str | None:
     if importlib.util.find_spec(f"lepo_kernels.backends.{name}") is None:
         return "it is not part of this version of lepo_kernels"
-    return native.why_not_cpu() if name == "cpu" else None
+    if name == "cpu":
+        return native.why_not_cpu()
+    return native.why_not_cuda() if name == "cuda" else None
 
 
 # Why a backend is not usable on this machine: name -> reason. Filled once, so that a compiled

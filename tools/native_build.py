@@ -88,8 +88,8 @@ def find_torch() -> Torch:
         raise BuildError(
             "the native kernels are compiled with the headers of the torch they will run with,\n"
             f"and there is no torch in the Python that builds ({sys.executable}).\n"
-            "pip builds in an environment of its own unless told otherwise. So, with torch 2.11 or\n"
-            "later installed:\n"
+            "pip builds in an environment of its own unless told otherwise. So, with torch 2.11\n"
+            "or later installed:\n"
             "    pip install cmake ninja 'setuptools>=77' wheel\n"
             "    pip install --no-build-isolation .\n"
             "or, for the pure-Python package, without the native kernels:\n"

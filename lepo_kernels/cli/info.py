@@ -22,6 +22,8 @@ def run(words: list[str]) -> None:
         return
     console = Console()
     console.print(_versions(found))
+    for name, library in found["libraries"].items():
+        console.print(f"{name}: {_library(library)}", highlight=False)
     console.print(_dispatch(found))
     for name, missing in found["backends"].items():
         if missing is not None:
@@ -41,6 +43,20 @@ def _versions(found: dict[str, Any]) -> Table:
     for name, value in rows.items():
         table.add_row(name, str(value))
     return table
+
+
+def _library(library: dict[str, Any] | None) -> str:
+    if library is None:
+        return "not here"
+    words = [f"for torch {library['torch']} and later", f"compiled by {library['compiler']}"]
+    if "cuda" in library:
+        words.append(f"CUDA {library['cuda']} for {', '.join(library['architectures'])}")
+    if "instruction_set" in library:
+        words.append(
+            f"uses {library['instruction_set']} (this machine offers "
+            f"{library['best_instruction_set']})"
+        )
+    return "; ".join(words)
 
 
 def _dispatch(found: dict[str, Any]) -> Table:
