@@ -79,8 +79,8 @@ def _load(backend: str) -> str | None:
         return "this installation was built without it"
     try:
         torch.ops.load_library(path)
-    except OSError as error:
-        return f"{path.name} does not load: {error}"
+    except OSError as error:  # torch's own message names the path alone
+        return f"{path.name} does not load: {error.__cause__ or error}"
     return None
 
 

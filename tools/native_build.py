@@ -2,6 +2,8 @@
 
 setup.py and the other tools share this; it needs the standard library alone. What the variables
 mean is in docs/wheels.md. All that a user can put right ends in a ``BuildError``.
+
+    python tools/native_build.py    says which CUDA toolkit a build finds; fails if it finds none
 """
 
 import importlib.util
@@ -290,3 +292,8 @@ def run_plan(plan: Plan) -> None:
                 "the native build failed; the reason is in the lines above. To install without\n"
                 "the native kernels, set LEPO_BUILD_NATIVE=0."
             )
+
+
+if __name__ == "__main__":
+    toolkit_at_hand = find_toolkit()
+    print(f"CUDA {toolkit_at_hand.version} in {toolkit_at_hand.home}")

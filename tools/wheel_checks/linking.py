@@ -22,7 +22,7 @@ SYSTEM = re.compile(
 
 
 def check_linking(wheel: Wheel) -> list[str]:
-    """No Python API, no search path of the building machine, only libraries that are always there."""
+    """No Python API, no search path, and only libraries that are always there."""
     failures = []
     for library in wheel.libraries:
         name = wheel.about(library)

@@ -1,4 +1,4 @@
-"""Runs inside the wheel: imports it, draws known words on every CPU backend, and says what it is."""
+"""Runs inside the wheel: imports it, draws known words on each CPU backend, says what it is."""
 
 import json
 import warnings
@@ -15,6 +15,7 @@ WORDS = [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]
 
 
 def check_words(backend: str) -> None:
+    """The published words, by the public op."""
     words = lepo_kernels.philox_words(
         0x299F31D0A4093822,
         torch.tensor([0x0370734413198A2E]),
@@ -28,11 +29,13 @@ def check_words(backend: str) -> None:
 
 
 def check_registration() -> None:
+    """Every CUDA op has its kernel, which a torch without CUDA can see, too."""
     for name in torch._C._dispatch_get_all_op_names():
         space, _, op = name.partition("::")
-        if space == "lepo_kernels_cuda" and op != "build_info":
-            if not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA"):
-                raise SystemExit(f"{name} has no kernel")
+        if space != "lepo_kernels_cuda" or op == "build_info":
+            continue
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA"):
+            raise SystemExit(f"{name} has no kernel")
 
 
 for backend in ("cpu", "reference"):
