@@ -50,7 +50,6 @@ MARKS_all :=
 
 NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py tools/native_build.py
 CLANG_FORMAT := $(VENV)/bin/clang-format
-export LEPO_WERROR ?= 1
 ifeq ($(LEPO_BUILD_NATIVE),0)
 NATIVE :=
 else

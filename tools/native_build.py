@@ -79,6 +79,8 @@ def flag(name: str) -> bool | None:
 def native_wanted() -> bool:
     """Whether to build native libraries at all; they are for Linux."""
     wanted = flag("LEPO_BUILD_NATIVE")
+    if wanted is False and flag("LEPO_BUILD_CUDA"):
+        raise BuildError("LEPO_BUILD_NATIVE=0 and LEPO_BUILD_CUDA=1 contradict each other")
     return sys.platform == "linux" if wanted is None else wanted
 
 

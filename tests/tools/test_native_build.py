@@ -147,6 +147,14 @@ def test_the_local_version_is_opt_in(wanted, kind, version, make_toolkit, monkey
     assert native_build.local_version() == version
 
 
+def test_a_pure_build_with_cuda_is_refused(monkeypatch):
+    monkeypatch.setenv("LEPO_BUILD_NATIVE", "0")
+    assert not native_build.native_wanted()
+    monkeypatch.setenv("LEPO_BUILD_CUDA", "1")
+    with pytest.raises(BuildError, match="contradict each other"):
+        native_build.native_wanted()
+
+
 def test_a_pure_build_has_no_automatic_local_version(monkeypatch):
     monkeypatch.setenv("LEPO_BUILD_NATIVE", "0")
     monkeypatch.setenv("LEPO_LOCAL_VERSION", "auto")
