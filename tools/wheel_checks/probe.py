@@ -1,6 +1,7 @@
 """Runs inside the wheel: imports it, draws known words on each CPU backend, says what it is."""
 
 import json
+import sys
 import warnings
 
 with warnings.catch_warnings():
@@ -48,7 +49,11 @@ if torch.cuda.is_initialized():
 print(
     json.dumps(
         {
-            "file": lepo_kernels.__file__,
+            "files": [
+                str(module.__file__)
+                for name, module in sys.modules.items()
+                if name.partition(".")[0] == lepo_kernels.__name__
+            ],
             "libraries": lepo_kernels.info()["libraries"],
             "why_not": {f"_C_{name}": dispatch.MISSING.get(name) for name in ("cpu", "cuda")},
             "instruction_sets": native.CAPABILITIES[

@@ -62,6 +62,8 @@ def _probe(wheel: Wheel, capability: str) -> dict | str:
     if done.returncode != 0:
         return "does not run: " + (done.stderr.strip().splitlines() or ["no message"])[-1]
     found: dict = json.loads(done.stdout.splitlines()[-1])
-    if Path(found["file"]).parents[1] != wheel.folder.resolve():
-        return f"another lepo_kernels was imported: {found['file']}"
+    # An editable installation would quietly fill in what the wheel lacks.
+    for file in found["files"]:
+        if wheel.folder.resolve() not in Path(file).resolve().parents:
+            return f"does not run: imports {file}, which is not part of it"
     return found
