@@ -1,5 +1,6 @@
 """What a build does, by its environment and by what the machine has; every refusal says why."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -235,6 +236,15 @@ def test_torch_is_found_without_importing_it(monkeypatch, tmp_path):
     (folder / "include/torch/csrc/stable").mkdir(parents=True)
     (folder / "include/torch/csrc/stable/library.h").touch()
     assert native_build.find_torch().cuda == "12.8"
+
+
+def test_the_packagers_page_lists_every_variable():
+    source = (ROOT / "tools" / "native_build.py").read_text()
+    page = (ROOT / "docs" / "wheels.md").read_text()
+    names = re.findall(r'"(\w+)"', " ".join(re.findall(r"(?:flag|environ.get)\([^)]*\)", source)))
+    steering = {name for name in names if name.isupper() and name != "PATH"}
+    assert len(steering) >= 10
+    assert [name for name in sorted(steering) if f"`{name}`" not in page] == []
 
 
 # -S and -I: a Python that sees no installed package, as one in pip's isolated build without torch.
