@@ -1,8 +1,8 @@
 # make demo    train SmolLM2-135M-Instruct with LEPO, and see its accuracy rise
 # make test    ruff, mypy, clang-format and the everyday tests; TESTS=all runs the long ones, too
 # make lint    ruff, mypy and clang-format alone
-# make native   the native libraries alone, into this tree; the others do that first, too
-# make wheels   the wheel for the CPU and, where there is a CUDA toolkit, that for CUDA, into dist/
+# make native  the native libraries alone, into this tree; the others do that first, too
+# make wheels  the wheel for the CPU and, where there is a CUDA toolkit, that for CUDA, into dist/
 #
 # All make a virtual environment first, once, and build the native libraries, which takes cmake and
 # ninja (installed here) and a C++ compiler. LEPO_BUILD_NATIVE=0 does without. Variables:
