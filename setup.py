@@ -1,47 +1,97 @@
-"""Build entry point; the metadata lives in pyproject.toml."""
+"""Builds the native libraries into the package; the metadata lives in pyproject.toml.
+
+How to build is told in docs/wheels.md; tools/native_build.py finds the tools and runs CMake.
+"""
 
 import os
+import re
 import shutil
-import subprocess
+import sys
 from pathlib import Path
 
-import torch
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.dist_info import dist_info
+from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import native_build  # noqa: E402
+
+PACKAGE = ROOT / "lepo_kernels"
+VERSION = re.search(r'^__version__ = "(.+)"$', (PACKAGE / "__init__.py").read_text(), re.M)[1]
 
 
-class CMakeBuild(build_ext):
-    """Runs CMake and puts the library into the package."""
-
-    def get_ext_filename(self, name):
-        """Without the tag of one Python version."""
-        return name.replace(".", "/") + ".so"
+class DistInfo(dist_info):
+    """Metadata, which pip wants first."""
 
     def run(self):
-        """Build."""
-        build = ROOT / "build" / "cmake"
-        include = Path(torch.__file__).parent / "include"
-        subprocess.check_call(
-            [
-                "cmake",
-                "-S",
-                str(ROOT),
-                "-B",
-                str(build),
-                "-G",
-                "Ninja",
-                f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
-                "-DCMAKE_BUILD_TYPE=Release",
-                f"-DLEPO_TORCH_INCLUDE={include}",
-                "-DLEPO_WERROR=ON",
-            ]
-        )
-        subprocess.check_call(
-            ["cmake", "--build", str(build), "-j", os.environ.get("MAX_JOBS", "2")]
-        )
-        shutil.copy2(build / "_C_cpu.so", ROOT / "lepo_kernels" / "_C_cpu.so")
+        """Find out what the build will lack before pip fetches the dependencies."""
+        if native_build.native_wanted():
+            native_build.make_plan(VERSION)
+        super().run()
 
 
-setup(ext_modules=[Extension("lepo_kernels._C_cpu", [])], cmdclass={"build_ext": CMakeBuild})
+class SourceDist(sdist):
+    """The sources, which are the same whatever is built of them."""
+
+    def finalize_options(self):
+        """Drop the local version, which names a build."""
+        self.distribution.metadata.version = VERSION
+        super().finalize_options()
+
+
+class BuildNative(build_ext):
+    """Runs CMake in the place of setuptools' own compiler."""
+
+    def get_ext_filename(self, name):
+        """Without the tag of one Python version: any of them loads it."""
+        return name.replace(".", os.sep) + ".so"
+
+    def get_outputs(self):
+        """What ``run`` makes."""
+        libraries = native_build.make_plan(VERSION).libraries
+        return [self.get_ext_fullpath(f"lepo_kernels.{name}") for name in libraries]
+
+    def run(self):
+        """Build the libraries and put them into the package, and nothing else of their kind."""
+        plan = native_build.make_plan(VERSION)
+        native_build.run_plan(plan)
+        folder = PACKAGE if self.inplace else Path(self.build_lib) / "lepo_kernels"
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in set(folder.glob("_C_*.so")) - {folder / f"{x}.so" for x in plan.libraries}:
+            stale.unlink()
+        for name in plan.libraries:
+            replace(plan.folder / f"{name}.so", folder / f"{name}.so")
+
+
+class Wheel(bdist_wheel):
+    """One wheel for every Python: the libraries do not use its API."""
+
+    def get_tag(self):
+        """The platform is the only part that counts."""
+        tag = super().get_tag()
+        return ("py3", "none", tag[2]) if self.distribution.has_ext_modules() else tag
+
+
+def replace(source, target):
+    """Copy a library over one that a running process may have loaded."""
+    fresh = target.with_suffix(".new")
+    shutil.copyfile(source, fresh)
+    fresh.chmod(0o755)
+    fresh.replace(target)
+
+
+setup(
+    version=VERSION + native_build.local_version(),
+    # The names only say that there is something to build; make_plan decides what.
+    ext_modules=[Extension("lepo_kernels._C_cpu", [])] if native_build.native_wanted() else [],
+    cmdclass={
+        "bdist_wheel": Wheel,
+        "build_ext": BuildNative,
+        "dist_info": DistInfo,
+        "sdist": SourceDist,
+    },
+)

@@ -21,7 +21,7 @@ BACKENDS = ("cuda", "triton", "cpu", "reference")
 
 # Which backends hold a kernel for an op: op -> (family, backends).
 KERNELS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "philox_words": ("philox", ("cpu", "reference")),
+    "philox_words": ("philox", ("cuda", "cpu", "reference")),
     "sample_latent": ("sample_latent", ("reference",)),
     "mix_embeddings": ("mix_embeddings", ("reference",)),
     "mix_embeddings_backward": ("mix_embeddings", ("reference",)),
@@ -119,7 +119,9 @@ def why_not(op: str, device: torch.device, name: str, *dtypes: torch.dtype) -> s
 def _why_missing(name: str) -> str | None:
     if importlib.util.find_spec(f"lepo_kernels.backends.{name}") is None:
         return "it is not part of this version of lepo_kernels"
-    return native.why_not_cpu() if name == "cpu" else None
+    if name == "cpu":
+        return native.why_not_cpu()
+    return native.why_not_cuda() if name == "cuda" else None
 
 
 # Why a backend is not usable on this machine: name -> reason. Filled once, so that a compiled

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lepo_kernels import dispatch
+from lepo_kernels import dispatch, native
 
 PACKAGES = (
     "torch",
@@ -21,9 +21,11 @@ PACKAGES = (
 
 # How to get a backend that is missing.
 REMEDIES = {
-    "cuda": "install a build of lepo_kernels that holds CUDA kernels",
+    "cuda": "it takes a CUDA GPU, a torch for that CUDA, and a wheel of lepo_kernels for it or a "
+    "build with LEPO_BUILD_CUDA=1 (docs/wheels.md)",
     "triton": "install a version of lepo_kernels that holds Triton kernels, and triton",
-    "cpu": "install a build of lepo_kernels that holds C++ kernels",
+    "cpu": "install a wheel of lepo_kernels, or build it with a C++ compiler: "
+    "pip install --no-build-isolation . (docs/wheels.md)",
     "reference": "reinstall lepo_kernels",
 }
 
@@ -35,6 +37,10 @@ def info() -> dict[str, Any]:
         ``version``, ``python``, ``platform``: text.
         ``packages``: name -> version, or None where it is not installed.
         ``device``: ``type``, ``name``, and on CUDA machines ``count``, ``capability``, ``memory``.
+        ``libraries``: file name of a native library -> None if it is not loaded, else ``path``,
+        what it says of its build (``version``, ``torch``: the oldest that it runs on, ``compiler``,
+        and on CUDA ``cuda`` and ``architectures``), and for the CPU ``instruction_set`` (the one in
+        use) and ``best_instruction_set`` (the best that this machine offers).
         ``backends``: name -> None if it is here, else ``reason`` and ``remedy``.
         ``kernels``: op -> ``chosen`` (what serves it on the device; None if nothing does) and
         ``backends`` (name -> None if it can, else why not).
@@ -46,6 +52,7 @@ def info() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
         "device": _describe(device),
+        "libraries": {native.library_path(name).name: _library(name) for name in ("cpu", "cuda")},
         "backends": {name: _missing(name) for name in dispatch.BACKENDS},
         "kernels": {op: _kernel(op, device) for op in dispatch.KERNELS},
     }
@@ -77,6 +84,16 @@ def _describe(device: torch.device) -> dict[str, Any]:
         "capability": f"{properties.major}.{properties.minor}",
         "memory": properties.total_memory,
     }
+
+
+def _library(backend: str) -> dict[str, Any] | None:
+    if not native.is_loaded(backend):
+        return None
+    found = {"path": str(native.library_path(backend)), **native.build_facts(backend)}
+    if backend == "cpu":
+        found["instruction_set"] = native.cpu_capability()
+        found["best_instruction_set"] = native.best_cpu_capability()
+    return found
 
 
 def _missing(backend: str) -> dict[str, str] | None:

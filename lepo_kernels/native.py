@@ -1,11 +1,14 @@
 """Loads the native libraries, and says why one cannot be had.
 
-``_C_cpu.so`` lies beside this file when the installation was built with it. It registers the ops
-``torch.ops.lepo_kernels_cpu.*``, which only the backend of that name calls.
+``_C_cpu.so`` and ``_C_cuda.so`` lie beside this file when the installation was built with them.
+They register the ops ``torch.ops.lepo_kernels_cpu.*`` and ``torch.ops.lepo_kernels_cuda.*``, which
+only the backend of that name calls. Loading them creates no CUDA context.
 """
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,10 +21,16 @@ def why_not_cpu() -> str | None:
     Raises:
         ValueError: ``LEPO_CPU_CAPABILITY`` names no instruction set, or one this machine lacks.
     """
-    reason = _load("_C_cpu")
+    reason = _load("cpu")
     if reason is None:
         _check_capability()
     return reason
+
+
+def why_not_cuda() -> str | None:
+    """Load the CUDA library; None if it can be used here, else the reason."""
+    reason = _load("cuda")
+    return _why_not_here(build_facts("cuda")["cuda"]) if reason is None else reason
 
 
 def cpu_capability() -> str:
@@ -30,14 +39,48 @@ def cpu_capability() -> str:
     return name
 
 
-def _load(name: str) -> str | None:
-    path = Path(__file__).with_name(f"{name}.so")
+def best_cpu_capability() -> str:
+    """The best instruction set this machine offers: one of ``CAPABILITIES``."""
+    name: str = torch.ops.lepo_kernels_cpu.best_capability()
+    return name
+
+
+def library_path(backend: str) -> Path:
+    """Where the library of a backend is, if there is one."""
+    return Path(__file__).with_name(f"_C_{backend}.so")
+
+
+def is_loaded(backend: str) -> bool:
+    """Whether the library of a backend is here, even if this machine cannot use it."""
+    return hasattr(getattr(torch.ops, f"lepo_kernels_{backend}"), "build_info")
+
+
+def build_facts(backend: str) -> dict[str, Any]:
+    """What a loaded library says of its build: version, torch, compiler, and more for CUDA."""
+    facts: dict[str, Any] = json.loads(getattr(torch.ops, f"lepo_kernels_{backend}").build_info())
+    return facts
+
+
+def _why_not_here(built_for: str) -> str | None:
+    """Why a library built for this CUDA version cannot be used with this torch and machine."""
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    if int(torch.version.cuda.split(".")[0]) < int(built_for.split(".")[0]):
+        return f"it is built for CUDA {built_for}, and this torch for CUDA {torch.version.cuda}"
+    # Asks the driver's management library, where it can, and so leaves CUDA untouched.
+    if torch.cuda.device_count() == 0:
+        return "no CUDA GPU is visible"
+    return None
+
+
+def _load(backend: str) -> str | None:
+    path = library_path(backend)
     if not path.exists():
         return "this installation was built without it"
     try:
         torch.ops.load_library(path)
-    except OSError as error:
-        return f"{path.name} does not load: {error}"
+    except OSError as error:  # torch's own message names the path alone
+        return f"{path.name} does not load: {error.__cause__ or error}"
     return None
 
 

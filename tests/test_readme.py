@@ -36,6 +36,14 @@ def test_command_examples(line: str) -> None:
     if program == "make":
         assert re.search(rf"^{command}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return
+    if program == "pip":
+        build_tools = (ROOT / "pyproject.toml").read_text().partition("\nbuild = [")[2]
+        build_tools = build_tools.partition("]")[0]
+        assert command == "install"
+        assert all(
+            word in (".", "--no-build-isolation") or f'"{word}' in build_tools for word in words
+        )
+        return
     assert program == "lepo"
     assert (ROOT / "lepo_kernels" / "cli" / f"{command}.py").is_file()
     known = {name for kind in ALL for name in kind.__dataclass_fields__}

@@ -26,8 +26,7 @@ bool offered(Capability capability) {
 #endif
 }
 
-Capability choose() {
-  const char* wanted = std::getenv("LEPO_CPU_CAPABILITY");
+Capability choose(const char* wanted) {
   for (const Capability capability : {Capability::kAvx512, Capability::kAvx2}) {
     const bool welcome =
         wanted == nullptr || *wanted == '\0' || !std::strcmp(wanted, capability_name(capability));
@@ -38,8 +37,10 @@ Capability choose() {
 
 }  // namespace
 
+Capability best_capability() { return choose(nullptr); }
+
 Capability capability() {
-  static const Capability chosen = choose();
+  static const Capability chosen = choose(std::getenv("LEPO_CPU_CAPABILITY"));
   return chosen;
 }
 

@@ -8,7 +8,10 @@ namespace lepo {
 
 enum class Capability { kBaseline, kAvx2, kAvx512 };
 
-// The best the machine offers, or what LEPO_CPU_CAPABILITY asks for if the machine offers it.
+// The best the machine offers.
+Capability best_capability();
+
+// That, or what LEPO_CPU_CAPABILITY asks for if the machine offers it.
 Capability capability();
 
 const char* capability_name(Capability capability);

@@ -1,34 +1,49 @@
 """``lepo info``: what this installation can do."""
 
 import argparse
+import importlib.util
 import json
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from lepo_kernels.environment import info
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 
 def run(words: list[str]) -> None:
-    """Print the description, as tables or as JSON."""
+    """Print the description, as tables or as JSON.
+
+    It needs torch alone: this is what tells how an installation went. Tables need rich.
+    """
     parser = argparse.ArgumentParser(
         prog="lepo info", description="Show versions, the device, and which kernel serves each op."
     )
     parser.add_argument("--json", action="store_true", help="print it as JSON")
+    as_json = parser.parse_args(words).json or importlib.util.find_spec("rich") is None
     found = info()
-    if parser.parse_args(words).json:
+    if as_json:
         print(json.dumps(found, indent=2))
-        return
+    else:
+        _show(found)
+
+
+def _show(found: dict[str, Any]) -> None:
+    from rich.console import Console
+
     console = Console()
     console.print(_versions(found))
+    for name, library in found["libraries"].items():
+        console.print(f"{name}: {_library(library)}", highlight=False)
     console.print(_dispatch(found))
     for name, missing in found["backends"].items():
         if missing is not None:
             console.print(f"{name}: {missing['reason']}; {missing['remedy']}", highlight=False)
 
 
-def _versions(found: dict[str, Any]) -> Table:
+def _versions(found: dict[str, Any]) -> "Table":
+    from rich.table import Table
+
     table = Table(title="Installation", show_header=False)
     device = ", ".join(f"{key} {value}" for key, value in found["device"].items())
     rows = {
@@ -43,8 +58,24 @@ def _versions(found: dict[str, Any]) -> Table:
     return table
 
 
-def _dispatch(found: dict[str, Any]) -> Table:
+def _library(library: dict[str, Any] | None) -> str:
+    if library is None:
+        return "not here"
+    words = [f"for torch {library['torch']} and later", f"compiled by {library['compiler']}"]
+    if "cuda" in library:
+        words.append(f"CUDA {library['cuda']} for {', '.join(library['architectures'])}")
+    if "instruction_set" in library:
+        words.append(
+            f"uses {library['instruction_set']} (this machine offers "
+            f"{library['best_instruction_set']})"
+        )
+    return "; ".join(words)
+
+
+def _dispatch(found: dict[str, Any]) -> "Table":
     """Op by backend: ● serves calls on this device, ○ could, · has no kernel that runs here."""
+    from rich.table import Table
+
     table = Table(
         title=f"Kernels on {found['device']['type']}",
         caption="● chosen   ○ can serve   · can't",

@@ -1,6 +1,7 @@
 """The commands end to end on a tiny model."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,37 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "sample_latent" in shown
     assert torch.__version__ in shown
+
+
+def test_info_needs_torch_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "rich.console", None)  # importing it now fails
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["info"]) == 0
+    assert json.loads(capsys.readouterr().out)["backends"]["reference"] is None
+
+
+def test_info_shows_the_native_libraries(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = {"torch": "2.11", "compiler": "GNU 12.2.0"}
+    found = lepo_kernels.info() | {
+        "libraries": {
+            "_C_cpu.so": facts | {"instruction_set": "avx2", "best_instruction_set": "avx512"},
+            "_C_cuda.so": facts | {"cuda": "13.0", "architectures": ["8.0", "12.0+PTX"]},
+            "_C_other.so": None,
+        }
+    }
+    monkeypatch.setattr("lepo_kernels.cli.info.info", lambda: found)
+    assert main(["info"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (
+        "_C_cpu.so: for torch 2.11 and later; compiled by GNU 12.2.0; uses avx2 (this machine "
+        "offers avx512)" in shown
+    )
+    assert "GNU 12.2.0; CUDA 13.0 for 8.0, 12.0+PTX" in shown
+    assert "_C_other.so: not here" in shown
 
 
 def test_info_says_why_a_backend_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

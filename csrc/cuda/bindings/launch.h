@@ -1,0 +1,31 @@
+// Where a binding launches its kernels: the tensors' device and torch's current stream on it.
+#pragma once
+
+#include <cuda_runtime_api.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/c/shim.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+
+// Only a torch with CUDA has this function. As a weak symbol it does not keep the library from
+// loading under a CPU-only torch, where its ops can be registered and inspected.
+extern "C" __attribute__((weak)) AOTITorchError
+aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+
+namespace lepo {
+
+inline cudaStream_t current_stream(int32_t device) {
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
+                  "lepo_kernels: this torch is built without CUDA");
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+// Sees only what the launch itself says; a fault inside a kernel surfaces in a later call.
+inline void check_launch(const char* op, cudaError_t status) {
+  STD_TORCH_CHECK(status == cudaSuccess, "lepo_kernels: ", op, ": ", cudaGetErrorString(status));
+}
+
+}  // namespace lepo

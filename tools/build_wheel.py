@@ -1,0 +1,134 @@
+"""Builds a wheel of lepo_kernels from the source distribution, checks it, and files it in dist/.
+
+    python tools/build_wheel.py cpu                     # -> dist/cpu
+    python tools/build_wheel.py cuda                    # the toolkit at hand -> dist/cu130
+    python tools/build_wheel.py cuda --toolkit 13.4     # fetches that toolkit first -> dist/cu134
+
+The folders are package indexes: pip install --extra-index-url file://$PWD/dist/cu130 lepo_kernels.
+LEPO_CUDA_ARCH_LIST and MAX_JOBS count here, too; docs/wheels.md has the rest. Needs torch,
+setuptools, wheel, cmake, ninja, auditwheel, and for CUDA cuobjdump (the extra `wheels`).
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from check_wheel import check
+from native_build import ROOT, BuildError, Toolkit, architectures, find_toolkit
+from wheel_checks.linking import audit
+from wheel_checks.wheel import Expected
+
+PROJECT = "lepo-kernels"
+
+
+def main(words: list[str] | None = None) -> int:
+    """Build, check and file one wheel."""
+    parser = argparse.ArgumentParser(description="Build and check a wheel of lepo_kernels.")
+    parser.add_argument("kind", choices=("cpu", "cuda"))
+    parser.add_argument("--toolkit", metavar="VERSION", help="fetch this CUDA toolkit, as 13.4")
+    parser.add_argument("--local-version", action="store_true", help="tag the version, as +cu130")
+    parser.add_argument("--dist", type=Path, default=ROOT / "dist")
+    options = parser.parse_args(words)
+    if options.toolkit and options.kind == "cpu":
+        parser.error("--toolkit goes with cuda")
+    if options.toolkit:
+        os.environ["LEPO_CUDA_HOME"] = str(fetch_toolkit(options.toolkit))
+    toolkit = find_toolkit() if options.kind == "cuda" else None
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.monotonic()
+        wheel = build(Path(folder), toolkit, options.local_version)
+        print(f"built {wheel.name} in {time.monotonic() - started:.0f} s", flush=True)
+        failures, facts = check(wheel, expectation(toolkit))
+        for line in [*facts, *(f"FAILED {wheel.name}: {failure}" for failure in failures)]:
+            print(line)
+        if failures:
+            return 1
+        print(f"ok: {file_wheel(wheel, options.dist / (toolkit.tag if toolkit else 'cpu'))}")
+    return 0
+
+
+def fetch_toolkit(version: str) -> Path:
+    """Install a CUDA toolkit from its packages into build/toolkits, once; the path of its home."""
+    if not re.fullmatch(r"\d+\.\d+", version):
+        raise BuildError(f"--toolkit: expected a version such as 13.4, got {version!r}")
+    if version.startswith("12."):
+        raise BuildError("--toolkit: nvcc 12 is not published as a package; see docs/wheels.md")
+    prefix = ROOT / "build" / "toolkits" / version
+    major = version.split(".")[0]
+    home = prefix / "nvidia" / f"cu{major}"
+    if not (home / "bin" / "nvcc").is_file():
+        packages = f"cuda-toolkit[nvcc,crt,nvvm,cudart,cccl]=={version}.*"
+        print(f"fetching {packages} into {prefix}", flush=True)
+        shutil.rmtree(prefix, ignore_errors=True)
+        pip("install", "--target", str(prefix), packages)
+    return home
+
+
+def build(folder: Path, toolkit: Toolkit | None, local_version: bool) -> Path:
+    """The wheel, made from the source distribution as pip makes it, with its manylinux tag."""
+    sources = folder / "sources"
+    run(sys.executable, "setup.py", "-q", "sdist", "-d", str(sources))
+    environment = {
+        "LEPO_BUILD_NATIVE": "1",
+        "LEPO_BUILD_CUDA": "1" if toolkit else "0",
+        "LEPO_LOCAL_VERSION": "auto" if local_version else "",
+        "LEPO_FAIL_ON_SPILL": "1",
+    }
+    built = folder / "built"
+    # pip keeps built wheels, and does not know that the environment decides what they hold.
+    options = ("--no-cache-dir", "--no-build-isolation", "--no-deps")
+    pip("wheel", *options, "-w", str(built), str(next(sources.iterdir())), **environment)
+    wheel = next(built.iterdir())
+    audited = audit(wheel)
+    if isinstance(audited, str):
+        raise BuildError(audited)
+    run(sys.executable, "-m", "wheel", "tags", "--remove", f"--platform-tag={audited[0]}", wheel)
+    return next(built.iterdir())
+
+
+def expectation(toolkit: Toolkit | None) -> Expected:
+    """What the wheel was asked to be."""
+    if toolkit is None:
+        return Expected(("_C_cpu",))
+    return Expected(("_C_cpu", "_C_cuda"), toolkit.version, architectures(toolkit))
+
+
+def file_wheel(wheel: Path, index: Path) -> Path:
+    """Move the wheel into a package index, and write the index's page."""
+    folder = index / PROJECT
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / wheel.name
+    shutil.move(wheel, target)
+    links = [
+        f'<a href="{path.name}#sha256={hashlib.sha256(path.read_bytes()).hexdigest()}">'
+        f"{path.name}</a><br>"
+        for path in sorted(folder.glob("*.whl"))
+    ]
+    page = ["<!DOCTYPE html>", f"<title>{PROJECT}</title>", *links, ""]
+    (folder / "index.html").write_text("\n".join(page))
+    return target
+
+
+def pip(*words: str, **environment: str) -> None:
+    """Run pip of this Python."""
+    run(sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", *words, **environment)
+
+
+def run(*command: str | Path, **environment: str) -> None:
+    """Run a command in the root of the sources; its failure ends the program."""
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment})
+    if done.returncode != 0:
+        raise BuildError(f"failed: {' '.join(map(str, command))}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Every CUDA kernel, for every architecture, within its budget of registers and without a stack."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from native_build import BuildError, find_toolkit
+from wheel_checks.wheel import Expected, Wheel
+
+BUDGETS = Path(__file__).resolve().parents[2] / "csrc" / "cuda" / "budgets.json"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one kernel takes on one architecture."""
+
+    registers: int
+    stack: int
+    local: int
+
+
+def read_budgets(path: Path) -> dict[str, int]:
+    """Kernel -> registers a thread may take."""
+    return {kernel: budget["registers"] for kernel, budget in json.loads(path.read_text()).items()}
+
+
+def find_cuobjdump() -> str:
+    """$CUOBJDUMP, PATH, the CUDA toolkit, or the package nvidia-cuda-cuobjdump."""
+    try:
+        home = [find_toolkit().home / "bin"]
+    except BuildError:
+        home = []
+    folders = [*home, *Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin")]
+    path = os.pathsep.join([os.environ.get("PATH", ""), *map(str, folders)])
+    found = os.environ.get("CUOBJDUMP") or shutil.which("cuobjdump", path=path)
+    if found is None:
+        raise FileNotFoundError(
+            "cuobjdump: not in $CUOBJDUMP, on PATH or in the CUDA toolkit "
+            "(pip install nvidia-cuda-cuobjdump)"
+        )
+    return found
+
+
+def read_usage(cuobjdump: str, library: Path) -> dict[str, dict[str, Usage]]:
+    """Kernel -> architecture (such as ``sm_90a``) -> what it takes."""
+    text = _output(cuobjdump, "--dump-resource-usage", str(library))
+    found: dict[str, dict[str, Usage]] = {}
+    architecture = kernel = ""
+    for line in _output("c++filt", text=text).splitlines():
+        if start := re.match(r"arch = (\S+)", line):
+            architecture = start[1]
+        elif start := re.match(r"\s*Function (.+):$", line):
+            kernel = _short_name(start[1])
+        elif numbers := re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", line):
+            found.setdefault(kernel, {})[architecture] = Usage(*map(int, numbers.groups()))
+    return found
+
+
+def _short_name(demangled: str) -> str:
+    """``lepo::cuda::kernel<float>`` of ``void lepo::cuda::kernel<float>(float const*)``."""
+    return re.sub(r"^void ", "", re.sub(r"\(.*\)$", "", demangled))
+
+
+def check_kernels(
+    wheel: Wheel, expected: Expected, budgets: dict[str, int] | None = None
+) -> tuple[list[str], list[str]]:
+    """Failures, and one line per kernel."""
+    if "_C_cuda" not in expected.libraries:
+        return [], []
+    library = wheel.folder / "lepo_kernels" / "_C_cuda.so"
+    if not library.is_file():
+        return ["lepo_kernels/_C_cuda.so: missing"], []
+    try:
+        cuobjdump = find_cuobjdump()
+    except FileNotFoundError as error:
+        return [str(error)], []
+    usage = read_usage(cuobjdump, library)
+    failures = check_usage(usage, expected.architectures, budgets or read_budgets(BUDGETS))
+    failures += _check_ptx(cuobjdump, library, expected.architectures)
+    lines = [
+        f"{kernel}: registers "
+        + ", ".join(f"{found.registers} on {name}" for name, found in sorted(per.items()))
+        for kernel, per in sorted(usage.items())
+    ]
+    return [f"{wheel.about(library)}: {failure}" for failure in failures], lines
+
+
+def check_usage(
+    usage: dict[str, dict[str, Usage]], architectures: tuple[str, ...], budgets: dict[str, int]
+) -> list[str]:
+    """Every kernel of the table is there, for every architecture, and keeps to its budget."""
+    wanted = {_machine(architecture) for architecture in architectures}
+    failures = [f"kernel {name}: missing" for name in sorted(budgets.keys() - usage.keys())]
+    for kernel, per in sorted(usage.items()):
+        failures += [f"kernel {kernel}: missing for {x}" for x in sorted(wanted - per.keys())]
+        failures += [f"kernel {kernel}: {x} was not asked for" for x in sorted(per.keys() - wanted)]
+        if kernel not in budgets:
+            failures.append(f"kernel {kernel}: has no budget in {BUDGETS.name}")
+        for name, found in sorted(per.items()):
+            if found.stack or found.local:
+                failures.append(
+                    f"kernel {kernel} on {name}: stack {found.stack}, local {found.local} bytes"
+                )
+            if found.registers > budgets.get(kernel, found.registers):
+                failures.append(
+                    f"kernel {kernel} on {name}: {found.registers} registers, budget "
+                    f"{budgets[kernel]}"
+                )
+    return failures
+
+
+def _check_ptx(cuobjdump: str, library: Path, architectures: tuple[str, ...]) -> list[str]:
+    listed = set(re.findall(r"\.(sm_\w+)\.ptx", _output(cuobjdump, "--list-ptx", str(library))))
+    wanted = {_machine(name) for name in architectures if name.endswith("+PTX")}
+    return [f"PTX for {name}: missing" for name in sorted(wanted - listed)] + [
+        f"PTX for {name}: was not asked for" for name in sorted(listed - wanted)
+    ]
+
+
+def _machine(architecture: str) -> str:
+    """``sm_90a`` of ``9.0a``."""
+    return "sm_" + architecture.replace("+PTX", "").replace(".", "")
+
+
+def _output(*command: str, text: str | None = None) -> str:
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
+    return done.stdout
