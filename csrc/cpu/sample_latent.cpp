@@ -38,11 +38,31 @@ LEPO_INLINE void raise_top(Accumulator& sums, float top) {
   sums.top = top;
 }
 
+// exp(x) for x <= 0, not below kSmallestExponent: exactly 1 at 0, else within 1.7e-7 of it. That is
+// more than the 6e-8 of `exp`, and less work; in a sum it averages out.
+LEPO_INLINE F32 exp_term(F32 x) {
+  const F32 t = x * 0x1.715476p+0f + 0x1.8p23f;
+  const F32 n = t - 0x1.8p23f;
+#if defined(__FMA__)
+  const F32 r = x - n * 0x1.62e43p-1f;
+#else
+  const F32 r = (x - n * 0x1.63p-1f) - n * -0x1.bd0106p-13f;
+#endif
+  // Minimax on |r| <= ln(2) / 2 under the condition that it begin with 1 + r.
+  F32 p = r * 0x1.10625ep-7f + 0x1.572a44p-5f;
+  p = p * r + 0x1.5557b0p-3f;
+  p = p * r + 0x1.fffdfcp-2f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  return as_float(as_bits(p) + (as_bits(t) << 23));
+}
+
 LEPO_INLINE void add_vector(Accumulator& sums, int i, F32 a) {
-  const F32 x = a - sums.top;
-  const F32 mass = exp(x);
+  // In this order, a NaN passes.
+  const F32 x = max(broadcast(kSmallestExponent), a - sums.top);
+  const F32 mass = exp_term(x);
   sums.mass[i] += mass;
-  sums.shift[i] += max(broadcast(kSmallestExponent), x) * mass;
+  sums.shift[i] += x * mass;
 }
 
 // Tempers a block into `a`, and returns each lane's maximum.
