@@ -65,13 +65,15 @@ LEPO_INLINE void add_vector(Accumulator& sums, int i, F32 a) {
   sums.shift[i] += x * mass;
 }
 
-// Tempers a block into `a`, and returns each lane's maximum.
-template <typename T>
+// Tempers a block into `a`, and returns each lane's maximum. At temperature 1, which is common,
+// there is nothing to multiply.
+template <bool Tempered, typename T>
 LEPO_INLINE F32 temper_block(const T* logits, float inv_temperature, float* a) {
   F32 top[2] = {broadcast(-kInfinity), broadcast(-kInfinity)};
   for (int i = 0; i < kBlockVectors; i += 2) {
     for (int j = 0; j < 2; ++j) {
-      const F32 x = load(logits + (i + j) * kLanes) * inv_temperature;
+      F32 x = load(logits + (i + j) * kLanes);
+      if (Tempered) x *= inv_temperature;
       store(a + (i + j) * kLanes, x);
       top[j] = max(x, top[j]);
     }
@@ -103,18 +105,19 @@ LEPO_INLINE void prefetch_block(const T* logits) {
   for (int64_t i = 0; i < kBlockEntries; i += kLine) __builtin_prefetch(logits + i);
 }
 
-template <typename T>
-ChunkSums summarise(const void* logits, float inv_temperature, int64_t count, float* cells) {
-  const T* const entries = static_cast<const T*>(logits);
+template <bool Tempered, typename T>
+LEPO_INLINE ChunkSums summarise_entries(const T* entries, float inv_temperature, int64_t count,
+                                        float* cells) {
   alignas(LEPO_VECTOR_BYTES) float a[kBlockEntries];
   Accumulator sums;
   for (int64_t at = 0; at < count; at += kBlockEntries, cells += kLanes) {
     const int64_t left = count - at;
     if (left >= kPrefetchEntries + kBlockEntries) prefetch_block(entries + at + kPrefetchEntries);
-    const F32 top = left >= kBlockEntries ? temper_block(entries + at, inv_temperature, a)
+    const F32 top = left >= kBlockEntries ? temper_block<Tempered>(entries + at, inv_temperature, a)
                                           : temper_some(entries + at, left, inv_temperature, a);
     store(cells, top);
     if (any(top > sums.top)) raise_top(sums, max_lanes(top));
+#pragma GCC unroll 8
     for (int i = 0; i < kBlockVectors; i += 2) {
       add_vector(sums, 0, load(a + i * kLanes));
       add_vector(sums, 1, load(a + (i + 1) * kLanes));
@@ -122,6 +125,13 @@ ChunkSums summarise(const void* logits, float inv_temperature, int64_t count, fl
   }
   return {sums.top, sum_lanes(sums.mass[0] + sums.mass[1]),
           sum_lanes(sums.shift[0] + sums.shift[1])};
+}
+
+template <typename T>
+ChunkSums summarise(const void* logits, float inv_temperature, int64_t count, float* cells) {
+  const T* const entries = static_cast<const T*>(logits);
+  return inv_temperature == 1.0f ? summarise_entries<false>(entries, 1.0f, count, cells)
+                                 : summarise_entries<true>(entries, inv_temperature, count, cells);
 }
 
 struct RowStatistics {

@@ -57,19 +57,21 @@ struct PerRow {
   const double* tau;
   const double* temperature;
   const int64_t* step;
-  const int64_t* row_key;
+  const int64_t* row_key = nullptr;  // null numbers the rows
   int64_t tau_stride, temperature_stride, step_stride;
 
   PerRow(const Tensor& tau_, const Tensor& temperature_, const Tensor& step_,
-         const Tensor& row_keys, int64_t rows) {
+         const std::optional<Tensor>& row_keys, int64_t rows) {
     check_dense("tau", tau_, ScalarType::Double, {tau_.numel()});
     check_dense("temperature", temperature_, ScalarType::Double, {temperature_.numel()});
     check_dense("step", step_, ScalarType::Long, {step_.numel()});
-    check_dense("row_keys", row_keys, ScalarType::Long, {rows});
+    if (row_keys.has_value()) {
+      check_dense("row_keys", *row_keys, ScalarType::Long, {rows});
+      row_key = row_keys->const_data_ptr<int64_t>();
+    }
     tau = tau_.const_data_ptr<double>();
     temperature = temperature_.const_data_ptr<double>();
     step = step_.const_data_ptr<int64_t>();
-    row_key = row_keys.const_data_ptr<int64_t>();
     tau_stride = per_row_stride("tau", tau_, rows);
     temperature_stride = per_row_stride("temperature", temperature_, rows);
     step_stride = per_row_stride("step", step_, rows);
@@ -93,7 +95,7 @@ struct PerRow {
     row.tau = narrow_tau < FLT_MIN ? 0.0f : narrow_tau;
     row.inv_temperature = 1.0f / static_cast<float>(temperature[n * temperature_stride]);
     row.step = static_cast<uint32_t>(step[n * step_stride]);
-    row.row_key = static_cast<uint64_t>(row_key[n]);
+    row.row_key = static_cast<uint64_t>(row_key == nullptr ? n : row_key[n]);
   }
 };
 
@@ -276,7 +278,7 @@ Results sample_latent(const Tensor& logits, const Tensor& tau, const Tensor& tem
                       int64_t top_k, double top_p, double min_p, int64_t noise, double noise_scale,
                       double clamp_low, double clamp_high, int64_t num_draws,
                       const std::optional<Tensor>& exclude_ids, const Tensor& seed,
-                      const Tensor& row_keys, const Tensor& step) {
+                      const std::optional<Tensor>& row_keys, const Tensor& step) {
   STD_TORCH_CHECK(logits.is_cpu() && logits.dim() == 2, "logits: expected a matrix on the CPU");
   const int64_t rows = logits.size(0), vocab = logits.size(1);
   STD_TORCH_CHECK(vocab >= 1 && vocab <= 1 << 26, "logits: wrong number of columns");
@@ -317,7 +319,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lepo_kernels_cpu, m) {
   m.def(
       "sample_latent(Tensor logits, Tensor tau, Tensor temperature, int top_k, float top_p, "
       "float min_p, int noise, float noise_scale, float clamp_low, float clamp_high, "
-      "int num_draws, Tensor? exclude_ids, Tensor seed, Tensor row_keys, Tensor step) -> "
+      "int num_draws, Tensor? exclude_ids, Tensor seed, Tensor? row_keys, Tensor step) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool)");
 }
 

@@ -36,7 +36,7 @@ def sample_latent(
     num_draws: int,
     exclude_ids: Tensor | None,  # [M]
     seed: Tensor,  # []
-    row_keys: Tensor,  # [N]
+    row_keys: Tensor | None,  # [N]; None numbers the rows
     step: Tensor,  # [N] or [1]
 ) -> _Outputs:
     """Fields of `lepo_kernels.ops.sample_latent.LatentSample`, in its order."""
@@ -58,7 +58,7 @@ def sample_latent(
         num_draws,
         exclude_ids,
         seed,
-        row_keys.contiguous(),
+        None if row_keys is None else row_keys.contiguous(),
         step.contiguous(),
     )
     fields: _Outputs = results[:-1]
