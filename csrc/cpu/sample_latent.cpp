@@ -22,8 +22,8 @@ constexpr int64_t kPrefetchEntries = 2 * kBlockEntries;
 
 struct Accumulator {
   float top = -FLT_MAX;
-  F32 mass[2] = {};
-  F32 shift[2] = {};
+  F32 mass = {};
+  F32 shift = {};
 };
 
 // Makes all sums relative to a new, larger top. The distance is bounded: 0 * inf would be NaN.
@@ -31,10 +31,8 @@ LEPO_INLINE void raise_top(Accumulator& sums, float top) {
   const float lift = sums.top - top;
   const float distance = lift > -200.0f ? lift : -200.0f;
   const F32 scale = exp_or_zero(broadcast(distance));
-  for (int i = 0; i < 2; ++i) {
-    sums.shift[i] = scale * (sums.shift[i] + distance * sums.mass[i]);
-    sums.mass[i] *= scale;
-  }
+  sums.shift = scale * (sums.shift + distance * sums.mass);
+  sums.mass *= scale;
   sums.top = top;
 }
 
@@ -57,12 +55,19 @@ LEPO_INLINE F32 exp_term(F32 x) {
   return as_float(as_bits(p) + (as_bits(t) << 23));
 }
 
-LEPO_INLINE void add_vector(Accumulator& sums, int i, F32 a) {
-  // In this order, a NaN passes.
-  const F32 x = max(broadcast(kSmallestExponent), a - sums.top);
-  const F32 mass = exp_term(x);
-  sums.mass[i] += mass;
-  sums.shift[i] += x * mass;
+// Adds a block's terms to each other before it adds them to the chunk's: fewer roundings.
+LEPO_INLINE void add_block(Accumulator& sums, const float* a) {
+  F32 mass[2] = {}, shift[2] = {};
+#pragma GCC unroll 16
+  for (int i = 0; i < kBlockVectors; ++i) {
+    // In this order, a NaN passes.
+    const F32 x = max(broadcast(kSmallestExponent), load(a + i * kLanes) - sums.top);
+    const F32 term = exp_term(x);
+    mass[i % 2] += term;
+    shift[i % 2] += x * term;
+  }
+  sums.mass += mass[0] + mass[1];
+  sums.shift += shift[0] + shift[1];
 }
 
 // Tempers a block into `a`, and returns each lane's maximum. At temperature 1, which is common,
@@ -117,14 +122,9 @@ LEPO_INLINE ChunkSums summarise_entries(const T* entries, float inv_temperature,
                                           : temper_some(entries + at, left, inv_temperature, a);
     store(cells, top);
     if (any(top > sums.top)) raise_top(sums, max_lanes(top));
-#pragma GCC unroll 8
-    for (int i = 0; i < kBlockVectors; i += 2) {
-      add_vector(sums, 0, load(a + i * kLanes));
-      add_vector(sums, 1, load(a + (i + 1) * kLanes));
-    }
+    add_block(sums, a);
   }
-  return {sums.top, sum_lanes(sums.mass[0] + sums.mass[1]),
-          sum_lanes(sums.shift[0] + sums.shift[1])};
+  return {sums.top, sum_lanes(sums.mass), sum_lanes(sums.shift)};
 }
 
 template <typename T>
