@@ -72,7 +72,7 @@ def _fits(sizes: tuple[int, ...], shape: tuple[int | str, ...]) -> bool:
     if len(sizes) != len(shape):
         return False
     # A plain loop: every op runs this on every argument.
-    for size, wanted in zip(sizes, shape, strict=True):  # noqa: SIM110
+    for size, wanted in zip(sizes, shape, strict=True):
         if not isinstance(wanted, str) and size != wanted:
             return False
     return True
@@ -142,7 +142,7 @@ def check_integer(name: str, value: object, low: int, high: int | None = None) -
         TypeError: not an int.
         ValueError: out of range.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):  # noqa: UP038
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if value < low or (high is not None and value > high):
         end = "inf)" if high is None else f"{high}]"

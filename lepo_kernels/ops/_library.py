@@ -24,7 +24,8 @@ class TorchOp:
 
     def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Let ``function`` tell the results' shapes and dtypes."""
-        return torch.library.register_fake(self.name, function, lib=_LIBRARY)
+        torch.library.register_fake(self.name, function, lib=_LIBRARY)
+        return function
 
     def register_autograd(
         self, backward: Callable[..., Any], *, setup_context: Callable[..., None] | None = None

@@ -9,7 +9,6 @@ import torch
 from lepo_kernels import mix_embeddings
 from tests.ops.helpers import LOW_DTYPES, LargestTensor, assert_no_worse_than_plain, transposed
 
-
 pytestmark = pytest.mark.usefixtures("backend")
 
 

@@ -1,15 +1,12 @@
 """The native embedding mixture: its bits, layouts, large tables, and what it must not read."""
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from lepo_kernels import dispatch, mix_embeddings, native
-from tests.ops.helpers import LOW_DTYPES, assert_no_worse_than_plain
+from tests.ops.helpers import LOW_DTYPES, assert_no_worse_than_plain, assert_passes_on
 
 pytestmark = pytest.mark.skipif("cpu" in dispatch.MISSING, reason="no native library")
 
@@ -151,15 +148,4 @@ def test_ids_out_of_range_count_even_without_weight():
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", native.CAPABILITIES)
 def test_every_instruction_set(capability):
-    if "cpu" not in dispatch.MISSING and native.CAPABILITIES.index(
-        capability
-    ) > native.CAPABILITIES.index(native.cpu_capability()):
-        pytest.skip(f"this machine does not offer {capability}")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-m", "not slow",
-         "-p", "no:cacheprovider"],
-        env={**os.environ, "LEPO_CPU_CAPABILITY": capability},
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
+    assert_passes_on(capability, __file__, "error or kind or strided")

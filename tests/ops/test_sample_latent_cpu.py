@@ -1,14 +1,12 @@
 """The native latent draw against the reference, exact selections, and its own bits."""
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from lepo_kernels import dispatch, native, sample_latent
+from tests.ops.helpers import assert_passes_on
 
 pytestmark = pytest.mark.skipif("cpu" in dispatch.MISSING, reason="no native library")
 
@@ -198,8 +196,9 @@ def test_rows_may_lie_anywhere(dtype):
     view = wide[:, 1:1002]
     one = wide[:1, 1:1002].expand(6, 1001)
     for logits in (view, one, view.contiguous().T.contiguous().T, wide[::2, 1:1002]):
+        sample = sample_latent(logits, top_k=9, backend="cpu")
         dense = sample_latent(logits.contiguous(), top_k=9, backend="cpu")
-        for ours, expected in zip(sample_latent(logits, top_k=9, backend="cpu"), dense, strict=True):
+        for ours, expected in zip(sample, dense, strict=True):
             assert torch.equal(ours, expected)
 
 
@@ -226,14 +225,4 @@ CORE = "draw_is_the_references or every_noise or selection_is_exact or statistic
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", native.CAPABILITIES)
 def test_every_instruction_set(capability):
-    if "cpu" not in dispatch.MISSING and native.CAPABILITIES.index(
-        capability
-    ) > native.CAPABILITIES.index(native.cpu_capability()):
-        pytest.skip(f"this machine does not offer {capability}")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-k", CORE, "-p", "no:cacheprovider"],
-        env={**os.environ, "LEPO_CPU_CAPABILITY": capability},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
+    assert_passes_on(capability, __file__, CORE)
