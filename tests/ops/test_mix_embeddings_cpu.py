@@ -110,6 +110,16 @@ def test_weights_that_are_not_finite_show(poison):
     assert mixed[[0, 2]].isfinite().all()
 
 
+# D = 700 has a large tile, small ones, single vectors and a rest.
+def test_rows_of_weight_zero_are_skipped_in_every_tile():
+    ids, weights, embedding = (x.detach() for x in make(3, 4, 9, 700))
+    ids.clamp_(max=7)
+    ids[:, 2], weights[:, 2] = 8, 0
+    clean = native_mix(ids, weights, embedding)
+    embedding[8] = math.nan
+    assert torch.equal(native_mix(ids, weights, embedding), clean)
+
+
 def test_gradient_of_a_weight_of_zero_is_its_row():
     ids, weights, embedding = make(3, 4, 9, 40)
     with torch.no_grad():
