@@ -16,7 +16,7 @@ namespace LEPO_CAPABILITY {
 namespace {
 
 constexpr int kBlockVectors = kBlockEntries / kLanes;
-constexpr int64_t kPrefetchEntries = 2 * kBlockEntries;
+constexpr int64_t kPrefetchEntries = 4 * kBlockEntries;
 
 // --- Statistics ----------------------------------------------------------------------------------
 
