@@ -22,9 +22,9 @@ BACKENDS = ("cuda", "triton", "cpu", "reference")
 # Which backends hold a kernel for an op: op -> (family, backends).
 KERNELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "philox_words": ("philox", ("cuda", "cpu", "reference")),
-    "sample_latent": ("sample_latent", ("reference",)),
-    "mix_embeddings": ("mix_embeddings", ("reference",)),
-    "mix_embeddings_backward": ("mix_embeddings", ("reference",)),
+    "sample_latent": ("sample_latent", ("cpu", "reference")),
+    "mix_embeddings": ("mix_embeddings", ("cpu", "reference")),
+    "mix_embeddings_backward": ("mix_embeddings", ("cpu", "reference")),
     "linear_log_probs": ("linear_log_probs", ("reference",)),
     "linear_log_probs_backward": ("linear_log_probs", ("reference",)),
     "gather_log_probs": ("linear_log_probs", ("reference",)),
@@ -94,8 +94,10 @@ def resolve(op: str, device: torch.device, requested: str | None, *dtypes: torch
         if reason is not None:
             raise BackendUnavailableError(f"backend {forced!r} cannot serve {op}: {reason}")
         return forced
+    backends = KERNELS[op][1]
     for name in candidates(device):
-        if why_not(op, device, name, *dtypes) is None:
+        # As `why_not` has it, without its words: this is part of every call.
+        if name in backends and name not in MISSING and not _lacks_dtype(name, dtypes):
             return name
     raise BackendUnavailableError(f"no backend serves {op} on {device}")
 
@@ -111,9 +113,13 @@ def why_not(op: str, device: torch.device, name: str, *dtypes: torch.dtype) -> s
         return f"it does not run on device type {device.type!r}"
     if name not in KERNELS[op][1]:
         return "it has no kernel for it (backends that do: " + ", ".join(KERNELS[op][1]) + ")"
-    if name in NO_FLOAT64 and torch.float64 in dtypes:
+    if _lacks_dtype(name, dtypes):
         return "it computes in float32; float64 is served by reference"
     return MISSING.get(name)
+
+
+def _lacks_dtype(name: str, dtypes: tuple[torch.dtype, ...]) -> bool:
+    return torch.float64 in dtypes and name in NO_FLOAT64
 
 
 def _why_missing(name: str) -> str | None:
@@ -141,8 +147,12 @@ def load(op: str, name: str) -> Callable[..., Any]:
 
     @functools.wraps(kernel)
     def shielded(first: torch.Tensor, *rest: Any) -> Any:
-        # A kernel's own matrix products must keep the dtype it chose for them.
-        with torch.autocast(first.device.type, enabled=False):
+        # A kernel's own matrix products must keep the dtype it chose for them. Asking first is
+        # cheaper than switching off what is off.
+        device_type = first.device.type
+        if not torch.is_autocast_enabled(device_type):
+            return kernel(first, *rest)
+        with torch.autocast(device_type, enabled=False):
             return kernel(first, *rest)
 
     return shielded

@@ -52,6 +52,13 @@ def check_tensor(
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
+    if (
+        value.layout == torch.strided
+        and value.dtype in dtypes
+        and _fits(value.shape, shape)
+        and (device is None or value.device == device)
+    ):
+        return
     if value.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense Tensor, got layout {value.layout}")
     if value.dtype not in dtypes:
@@ -59,14 +66,20 @@ def check_tensor(
         raise TypeError(
             f"{name}: expected dtype {welcome}, got {str(value.dtype).removeprefix('torch.')}"
         )
-    fits = value.dim() == len(shape) and all(
-        isinstance(want, str) or got == want for got, want in zip(value.shape, shape, strict=True)
-    )
-    if not fits:
+    if not _fits(value.shape, shape):
         want_text = ", ".join(str(s) for s in shape)
         raise ValueError(f"{name}: expected shape [{want_text}], got {list(value.shape)}")
-    if device is not None and value.device != device:
-        raise ValueError(f"{name}: expected device {device}, got {value.device}")
+    raise ValueError(f"{name}: expected device {device}, got {value.device}")
+
+
+def _fits(sizes: tuple[int, ...], shape: tuple[int | str, ...]) -> bool:
+    if len(sizes) != len(shape):
+        return False
+    # A plain loop: every op runs this on every argument.
+    for size, wanted in zip(sizes, shape, strict=True):
+        if not isinstance(wanted, str) and size != wanted:
+            return False
+    return True
 
 
 def check_number(
@@ -83,6 +96,8 @@ def check_number(
         TypeError: not a number.
         ValueError: NaN, infinite or out of range.
     """
+    if type(value) is float and low < value <= high and value < math.inf:
+        return  # what most calls pass, without the slow question whether it is a Real
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     number = _as_float(value)
@@ -102,6 +117,8 @@ def check_positive_number(name: str, value: object, *, zero_included: bool = Fal
         TypeError: not a number.
         ValueError: NaN, infinite or out of range.
     """
+    if type(value) is float and FLOAT32_TINY <= value <= FLOAT32_MAX:
+        return
     check_number(name, value, 0, low_included=zero_included)
     check_number(name, value, 0 if zero_included else FLOAT32_TINY, FLOAT32_MAX)
 
@@ -129,7 +146,7 @@ def check_integer(name: str, value: object, low: int, high: int | None = None) -
         TypeError: not an int.
         ValueError: out of range.
     """
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if value < low or (high is not None and value > high):
         end = "inf)" if high is None else f"{high}]"

@@ -51,9 +51,22 @@ LEPO_INLINE I32 lane_numbers() {
 LEPO_INLINE F32 as_float(U32 x) { return reinterpret_cast<F32>(x); }
 LEPO_INLINE U32 as_bits(F32 x) { return reinterpret_cast<U32>(x); }
 
-// Both return b where a lane of a is NaN.
+// a > b ? a : b and a < b ? a : b: both return b where a lane of either is NaN. By intrinsics,
+// since with one side constant the compiler makes two instructions of the expression.
+#if defined(__AVX512F__)
+// With a mask of all lanes: the plain form warns of an uninitialised value inside GCC 12's header.
+LEPO_INLINE F32 max(F32 a, F32 b) { return _mm512_maskz_max_ps(0xFFFF, a, b); }
+LEPO_INLINE F32 min(F32 a, F32 b) { return _mm512_maskz_min_ps(0xFFFF, a, b); }
+#elif defined(__AVX2__)
+LEPO_INLINE F32 max(F32 a, F32 b) { return _mm256_max_ps(a, b); }
+LEPO_INLINE F32 min(F32 a, F32 b) { return _mm256_min_ps(a, b); }
+#elif defined(__SSE2__)
+LEPO_INLINE F32 max(F32 a, F32 b) { return _mm_max_ps(a, b); }
+LEPO_INLINE F32 min(F32 a, F32 b) { return _mm_min_ps(a, b); }
+#else
 LEPO_INLINE F32 max(F32 a, F32 b) { return a > b ? a : b; }
 LEPO_INLINE F32 min(F32 a, F32 b) { return a < b ? a : b; }
+#endif
 
 // Whether any lane of a comparison's result is set.
 LEPO_INLINE bool any(I32 mask) {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lepo_kernels import dispatch
-from lepo_kernels.ops._autograd import refuse_double_backward
+from lepo_kernels.ops._library import torch_op
 from lepo_kernels.validation import FLOAT_DTYPES, INDEX_DTYPES, check_tensor
 
 
@@ -45,14 +45,20 @@ def mix_embeddings(
     check_tensor("ids", ids, lead if lead else ("...", "K"), INDEX_DTYPES, embedding.device)
     check_tensor("weights", weights, lead, FLOAT_DTYPES, embedding.device)
     chosen = dispatch.resolve("mix_embeddings", embedding.device, backend, embedding.dtype)
+    if len(lead) == 2:
+        return _mix(ids, weights, embedding, chosen)
     rows = weights.shape[:-1].numel()
-    mixed: Tensor = torch.ops.lepo_kernels.mix_embeddings(
-        ids.reshape(rows, lead[-1]), weights.reshape(rows, lead[-1]), embedding, chosen
-    )
+    flat = (rows, lead[-1])
+    mixed = _mix(ids.reshape(flat), weights.reshape(flat), embedding, chosen)
     return mixed.reshape(*lead[:-1], embedding.shape[1])
 
 
-@torch.library.custom_op("lepo_kernels::mix_embeddings", mutates_args=())
+def _mix(ids: Tensor, weights: Tensor, embedding: Tensor, backend: str) -> Tensor:
+    mixed: Tensor = torch.ops.lepo_kernels.mix_embeddings.default(ids, weights, embedding, backend)
+    return mixed
+
+
+@torch_op("mix_embeddings")
 def _mix_embeddings(ids: Tensor, weights: Tensor, embedding: Tensor, backend: str) -> Tensor:
     mixed: Tensor = dispatch.load("mix_embeddings", backend)(ids, weights, embedding)
     return mixed
@@ -63,7 +69,7 @@ def _(ids: Tensor, weights: Tensor, embedding: Tensor, backend: str) -> Tensor:
     return embedding.new_empty(ids.shape[0], embedding.shape[1])
 
 
-@torch.library.custom_op("lepo_kernels::mix_embeddings_backward", mutates_args=())
+@torch_op("mix_embeddings_backward")
 def _mix_embeddings_backward(
     grad: Tensor,  # [N, D]
     ids: Tensor,  # [N, K]
@@ -103,11 +109,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     ids, weights, embedding = ctx.saved_tensors
     _, need_dweights, need_dembedding, _ = ctx.needs_input_grad
-    dweights, dembedding = torch.ops.lepo_kernels.mix_embeddings_backward(
+    dweights, dembedding = torch.ops.lepo_kernels.mix_embeddings_backward.default(
         grad, ids, weights, embedding, need_dweights, need_dembedding, ctx.backend
     )
     return None, dweights if need_dweights else None, dembedding if need_dembedding else None, None
 
 
 _mix_embeddings.register_autograd(_backward, setup_context=_setup_context)
-refuse_double_backward(_mix_embeddings_backward)
+_mix_embeddings_backward.refuse_double_backward()

@@ -20,6 +20,7 @@ from lepo_kernels.ops._arguments import (
     as_seed,
     as_step,
 )
+from lepo_kernels.ops._library import torch_op
 from lepo_kernels.validation import (
     FLOAT_DTYPES,
     check_choice,
@@ -146,7 +147,7 @@ def sample_latent(
     if exclude_ids is not None:
         check_tensor("exclude_ids", exclude_ids, ("M",), (torch.int64,), device)
     chosen = dispatch.resolve("sample_latent", device, backend, logits.dtype)
-    fields = torch.ops.lepo_kernels.sample_latent(
+    fields = torch.ops.lepo_kernels.sample_latent.default(
         logits.detach(),
         as_per_row("tau", tau, rows, device, zero_included=True),
         as_per_row("temperature", temperature, rows, device),
@@ -160,7 +161,7 @@ def sample_latent(
         num_draws,
         exclude_ids,
         as_seed(seed, device),
-        as_row_keys(row_keys, rows, device),
+        None if row_keys is None else as_row_keys(row_keys, rows, device),
         as_step(step, rows, device),
         chosen,
     )
@@ -178,7 +179,7 @@ def _clamp_range(noise_clamp: tuple[float, float] | None, noise: str) -> tuple[f
 _Fields = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-@torch.library.custom_op("lepo_kernels::sample_latent", mutates_args=())
+@torch_op("sample_latent")
 def _sample_latent(
     logits: Tensor,  # [N, V]
     tau: Tensor,  # [N] or [1]
@@ -193,7 +194,7 @@ def _sample_latent(
     num_draws: int,
     exclude_ids: Tensor | None,  # [M]
     seed: Tensor,  # []
-    row_keys: Tensor,  # [N]
+    row_keys: Tensor | None,  # [N]; None numbers the rows
     step: Tensor,  # [N] or [1]
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -233,7 +234,7 @@ def _(
     num_draws: int,
     exclude_ids: Tensor | None,
     seed: Tensor,
-    row_keys: Tensor,
+    row_keys: Tensor | None,
     step: Tensor,
     backend: str,
 ) -> _Fields:

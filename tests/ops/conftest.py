@@ -17,3 +17,9 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip(f"backend {name}: {dispatch.MISSING[name]}")
     with lepo_kernels.backend(name):
         yield name
+
+
+@pytest.fixture
+def real(backend: str) -> torch.dtype:
+    """The widest dtype the backend computes in."""
+    return torch.float64 if backend == "reference" else torch.float32

@@ -1,10 +1,15 @@
 """What the tests of several op families share."""
 
+import os
+import subprocess
+import sys
+
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lepo_kernels import dispatch
+from lepo_kernels import dispatch, native
 
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 LOW_DTYPES = (torch.float32, *HALF_DTYPES)
@@ -56,3 +61,21 @@ class LargestTensor(TorchDispatchMode):
             if isinstance(out, Tensor):
                 self.numel = max(self.numel, out.numel())
         return result
+
+
+def assert_passes_on(capability: str, file: str, tests: str) -> None:
+    """Run the tests of ``file`` that ``-k tests`` selects on another instruction set.
+
+    In a process of their own: a process uses one.
+    """
+    best = native.CAPABILITIES.index(native.cpu_capability())
+    if native.CAPABILITIES.index(capability) > best:
+        pytest.skip(f"this machine does not offer {capability}")
+    options = ["-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", "-k", tests]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, file],
+        env={**os.environ, "LEPO_CPU_CAPABILITY": capability},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout

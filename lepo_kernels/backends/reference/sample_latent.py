@@ -49,7 +49,7 @@ def sample_latent(
     num_draws: int,
     exclude_ids: Tensor | None,  # [M]
     seed: Tensor,  # []
-    row_keys: Tensor,  # [N]
+    row_keys: Tensor | None,  # [N]; None numbers the rows
     step: Tensor,  # [N] or [1]
 ) -> _Outputs:
     """Fields of `lepo_kernels.ops.sample_latent.LatentSample`, in its order."""
@@ -71,6 +71,8 @@ def sample_latent(
     ids = torch.where(mask, ids, ids[:, :1])
     kept_lse = kept.logsumexp(dim=-1)
     shadow = ids[:, 0].clone()
+    if row_keys is None:
+        row_keys = torch.arange(len(logits), device=logits.device)
     key = (seed, row_keys, step)
     if noise == "categorical":
         ids, weights, scores, kept, count = _draw_ids(kept, ids, num_draws, key)
