@@ -29,6 +29,9 @@ KERNELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "linear_log_probs_backward": ("linear_log_probs", ("cpu", "reference")),
     "gather_log_probs": ("linear_log_probs", ("cpu", "reference")),
     "gather_log_probs_backward": ("linear_log_probs", ("cpu", "reference")),
+    # Where there is none, it is linear_log_probs and lepo_objective.
+    "lepo_loss": ("lepo_loss", ("cpu",)),
+    "lepo_loss_backward": ("lepo_loss", ("cpu",)),
     "gumbel_softmax_embedding": ("gumbel_softmax_embedding", ("reference",)),
     "gumbel_softmax_embedding_backward": ("gumbel_softmax_embedding", ("reference",)),
 }

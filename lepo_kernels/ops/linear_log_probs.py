@@ -69,8 +69,8 @@ def linear_log_probs(
         bias: [V] in the dtype of ``hidden``.
         softcap: > 0.
         inv_temperature: > 0, 1 / T, a number or an [N] tensor; a constant to autograd.
-        chunk_size: rows worked on at a time, below 2^31; None takes as many as 64 MiB of logits
-            hold.
+        chunk_size: bounds the memory: no more logits are held at a time than this many rows have;
+            below 2^31. None takes as many rows as 64 MiB of logits hold.
         backend: see `lepo_kernels.backend`.
 
     Returns:
@@ -83,32 +83,22 @@ def linear_log_probs(
         IndexError: an id is out of range (checked likewise).
         RuntimeError: a second derivative is asked for.
     """
-    check_tensor("hidden", hidden, ("N", "D"), FLOAT_DTYPES)
-    (rows, width), device = hidden.shape, hidden.device
-    check_tensor("lm_head", lm_head, ("V", width), FLOAT_DTYPES, device)
-    vocab = lm_head.shape[0]
-    check_integer("lm_head.shape[0]", vocab, 1)
-    if bias is not None:
-        check_tensor("bias", bias, (vocab,), FLOAT_DTYPES, device)
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
-        hidden, lm_head = _autocast(hidden, dtype), _autocast(lm_head, dtype)
-        bias = None if bias is None else _autocast(bias, dtype)
-    check_tensor("lm_head", lm_head, (vocab, width), (hidden.dtype,))
-    if bias is not None:
-        check_tensor("bias", bias, (vocab,), (hidden.dtype,))
-    check_tensor("ids", ids, (rows, "K"), INDEX_DTYPES, device)
-    if softcap is not None:
-        check_positive_number("softcap", softcap)
-        softcap = float(softcap)
+    head = prepare_head(hidden, lm_head, ids, bias, softcap, inv_temperature)
+    vocab, dtype = head.lm_head.shape[0], head.hidden.dtype
     if chunk_size is None:
-        entry_bytes = 8 if hidden.dtype == torch.float64 else 4
+        entry_bytes = 8 if dtype == torch.float64 else 4
         chunk_size = max(1, _CHUNK_BYTES // (entry_bytes * vocab))
     check_integer("chunk_size", chunk_size, 1, _MAX_CHUNK)
-    chosen = dispatch.resolve("linear_log_probs", device, backend, hidden.dtype)
-    scale = _as_scale(inv_temperature, hidden)
+    chosen = dispatch.resolve("linear_log_probs", hidden.device, backend, dtype)
     fields = torch.ops.lepo_kernels.linear_log_probs(
-        hidden, lm_head, ids, bias, softcap, scale, chunk_size, chosen
+        head.hidden,
+        head.lm_head,
+        ids,
+        head.bias,
+        head.softcap,
+        head.inv_temperature,
+        chunk_size,
+        chosen,
     )
     return LinearLogProbs(*fields)
 
@@ -141,6 +131,50 @@ def gather_log_probs(
     scale = _as_scale(inv_temperature, logits)
     fields = torch.ops.lepo_kernels.gather_log_probs(logits, ids, scale, chosen)
     return LinearLogProbs(*fields)
+
+
+class Head(NamedTuple):
+    """The checked arguments of an op that starts from hidden states and a head."""
+
+    hidden: Tensor  # [N, D]
+    lm_head: Tensor  # [V, D]
+    bias: Tensor | None  # [V]
+    softcap: float | None
+    inv_temperature: Tensor  # [N] or [1]
+
+
+def prepare_head(
+    hidden: Tensor,  # [N, D]
+    lm_head: Tensor,  # [V, D]
+    ids: Tensor,  # [N, K]
+    bias: Tensor | None,  # [V]
+    softcap: float | None,
+    inv_temperature: float | Tensor,  # [] or [N]
+) -> Head:
+    """Check these arguments of `linear_log_probs`, and cast them as autocast says.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
+    """
+    check_tensor("hidden", hidden, ("N", "D"), FLOAT_DTYPES)
+    (rows, width), device = hidden.shape, hidden.device
+    check_tensor("lm_head", lm_head, ("V", width), FLOAT_DTYPES, device)
+    vocab = lm_head.shape[0]
+    check_integer("lm_head.shape[0]", vocab, 1)
+    if bias is not None:
+        check_tensor("bias", bias, (vocab,), FLOAT_DTYPES, device)
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+        hidden, lm_head = _autocast(hidden, dtype), _autocast(lm_head, dtype)
+        bias = None if bias is None else _autocast(bias, dtype)
+    check_tensor("lm_head", lm_head, (vocab, width), (hidden.dtype,))
+    if bias is not None:
+        check_tensor("bias", bias, (vocab,), (hidden.dtype,))
+    check_tensor("ids", ids, (rows, "K"), INDEX_DTYPES, device)
+    if softcap is not None:
+        check_positive_number("softcap", softcap)
+        softcap = float(softcap)
+    return Head(hidden, lm_head, bias, softcap, _as_scale(inv_temperature, hidden))
 
 
 def _autocast(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lepo_kernels.ops.lepo_loss import lepo_loss, lepo_objective
+from lepo_kernels import lepo_loss, lepo_objective
 
 # 6 rows: latent and discrete in turn, so that a mix-up of the two shows. 3 ids per row, the last of
 # them padding on some rows; 11 ids in the vocabulary; 5 dimensions.

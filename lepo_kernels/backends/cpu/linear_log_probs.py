@@ -122,8 +122,29 @@ def linear_log_probs(
     """Selected logits, log-sum-exp and entropy of ``cap(hidden @ lm_head^T + bias) / T``."""
     check_ids("ids", ids, lm_head.shape[0])
     check_positive("inv_temperature", inv_temperature)
-    hidden, ids = hidden.float(), ids.long().contiguous()
-    inv_temperature = inv_temperature.contiguous()
+    outputs = statistics(
+        hidden.float(),
+        lm_head,
+        ids.long().contiguous(),
+        bias,
+        softcap,
+        inv_temperature.contiguous(),
+        chunk_size,
+    )
+    check_rows("logits of hidden", outputs[1])
+    return outputs
+
+
+def statistics(
+    hidden: Tensor,  # [N, D] float32
+    lm_head: Tensor,  # [V, D]
+    ids: Tensor,  # [N, K] int64
+    bias: Tensor | None,  # [V]
+    softcap: float | None,
+    inv_temperature: Tensor,  # [N] or [1]
+    chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
+    """`linear_log_probs` without its checks."""
     selected = torch.zeros(ids.shape)
     state = new_state(len(hidden))
     work = RowBlocks(len(hidden), len(lm_head), chunk_size)
@@ -140,7 +161,6 @@ def linear_log_probs(
                 selected[rows],
             )
     lse, entropy = torch.ops.lepo_kernels_cpu.statistics_of(state)
-    check_rows("logits of hidden", lse)
     return selected, lse, entropy
 
 
