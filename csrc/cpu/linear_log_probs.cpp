@@ -88,13 +88,16 @@ void merge(RowState* state, const RowState& later) {
   state->top = top;
 }
 
-// The state of scaled logits in the cache; `count` is a multiple of kLanes.
-LEPO_INLINE RowState piece_state(const float* a, int count, float top) {
+// The state of scaled logits in the cache; `count` is a multiple of kLanes. Meanwhile the next
+// piece is fetched: the hardware would begin anew with each.
+template <typename T>
+LEPO_INLINE RowState piece_state(const float* a, int count, float top, const T* next) {
   // A piece of -inf only has no weight, but may hold a NaN, which must show.
   const float shift = top == -__builtin_inff() ? 0.0f : top;
   F32 total{};
   F32 weighted{};
   for (int i = 0; i < count; i += kLanes) {
+    if (next != nullptr) __builtin_prefetch(next + i);
     F32 down = load(a + i) - shift;
     down = down < kNoWeight ? broadcast(kNoWeight) : down;
     const F32 weight = exp_or_zero(down);
@@ -124,7 +127,9 @@ void summarise_typed(const LogitSpan& span, const int64_t* ids, int64_t kept, fl
         if (is_inside(ids[k], first, count)) selected[k] = a[ids[k] - first];
       }
     }
-    merge(state, piece_state(a, vectors_up(count), max_lanes(tops)));
+    const bool more = span.count - begin >= 2 * kPiece;
+    merge(state, piece_state(a, vectors_up(count), max_lanes(tops),
+                             more ? logits + begin + kPiece : nullptr));
   }
 }
 
@@ -137,8 +142,10 @@ void gradient_typed(const LogitSpan& span, const RowGradient& up, void* out) {
   for (int64_t begin = 0; begin < span.count; begin += kPiece) {
     const int count = span.count - begin < kPiece ? static_cast<int>(span.count - begin) : kPiece;
     const float* bias = span.bias == nullptr ? nullptr : span.bias + begin;
+    const bool more = span.count - begin >= 2 * kPiece;
     for_each_vector(logits + begin, bias, count, span, 0.0f,
                     [&](int i, const Logit& logit) __attribute__((always_inline)) {
+                      if (more) __builtin_prefetch(logits + begin + kPiece + i);
                       F32 log_pi = logit.a - up.lse;
                       log_pi = log_pi < kLogSpeck ? broadcast(kLogSpeck) : log_pi;
                       F32 pi = exp(log_pi);

@@ -30,7 +30,8 @@ LEPO_INLINE F32 exp(F32 x) {
   p = p * r + 0x1.555492p-3f;
   p = p * r + 0x1.fffffcp-2f;
   p = p * (r * r) + r + 1.0f;
-  return as_float(as_bits(p) + (as_bits(t) << 23));
+  // Times 2^n: a product, since adding n to the bits of p would turn some NaNs into numbers.
+  return p * as_float((as_bits(t) << 23) + 0x3F800000u);
 }
 
 // exp(x), and exactly 0 where x is below kSmallestExponent, -inf included.
