@@ -13,7 +13,7 @@ from lepo_kernels.validation import FLOAT_DTYPES, check_choice, check_number, ch
 
 LATENT_KL = ("k3", "exact")
 # exp() of it is finite in float32, with room for an advantage.
-_LARGEST_EXPONENT = 80.0
+LARGEST_EXPONENT = 80.0
 
 
 class LepoLoss(NamedTuple):
@@ -100,7 +100,7 @@ def lepo_objective(
     log_prob = soft_log_prob(logits, lse, weights)
     constants = (advantages, row_weights, log_prob if old_log_prob is None else old_log_prob)
     advantages, row_weights, old = (x.detach().to(log_prob.dtype) for x in constants)
-    ratio = _ratio(log_prob, old, used & ~latent)
+    ratio = ratio_of(log_prob, old, used & ~latent)
     unclipped = ratio if delta is None else ratio.clamp(max=delta)
     bounded = ratio.clamp(1 - epsilon, 1 + epsilon_high)
     discrete_loss = -torch.minimum(unclipped * advantages, bounded * advantages)
@@ -122,7 +122,7 @@ def lepo_objective(
     return LepoLoss(loss, log_prob.detach(), kl.detach(), ratio.detach(), clipped)
 
 
-def _ratio(
+def ratio_of(
     log_prob: Tensor,  # [N]
     old: Tensor,  # [N]
     moving: Tensor,  # [N] bool
@@ -132,7 +132,7 @@ def _ratio(
     The exponent is bounded before exp: an infinite ratio has the gradient 0 * inf where it is
     clipped.
     """
-    return torch.exp((log_prob - old).masked_fill(~moving, 0.0).clamp(max=_LARGEST_EXPONENT))
+    return torch.exp((log_prob - old).masked_fill(~moving, 0.0).clamp(max=LARGEST_EXPONENT))
 
 
 def _kl(
@@ -150,7 +150,7 @@ def _kl(
     if latent_kl == "exact":
         # Masked before exp: what a latent row does not use must not overflow in its gradient.
         log_ratio = log_ratio.masked_fill(latent[:, None], 0.0)
-    log_ratio = log_ratio.clamp(max=_LARGEST_EXPONENT)
+    log_ratio = log_ratio.clamp(max=LARGEST_EXPONENT)
     k3 = (weights.to(log_probs.dtype) * (torch.exp(log_ratio) - log_ratio - 1)).sum(-1)
     if latent_kl == "k3":
         return k3

@@ -8,7 +8,6 @@ numbers. Rows that are left out are dropped first, and cost nothing. Loss and me
 `lepo_objective` on the selected logits. Deterministic.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +21,8 @@ from lepo_kernels.backends.cpu.linear_log_probs import (
     statistics,
 )
 from lepo_kernels.backends.reference.numerics import check_ids, check_positive, check_rows
-from lepo_kernels.ops.lepo_objective import LepoLoss, lepo_objective, used_rows
+from lepo_kernels.ops.lepo_gradient import lepo_gradient
+from lepo_kernels.ops.lepo_objective import lepo_objective, used_rows
 
 _BLOCK_BYTES = 48 << 20
 # Fewer rows than that would slow the products down.
@@ -56,7 +56,7 @@ def lepo_loss(
     """The fields of `LepoLoss`, then the gradients of hidden, lm_head and bias, or empty ones."""
     check_ids("ids", ids, lm_head.shape[0])
     check_positive("inv_temperature", inv_temperature)
-    settings = {
+    settings: dict[str, Any] = {
         "beta": beta,
         "epsilon": epsilon,
         "epsilon_high": epsilon_high,
@@ -80,7 +80,7 @@ def lepo_loss(
     all_selected = torch.zeros(ids.shape).index_copy_(0, used, selected)
     all_lse = torch.zeros(len(ids)).index_copy_(0, used, lse)
     check_rows("logits of hidden", all_lse)
-    fields = _objective(all_selected, all_lse, facts, settings)
+    fields = lepo_objective(all_selected, all_lse, **facts._asdict(), **settings)
     dhidden = hidden.new_zeros(hidden.shape if need_dhidden else (0,))
     if need_dhidden:
         dhidden[used] = gradients.dhidden.to(hidden.dtype)
@@ -182,25 +182,6 @@ def _take(x: Tensor, rows: Tensor) -> Tensor:
     return x if len(rows) == len(x) else x[rows]
 
 
-def _objective(
-    selected: Tensor,  # [M, K]
-    lse: Tensor,  # [M]
-    facts: _Facts,
-    settings: dict[str, Any],
-) -> LepoLoss:
-    return lepo_objective(
-        selected,
-        lse,
-        facts.weights,
-        facts.latent,
-        facts.advantages,
-        facts.row_weights,
-        old_log_prob=facts.old_log_prob,
-        ref_log_probs=facts.ref_log_probs,
-        **settings,
-    )
-
-
 def _without_gradients(rows: _Rows, head: _Head) -> tuple[Tensor, Tensor]:  # [M, K], [M]
     """Selected logits and log-sum-exp, as in `linear_log_probs`."""
     chunk_size = max(1, _BLOCK_BYTES // (4 * len(head.lm_head)))
@@ -231,10 +212,7 @@ def _with_gradients(
         block = rows.block(span)
         logits = buffer[: len(block.hidden) * vocab].view(-1, vocab)
         lse[span] = _fill(logits, block, head, selected[span])
-        score = partial(_score, facts=block.facts, settings=settings)
-        # Not autograd, which is switched off inside of an op.
-        derivative = torch.func.vjp(score, selected[span], lse[span])[1]
-        alpha, gamma = derivative(torch.ones(()))
+        alpha, gamma = lepo_gradient(selected[span], lse[span], **block.facts._asdict(), **settings)
         zero = torch.zeros_like(gamma)
         for part in head_parts(head.lm_head, head.bias, _COLUMNS):
             da = logits[:, part.columns]
@@ -245,8 +223,8 @@ def _with_gradients(
                 block.inv_temperature,
                 block.ids,
                 part.columns.start,
-                alpha.contiguous(),
-                gamma.contiguous(),
+                alpha,
+                gamma,
                 zero,
                 lse[span],
                 zero,
@@ -276,12 +254,3 @@ def _fill(
         )
     lse: Tensor = torch.ops.lepo_kernels_cpu.statistics_of(state)[0]
     return lse
-
-
-def _score(
-    selected: Tensor,  # [R, K]
-    lse: Tensor,  # [R]
-    facts: _Facts,
-    settings: dict[str, Any],
-) -> Tensor:  # []
-    return _objective(selected, lse, facts, settings).loss
