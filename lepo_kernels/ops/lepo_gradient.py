@@ -48,8 +48,6 @@ def lepo_gradient(
             kl = torch.where(latent[:, None], _exact_kl_slope(log_probs, ref, padding), kl)
         total = total + beta * kl
     total = (row_weights.to(log_prob.dtype)[:, None] * total).masked_fill(~used[:, None], 0.0)
-    # A padded id may have any logit: its derivative is 0, not 0 times that.
-    total = total.masked_fill(weights == 0, 0.0)
     return total, -total.sum(dim=-1)
 
 

@@ -236,6 +236,14 @@ def test_the_gradient_of_the_head_is_handed_over_without_a_copy(monkeypatch):
     assert made == [("lepo_loss", leaves[1].grad.data_ptr())]
 
 
+def test_the_backward_pass_makes_nothing():
+    leaves, facts = make()
+    loss = lepo_loss(*leaves[:2], *facts).loss
+    with LargestTensor() as largest:
+        torch.autograd.grad(loss, leaves[:2])
+    assert largest.numel <= 1  # the gradient of the loss
+
+
 def test_a_second_backward_through_the_same_graph():
     leaves, facts = make()
     loss = lepo_loss(*leaves[:2], *facts).loss
