@@ -250,7 +250,7 @@ def _is_plain_one(grad_loss: Tensor) -> bool:
         type(grad_loss) is Tensor
         and grad_loss.device.type == "cpu"
         and not torch.is_grad_enabled()
-        and float(grad_loss) == 1.0
+        and float(grad_loss.detach()) == 1.0
     )
 
 

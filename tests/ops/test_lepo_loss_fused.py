@@ -244,6 +244,18 @@ def test_the_backward_pass_makes_nothing():
     assert largest.numel <= 1  # the gradient of the loss
 
 
+def test_any_gradient_of_the_loss():
+    leaves, facts = make()
+    loss = lepo_loss(*leaves[:2], *facts).loss
+    # One that is itself trained, and one that says nothing.
+    upstream = torch.tensor(1.0, requires_grad=True)
+    (whole,) = torch.autograd.grad(loss, leaves[1], upstream, retain_graph=True)
+    (none,) = torch.autograd.grad(loss, leaves[1], torch.tensor(0.0), retain_graph=True)
+    (twice,) = torch.autograd.grad(loss, leaves[1], torch.tensor(2.0))
+    assert torch.equal(twice, 2 * whole)
+    assert none.eq(0).all()
+
+
 def test_a_second_backward_through_the_same_graph():
     leaves, facts = make()
     loss = lepo_loss(*leaves[:2], *facts).loss

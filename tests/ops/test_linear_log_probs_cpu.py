@@ -218,6 +218,19 @@ def test_probabilities_that_are_0_to_any_sum_have_gradient_0():
     assert dlogits[0, 2:].eq(0).all()
 
 
+# What is left of a row: in its first piece, in a later one, in another span.
+@pytest.mark.parametrize("kept", [[3], [PIECE + 5, PIECE + 6], [2, SPAN + 1]])
+def test_pieces_of_minus_infinity_add_nothing(kept):
+    logits = torch.full((2, SPAN + PIECE), -math.inf)
+    logits[:, kept] = torch.arange(len(kept), dtype=torch.float32)
+    ids = torch.tensor([[kept[-1]], [0 if kept[0] else 1]])
+    selected, lse, entropy, dlogits = run(logits, ids)
+    exact = exact_statistics(logits, ids)
+    for x, y in zip((selected, lse, entropy), exact, strict=True):
+        torch.testing.assert_close(x.double(), y, rtol=1e-6, atol=0)
+    assert dlogits.isfinite().all()
+
+
 # Torch's own ops give both kinds of NaN: with an empty payload, and with all bits set.
 NANS = torch.tensor([0x7FC00000, -1], dtype=torch.int32).view(torch.float32)
 

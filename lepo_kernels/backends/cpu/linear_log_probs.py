@@ -257,8 +257,8 @@ def gather_log_probs_backward(
         _dense_rows(logits),
         ids.long().contiguous(),
         inv_temperature.contiguous(),
-        lse,
-        entropy,
+        lse.contiguous(),
+        entropy.contiguous(),
     )
     return dlogits
 
