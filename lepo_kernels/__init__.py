@@ -9,7 +9,8 @@ from lepo_kernels.ops.gumbel_softmax_embedding import (
     GumbelSoftmaxEmbedding,
     gumbel_softmax_embedding,
 )
-from lepo_kernels.ops.lepo_loss import LepoLoss, lepo_loss, lepo_objective
+from lepo_kernels.ops.lepo_loss import lepo_loss
+from lepo_kernels.ops.lepo_objective import LepoLoss, lepo_objective
 from lepo_kernels.ops.linear_log_probs import LinearLogProbs, gather_log_probs, linear_log_probs
 from lepo_kernels.ops.mix_embeddings import mix_embeddings
 from lepo_kernels.ops.philox import gumbel_noise, normal_noise, philox_words

@@ -39,8 +39,9 @@ LEPO_INLINE void raise_top(Accumulator& sums, float top) {
 // exp(x) for x <= 0, not below kSmallestExponent: exactly 1 at 0, else within 1.7e-7 of it. That is
 // more than the 6e-8 of `exp`, and less work; in a sum it averages out.
 LEPO_INLINE F32 exp_term(F32 x) {
-  const F32 t = x * 0x1.715476p+0f + 0x1.8p23f;
-  const F32 n = t - 0x1.8p23f;
+  // As in `exp`: the rounded multiple of ln 2 in the low bits, with the bias of an exponent.
+  const F32 t = x * 0x1.715476p+0f + 0x1.8000FEp23f;
+  const F32 n = t - 0x1.8000FEp23f;
 #if defined(__FMA__)
   const F32 r = x - n * 0x1.62e43p-1f;
 #else
@@ -52,7 +53,8 @@ LEPO_INLINE F32 exp_term(F32 x) {
   p = p * r + 0x1.fffdfcp-2f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  return as_float(as_bits(p) + (as_bits(t) << 23));
+  // A product keeps NaN.
+  return p * as_float(as_bits(t) << 23);
 }
 
 // Adds a block's terms to each other before it adds them to the chunk's: fewer roundings.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lepo_kernels import dispatch
 from lepo_kernels.ops._arguments import MAX_IDS, as_per_row, as_row_keys, as_seed, as_step
-from lepo_kernels.ops._autograd import refuse_double_backward
+from lepo_kernels.ops._library import torch_op
 from lepo_kernels.validation import FLOAT_DTYPES, check_integer, check_tensor
 
 # Columns of the statistics that the backward pass takes over.
@@ -95,7 +95,7 @@ def gumbel_softmax_embedding(
     return GumbelSoftmaxEmbedding(mixed.to(embedding.dtype), log_prob)
 
 
-@torch.library.custom_op("lepo_kernels::gumbel_softmax_embedding", mutates_args=())
+@torch_op("gumbel_softmax_embedding")
 def _gumbel_softmax_embedding(
     logits: Tensor,  # [N, V]
     embedding: Tensor,  # [V, D]
@@ -140,7 +140,7 @@ def _(
     )
 
 
-@torch.library.custom_op("lepo_kernels::gumbel_softmax_embedding_backward", mutates_args=())
+@torch_op("gumbel_softmax_embedding_backward")
 def _gumbel_softmax_embedding_backward(
     grad_embedding: Tensor,  # [N, D]
     grad_log_prob: Tensor,  # [N]
@@ -231,4 +231,4 @@ def _accumulation_dtype(x: Tensor) -> torch.dtype:
 
 
 _gumbel_softmax_embedding.register_autograd(_backward, setup_context=_setup_context)
-refuse_double_backward(_gumbel_softmax_embedding_backward)
+_gumbel_softmax_embedding_backward.refuse_double_backward()

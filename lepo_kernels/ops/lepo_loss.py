@@ -1,35 +1,26 @@
-"""P6: LEPO's loss over latent and discrete rows.
+"""P6: LEPO's loss from hidden states and the language-model head.
 
-`lepo_objective` is the epilogue on selected log-probabilities, plain torch on [N, K]. `lepo_loss`
-runs it on top of `linear_log_probs`, from hidden states and the language-model head.
+Design note: the loss is a sum over rows, so the gradient of a row's logits is known as soon as its
+own logits are. Where the backend has a kernel for it, the forward pass forms the gradients, too,
+and the logits are not computed again: three products of the head instead of four. Elsewhere it is
+`linear_log_probs` followed by `lepo_objective`, which say what the loss is; the fused kernel may
+never disagree with them.
 """
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lepo_kernels.ops.linear_log_probs import linear_log_probs
-from lepo_kernels.ops.scores import soft_log_prob
-from lepo_kernels.validation import FLOAT_DTYPES, check_choice, check_number, check_tensor
-
-LATENT_KL = ("k3", "exact")
-# exp() of it is finite in float32, with room for an advantage.
-_LARGEST_EXPONENT = 80.0
-
-
-class LepoLoss(NamedTuple):
-    """What `lepo_loss` and `lepo_objective` return.
-
-    All but ``loss`` are detached, for metrics. A row that is left out (weight 0) has log_prob, kl
-    and clipped 0, and ratio 1.
-    """
-
-    loss: Tensor  # []
-    log_prob: Tensor  # [N]
-    kl: Tensor  # [N]; zeros without reference log-probs
-    ratio: Tensor  # [N]; 1 on latent rows
-    clipped: Tensor  # [N] int8: -1 clipped from below, +1 from above, 0 not clipped
+from lepo_kernels import dispatch
+from lepo_kernels.ops._library import torch_op
+from lepo_kernels.ops.lepo_objective import (
+    LepoLoss,
+    check_rows_of_loss,
+    check_settings,
+    lepo_objective,
+)
+from lepo_kernels.ops.linear_log_probs import linear_log_probs, prepare_head
 
 
 def lepo_loss(
@@ -55,6 +46,11 @@ def lepo_loss(
 ) -> LepoLoss:
     """LEPO's loss from hidden states: `linear_log_probs` followed by `lepo_objective`.
 
+    A fused kernel computes the gradients in the forward pass, and only those that autograd will ask
+    for; the backward pass hands them over, multiplied by the loss's own gradient. On the CPU that
+    multiplication, and the copy it makes, is spared where that is 1: put factors into
+    ``row_weights``. A fused kernel does not look at rows that are left out (`LepoLoss`).
+
     Args:
         hidden: [N, D] final hidden states, one row per scored step.
         lm_head: [V, D] weight of the language-model head.
@@ -70,199 +66,225 @@ def lepo_loss(
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
+        ValueError, IndexError: a row's logits or an id are bad; see `linear_log_probs`.
+        RuntimeError: a second derivative is asked for.
     """
-    scored = linear_log_probs(
+    epsilon_high = epsilon if epsilon_high is None else epsilon_high
+    head = prepare_head(hidden, lm_head, ids, bias, softcap, inv_temperature)
+    check_rows_of_loss(ids, weights, latent, advantages, row_weights, old_log_prob, ref_log_probs)
+    check_settings(beta, epsilon, epsilon_high, delta, latent_kl, ref_log_probs)
+    dtype = head.hidden.dtype
+    chosen = dispatch.resolve("linear_log_probs", hidden.device, backend, dtype)
+    if dispatch.why_not("lepo_loss", hidden.device, chosen, dtype) is not None:
+        scored = linear_log_probs(
+            hidden,
+            lm_head,
+            ids,
+            bias=bias,
+            softcap=softcap,
+            inv_temperature=inv_temperature,
+            backend=chosen,
+        )
+        return lepo_objective(
+            scored.logits,
+            scored.lse,
+            weights,
+            latent,
+            advantages,
+            row_weights,
+            old_log_prob=old_log_prob,
+            ref_log_probs=ref_log_probs,
+            beta=beta,
+            epsilon=epsilon,
+            epsilon_high=epsilon_high,
+            delta=delta,
+            latent_kl=latent_kl,
+        )
+    loss, *metrics, _, _, _ = torch.ops.lepo_kernels.lepo_loss(
+        head.hidden,
+        head.lm_head,
+        ids,
+        weights.detach(),
+        latent,
+        advantages.detach(),
+        row_weights.detach(),
+        None if old_log_prob is None else old_log_prob.detach(),
+        None if ref_log_probs is None else ref_log_probs.detach(),
+        head.bias,
+        head.softcap,
+        head.inv_temperature,
+        float(beta),
+        float(epsilon),
+        float(epsilon_high),
+        None if delta is None else float(delta),
+        latent_kl,
+        *(_will_be_asked_for(x) for x in (head.hidden, head.lm_head, head.bias)),
+        chosen,
+    )
+    return LepoLoss(loss, *metrics)
+
+
+def _will_be_asked_for(x: Tensor | None) -> bool:
+    return x is not None and x.requires_grad and torch.is_grad_enabled()
+
+
+@torch_op("lepo_loss")
+def _lepo_loss(
+    hidden: Tensor,  # [N, D]
+    lm_head: Tensor,  # [V, D]
+    ids: Tensor,  # [N, K]
+    weights: Tensor,  # [N, K]
+    latent: Tensor,  # [N]
+    advantages: Tensor,  # [N]
+    row_weights: Tensor,  # [N]
+    old_log_prob: Tensor | None,  # [N]
+    ref_log_probs: Tensor | None,  # [N, K]
+    bias: Tensor | None,  # [V]
+    softcap: float | None,
+    inv_temperature: Tensor,  # [N] or [1]
+    beta: float,
+    epsilon: float,
+    epsilon_high: float,
+    delta: float | None,
+    latent_kl: str,
+    need_dhidden: bool,
+    need_dlm_head: bool,
+    need_dbias: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The fields of `LepoLoss`, then the gradients of the loss; one not needed comes empty."""
+    outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] = dispatch.load(
+        "lepo_loss", backend
+    )(
         hidden,
         lm_head,
         ids,
-        bias=bias,
-        softcap=softcap,
-        inv_temperature=inv_temperature,
-        backend=backend,
-    )
-    return lepo_objective(
-        scored.logits,
-        scored.lse,
         weights,
         latent,
         advantages,
         row_weights,
-        old_log_prob=old_log_prob,
-        ref_log_probs=ref_log_probs,
-        beta=beta,
-        epsilon=epsilon,
-        epsilon_high=epsilon_high,
-        delta=delta,
-        latent_kl=latent_kl,
+        old_log_prob,
+        ref_log_probs,
+        bias,
+        softcap,
+        inv_temperature,
+        beta,
+        epsilon,
+        epsilon_high,
+        delta,
+        latent_kl,
+        need_dhidden,
+        need_dlm_head,
+        need_dbias,
     )
+    return outputs
 
 
-def lepo_objective(
-    logits: Tensor,  # [N, K]
-    lse: Tensor,  # [N]
-    weights: Tensor,  # [N, K]
-    latent: Tensor,  # [N] bool
-    advantages: Tensor,  # [N]
-    row_weights: Tensor,  # [N]
-    *,
-    old_log_prob: Tensor | None = None,  # [N]
-    ref_log_probs: Tensor | None = None,  # [N, K]
-    beta: float = 0.0,
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
-    delta: float | None = None,
-    latent_kl: str = "k3",
-) -> LepoLoss:
-    """LEPO's loss (arXiv 2604.17892) from selected logits and their log-sum-exp.
-
-    With ``log pi = logits - lse`` over the whole vocabulary and ``s = sum_k weights_k log pi_k``::
-
-        latent row:    l = -A s                                          (the soft surrogate)
-        discrete row:  l = -min(rho A, clip(rho, 1 - epsilon, 1 + epsilon_high) A)
-                       with rho = exp(s - old_log_prob), capped at delta if given
-        loss = sum_rows row_weights * (l + beta * KL)
-
-    KL is the k3 estimator ``exp(r) - r - 1``, ``r = log pi_ref - log pi``, averaged with the row's
-    weights (one-hot on discrete rows); with ``latent_kl="exact"`` a latent row takes the exact
-    KL(pi | pi_ref) of the two policies renormalised over its kept ids.
-
-    Args:
-        logits: [N, K] scaled logits at the row's ids, as `linear_log_probs` returns them.
-        lse: [N] log-sum-exp of the scaled logits over the vocabulary.
-        weights: [N, K] mixture weights; one-hot on discrete rows. Entries of weight 0 are padding.
-        latent: [N] bool: which rows are latent steps.
-        advantages: [N] floating point.
-        row_weights: [N] floating point: the normalisation; 0 leaves a row out.
-        old_log_prob: [N] log-probability under the policy that sampled; None means the current one
-            (ratio 1, gradient that of REINFORCE).
-        ref_log_probs: [N, K] log-probabilities of the ids under the reference policy; needed when
-            ``beta`` is not 0.
-        beta: weight of the KL term, at least 0.
-        epsilon: lower clipping range, in (0, 1].
-        epsilon_high: upper clipping range; None takes ``epsilon``.
-        delta: upper bound of rho in the unclipped branch (dual clip), above 1 + epsilon_high.
-        latent_kl: ``"k3"`` or ``"exact"``.
-
-    Returns:
-        `LepoLoss`. Differentiable in ``logits`` and ``lse``; everything else is constant.
-
-    Raises:
-        TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
-    """
-    epsilon_high = epsilon if epsilon_high is None else epsilon_high
-    _check(logits, lse, weights, latent, advantages, row_weights, old_log_prob, ref_log_probs)
-    _check_ranges(beta, epsilon, epsilon_high, delta, latent_kl, ref_log_probs)
-    # Torch does not know every number, such as a Fraction.
-    beta, epsilon, epsilon_high = float(beta), float(epsilon), float(epsilon_high)
-    delta = None if delta is None else float(delta)
-
-    # A row that is left out adds exactly nothing, whatever its scores are.
-    used = row_weights != 0
-    logits = logits.masked_fill(~used[:, None], 0.0)
-    lse = lse.masked_fill(~used, 0.0)
-    weights = weights.detach()
-    log_prob = soft_log_prob(logits, lse, weights)
-    constants = (advantages, row_weights, log_prob if old_log_prob is None else old_log_prob)
-    advantages, row_weights, old = (x.detach().to(log_prob.dtype) for x in constants)
-    ratio = _ratio(log_prob, old, used & ~latent)
-    unclipped = ratio if delta is None else ratio.clamp(max=delta)
-    bounded = ratio.clamp(1 - epsilon, 1 + epsilon_high)
-    discrete_loss = -torch.minimum(unclipped * advantages, bounded * advantages)
-    row_loss = torch.where(latent, -advantages * log_prob, discrete_loss)
-
-    kl = torch.zeros_like(log_prob)
-    if ref_log_probs is not None:
-        ref = ref_log_probs.detach().to(log_prob.dtype)
-        # Without a KL term it is a metric only, and may be infinite.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and beta > 0):
-            kl = _kl(logits, lse, weights, latent, ref, latent_kl).masked_fill(~used, 0.0)
-    if beta > 0:
-        row_loss = row_loss + beta * kl
-
-    loss = (row_weights * row_loss.masked_fill(~used, 0.0)).sum()
-    below = (ratio < 1 - epsilon) & (advantages < 0)
-    above = (ratio > 1 + epsilon_high) & (advantages > 0)
-    clipped = above.to(torch.int8) - below.to(torch.int8)
-    return LepoLoss(loss, log_prob.detach(), kl.detach(), ratio.detach(), clipped)
-
-
-def _ratio(
-    log_prob: Tensor,  # [N]
-    old: Tensor,  # [N]
-    moving: Tensor,  # [N] bool
-) -> Tensor:  # [N]
-    """``exp(log_prob - old)`` where ``moving``, else 1.
-
-    The exponent is bounded before exp: an infinite ratio has the gradient 0 * inf where it is
-    clipped.
-    """
-    return torch.exp((log_prob - old).masked_fill(~moving, 0.0).clamp(max=_LARGEST_EXPONENT))
-
-
-def _kl(
-    logits: Tensor,  # [N, K]
-    lse: Tensor,  # [N]
-    weights: Tensor,  # [N, K]
-    latent: Tensor,  # [N]
-    ref_log_probs: Tensor,  # [N, K]
-    latent_kl: str,
-) -> Tensor:  # [N]
-    padding = weights == 0
-    log_probs = (logits - lse[:, None]).masked_fill(padding, 0.0)
-    ref = ref_log_probs.masked_fill(padding, 0.0)
-    log_ratio = ref - log_probs
-    if latent_kl == "exact":
-        # Masked before exp: what a latent row does not use must not overflow in its gradient.
-        log_ratio = log_ratio.masked_fill(latent[:, None], 0.0)
-    log_ratio = log_ratio.clamp(max=_LARGEST_EXPONENT)
-    k3 = (weights.to(log_probs.dtype) * (torch.exp(log_ratio) - log_ratio - 1)).sum(-1)
-    if latent_kl == "k3":
-        return k3
-    # The lowest finite number rather than -inf: padding then weighs 0 without 0 * inf.
-    low = torch.finfo(log_probs.dtype).min
-    kept = torch.log_softmax(log_probs.masked_fill(padding, low), -1)
-    kept_ref = torch.log_softmax(ref.masked_fill(padding, low), -1)
-    exact = (kept.exp() * (kept - kept_ref).masked_fill(padding, 0.0)).sum(-1)
-    return torch.where(latent, exact, k3)
-
-
-def _check(
-    logits: Tensor,
-    lse: Tensor,
+@_lepo_loss.register_fake
+def _(
+    hidden: Tensor,
+    lm_head: Tensor,
+    ids: Tensor,
     weights: Tensor,
     latent: Tensor,
     advantages: Tensor,
     row_weights: Tensor,
     old_log_prob: Tensor | None,
     ref_log_probs: Tensor | None,
-) -> None:
-    check_tensor("logits", logits, ("N", "K"), FLOAT_DTYPES)
-    rows, kept = logits.shape
-    device = logits.device
-    check_tensor("lse", lse, (rows,), FLOAT_DTYPES, device)
-    check_tensor("weights", weights, (rows, kept), FLOAT_DTYPES, device)
-    check_tensor("latent", latent, (rows,), (torch.bool,), device)
-    check_tensor("advantages", advantages, (rows,), FLOAT_DTYPES, device)
-    check_tensor("row_weights", row_weights, (rows,), FLOAT_DTYPES, device)
-    if old_log_prob is not None:
-        check_tensor("old_log_prob", old_log_prob, (rows,), FLOAT_DTYPES, device)
-    if ref_log_probs is not None:
-        check_tensor("ref_log_probs", ref_log_probs, (rows, kept), FLOAT_DTYPES, device)
-
-
-def _check_ranges(
+    bias: Tensor | None,
+    softcap: float | None,
+    inv_temperature: Tensor,
     beta: float,
     epsilon: float,
     epsilon_high: float,
     delta: float | None,
     latent_kl: str,
-    ref_log_probs: Tensor | None,
-) -> None:
-    check_number("beta", beta, 0.0)
-    check_number("epsilon", epsilon, 0.0, 1.0, low_included=False)
-    check_number("epsilon_high", epsilon_high, 0.0, low_included=False)
-    if delta is not None:
-        check_number("delta", delta, 1 + float(epsilon_high), low_included=False)
-    check_choice("latent_kl", latent_kl, LATENT_KL)
-    if beta > 0 and ref_log_probs is None:
-        raise ValueError("ref_log_probs: needed when beta is not 0, got None")
+    need_dhidden: bool,
+    need_dlm_head: bool,
+    need_dbias: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    row = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+    return (
+        row.new_empty(()),
+        row,
+        torch.empty_like(row),
+        torch.empty_like(row),
+        torch.empty_like(row, dtype=torch.int8),
+        hidden.new_empty(hidden.shape if need_dhidden else (0,)),
+        lm_head.new_empty(lm_head.shape if need_dlm_head else (0,)),
+        lm_head.new_empty(lm_head.shape[0] if need_dbias else 0),
+    )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, lm_head, bias, ctx.backend = inputs[0], inputs[1], inputs[9], inputs[-1]
+    ctx.needs = inputs[-4:-1]
+    gradients = output[5:]
+    ctx.mark_non_differentiable(*output[1:])
+    # Else autograd would make zeros of the size of the head for the outputs that have no gradient.
+    ctx.set_materialize_grads(False)
+    # The first three only give second derivatives something to be refused for.
+    ctx.save_for_backward(hidden, lm_head, bias, *gradients)
+
+
+def _backward(
+    ctx: Any, grad_loss: Tensor | None, *constants: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return (None,) * 21
+    hidden, lm_head, bias, *gradients = ctx.saved_tensors
+    if not _is_plain_one(grad_loss):
+        gradients = torch.ops.lepo_kernels.lepo_loss_backward(
+            grad_loss, *gradients, hidden, lm_head, bias, ctx.backend
+        )
+    dhidden, dlm_head, dbias = (
+        x if needed else None for x, needed in zip(gradients, ctx.needs, strict=True)
+    )
+    return dhidden, dlm_head, *(None,) * 7, dbias, *(None,) * 11
+
+
+def _is_plain_one(grad_loss: Tensor) -> bool:
+    """Whether the loss's gradient is known to be 1 without waiting, tracing or differentiating."""
+    return (
+        type(grad_loss) is Tensor
+        and grad_loss.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and float(grad_loss.detach()) == 1.0
+    )
+
+
+@torch_op("lepo_loss_backward")
+def _lepo_loss_backward(
+    grad_loss: Tensor,  # []
+    dhidden: Tensor,  # [N, D] or [0]
+    dlm_head: Tensor,  # [V, D] or [0]
+    dbias: Tensor,  # [V] or [0]
+    hidden: Tensor,  # [N, D]
+    lm_head: Tensor,  # [V, D]
+    bias: Tensor | None,  # [V]
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the loss times its own; hidden, lm_head and bias are what it is made of."""
+    grads: tuple[Tensor, Tensor, Tensor] = dispatch.load("lepo_loss_backward", backend)(
+        grad_loss, dhidden, dlm_head, dbias, hidden, lm_head, bias
+    )
+    return grads
+
+
+@_lepo_loss_backward.register_fake
+def _(
+    grad_loss: Tensor,
+    dhidden: Tensor,
+    dlm_head: Tensor,
+    dbias: Tensor,
+    hidden: Tensor,
+    lm_head: Tensor,
+    bias: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(dhidden), torch.empty_like(dlm_head), torch.empty_like(dbias)
+
+
+_lepo_loss.register_autograd(_backward, setup_context=_setup)
+_lepo_loss_backward.refuse_double_backward()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lepo_kernels import dispatch
 from lepo_kernels.ops._arguments import as_per_row
-from lepo_kernels.ops._autograd import refuse_double_backward
+from lepo_kernels.ops._library import torch_op
 from lepo_kernels.validation import (
     FLOAT_DTYPES,
     INDEX_DTYPES,
@@ -69,8 +69,8 @@ def linear_log_probs(
         bias: [V] in the dtype of ``hidden``.
         softcap: > 0.
         inv_temperature: > 0, 1 / T, a number or an [N] tensor; a constant to autograd.
-        chunk_size: rows worked on at a time, below 2^31; None takes as many as 64 MiB of logits
-            hold.
+        chunk_size: bounds the memory: no more logits are held at a time than this many rows have;
+            below 2^31. None takes as many rows as 64 MiB of logits hold.
         backend: see `lepo_kernels.backend`.
 
     Returns:
@@ -83,32 +83,22 @@ def linear_log_probs(
         IndexError: an id is out of range (checked likewise).
         RuntimeError: a second derivative is asked for.
     """
-    check_tensor("hidden", hidden, ("N", "D"), FLOAT_DTYPES)
-    (rows, width), device = hidden.shape, hidden.device
-    check_tensor("lm_head", lm_head, ("V", width), FLOAT_DTYPES, device)
-    vocab = lm_head.shape[0]
-    check_integer("lm_head.shape[0]", vocab, 1)
-    if bias is not None:
-        check_tensor("bias", bias, (vocab,), FLOAT_DTYPES, device)
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
-        hidden, lm_head = _autocast(hidden, dtype), _autocast(lm_head, dtype)
-        bias = None if bias is None else _autocast(bias, dtype)
-    check_tensor("lm_head", lm_head, (vocab, width), (hidden.dtype,))
-    if bias is not None:
-        check_tensor("bias", bias, (vocab,), (hidden.dtype,))
-    check_tensor("ids", ids, (rows, "K"), INDEX_DTYPES, device)
-    if softcap is not None:
-        check_positive_number("softcap", softcap)
-        softcap = float(softcap)
+    head = prepare_head(hidden, lm_head, ids, bias, softcap, inv_temperature)
+    vocab, dtype = head.lm_head.shape[0], head.hidden.dtype
     if chunk_size is None:
-        entry_bytes = 8 if hidden.dtype == torch.float64 else 4
+        entry_bytes = 8 if dtype == torch.float64 else 4
         chunk_size = max(1, _CHUNK_BYTES // (entry_bytes * vocab))
     check_integer("chunk_size", chunk_size, 1, _MAX_CHUNK)
-    chosen = dispatch.resolve("linear_log_probs", device, backend, hidden.dtype)
-    scale = _as_scale(inv_temperature, hidden)
+    chosen = dispatch.resolve("linear_log_probs", hidden.device, backend, dtype)
     fields = torch.ops.lepo_kernels.linear_log_probs(
-        hidden, lm_head, ids, bias, softcap, scale, chunk_size, chosen
+        head.hidden,
+        head.lm_head,
+        ids,
+        head.bias,
+        head.softcap,
+        head.inv_temperature,
+        chunk_size,
+        chosen,
     )
     return LinearLogProbs(*fields)
 
@@ -143,6 +133,50 @@ def gather_log_probs(
     return LinearLogProbs(*fields)
 
 
+class Head(NamedTuple):
+    """The checked arguments of an op that starts from hidden states and a head."""
+
+    hidden: Tensor  # [N, D]
+    lm_head: Tensor  # [V, D]
+    bias: Tensor | None  # [V]
+    softcap: float | None
+    inv_temperature: Tensor  # [N] or [1]
+
+
+def prepare_head(
+    hidden: Tensor,  # [N, D]
+    lm_head: Tensor,  # [V, D]
+    ids: Tensor,  # [N, K]
+    bias: Tensor | None,  # [V]
+    softcap: float | None,
+    inv_temperature: float | Tensor,  # [] or [N]
+) -> Head:
+    """Check these arguments of `linear_log_probs`, and cast them as autocast says.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
+    """
+    check_tensor("hidden", hidden, ("N", "D"), FLOAT_DTYPES)
+    (rows, width), device = hidden.shape, hidden.device
+    check_tensor("lm_head", lm_head, ("V", width), FLOAT_DTYPES, device)
+    vocab = lm_head.shape[0]
+    check_integer("lm_head.shape[0]", vocab, 1)
+    if bias is not None:
+        check_tensor("bias", bias, (vocab,), FLOAT_DTYPES, device)
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+        hidden, lm_head = _autocast(hidden, dtype), _autocast(lm_head, dtype)
+        bias = None if bias is None else _autocast(bias, dtype)
+    check_tensor("lm_head", lm_head, (vocab, width), (hidden.dtype,))
+    if bias is not None:
+        check_tensor("bias", bias, (vocab,), (hidden.dtype,))
+    check_tensor("ids", ids, (rows, "K"), INDEX_DTYPES, device)
+    if softcap is not None:
+        check_positive_number("softcap", softcap)
+        softcap = float(softcap)
+    return Head(hidden, lm_head, bias, softcap, _as_scale(inv_temperature, hidden))
+
+
 def _autocast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == torch.float64 else x.to(dtype)
 
@@ -159,7 +193,7 @@ def _fake_outputs(like: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return selected, selected.new_empty(ids.shape[0]), selected.new_empty(ids.shape[0])
 
 
-@torch.library.custom_op("lepo_kernels::linear_log_probs", mutates_args=())
+@torch_op("linear_log_probs")
 def _linear_log_probs(
     hidden: Tensor,  # [N, D]
     lm_head: Tensor,  # [V, D]
@@ -190,7 +224,7 @@ def _(
     return _fake_outputs(hidden, ids)
 
 
-@torch.library.custom_op("lepo_kernels::linear_log_probs_backward", mutates_args=())
+@torch_op("linear_log_probs_backward")
 def _linear_log_probs_backward(
     grad_logits: Tensor,  # [N, K]
     grad_lse: Tensor,  # [N]
@@ -295,10 +329,10 @@ def _backward_linear(
 
 
 _linear_log_probs.register_autograd(_backward_linear, setup_context=_setup_linear)
-refuse_double_backward(_linear_log_probs_backward)
+_linear_log_probs_backward.refuse_double_backward()
 
 
-@torch.library.custom_op("lepo_kernels::gather_log_probs", mutates_args=())
+@torch_op("gather_log_probs")
 def _gather_log_probs(
     logits: Tensor,  # [N, V]
     ids: Tensor,  # [N, K]
@@ -318,7 +352,7 @@ def _(
     return _fake_outputs(logits, ids)
 
 
-@torch.library.custom_op("lepo_kernels::gather_log_probs_backward", mutates_args=())
+@torch_op("gather_log_probs_backward")
 def _gather_log_probs_backward(
     grad_logits: Tensor,  # [N, K]
     grad_lse: Tensor,  # [N]
@@ -376,4 +410,4 @@ def _backward_gather(
 
 
 _gather_log_probs.register_autograd(_backward_gather, setup_context=_setup_gather)
-refuse_double_backward(_gather_log_probs_backward)
+_gather_log_probs_backward.refuse_double_backward()

@@ -12,6 +12,7 @@ from torch import Tensor
 from lepo_kernels import dispatch
 from lepo_kernels.backends.reference.philox import gumbel_from_words, normal_from_words
 from lepo_kernels.ops._arguments import MAX_DRAWS, as_seed, as_step
+from lepo_kernels.ops._library import torch_op
 from lepo_kernels.validation import INDEX_DTYPES, check_integer, check_tensor
 
 _NOISE_DTYPES = (torch.float32, torch.float64)
@@ -128,7 +129,7 @@ def _check_noise_dtype(dtype: torch.dtype) -> None:
         raise TypeError(f"dtype: expected float32 or float64, got {dtype}")
 
 
-@torch.library.custom_op("lepo_kernels::philox_words", mutates_args=())
+@torch_op("philox_words")
 def _philox_words(
     seed: Tensor,  # []
     row_keys: Tensor,  # [N]

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import TrainerCallback, TrainerControl
 
-from lepo_kernels.ops.lepo_loss import lepo_objective
+from lepo_kernels.ops.lepo_objective import lepo_objective
 from lepo_kernels.report.run_folder import RunFolder
 from lepo_kernels.rollout.policy_log_probs import policy_log_probs
 from lepo_kernels.trainer.checkpoint import (

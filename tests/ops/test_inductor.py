@@ -6,11 +6,14 @@ import torch
 from lepo_kernels import (
     gather_log_probs,
     gumbel_softmax_embedding,
+    lepo_loss,
     linear_log_probs,
     mix_embeddings,
 )
 
 IDS = torch.tensor([[0, 2], [1, 1], [2, 0], [0, 0]])
+# Weights, latent, advantages, row weights.
+ROWS = (torch.full((4, 2), 0.5), torch.ones(4, dtype=torch.bool), torch.ones(4), torch.ones(4))
 
 
 def transposed(rows, columns):
@@ -23,10 +26,17 @@ def transposed(rows, columns):
     [
         (lambda h, w: linear_log_probs(h, w, IDS).lse, [(4, 3), (5, 3)]),
         (lambda a: gather_log_probs(a, IDS).lse, [(4, 3)]),
+        (lambda h, w: lepo_loss(h, w, IDS, *ROWS).loss, [(4, 3), (5, 3)]),
         (lambda a, e: gumbel_softmax_embedding(a, e, 0.5).embedding, [(4, 5), (5, 3)]),
         (lambda w, e: mix_embeddings(IDS, w, e), [(4, 2), (3, 5)]),
     ],
-    ids=["linear_log_probs", "gather_log_probs", "gumbel_softmax_embedding", "mix_embeddings"],
+    ids=[
+        "linear_log_probs",
+        "gather_log_probs",
+        "lepo_loss",
+        "gumbel_softmax_embedding",
+        "mix_embeddings",
+    ],
 )
 def test_transposed_inputs(op, shapes):
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lepo_kernels.ops.lepo_loss import lepo_loss, lepo_objective
+from lepo_kernels import lepo_loss, lepo_objective
 
 # 6 rows: latent and discrete in turn, so that a mix-up of the two shows. 3 ids per row, the last of
 # them padding on some rows; 11 ids in the vocabulary; 5 dimensions.
@@ -81,8 +81,11 @@ def transcribed(case, *, off_policy, beta, latent_kl, eps, eps_high, delta, inv_
 @pytest.mark.parametrize("delta", [None, 1.5])
 @pytest.mark.parametrize("inv_temperature", [1.0, 0.7])
 def test_loss_and_gradient_equal_the_formulas(
-    case, off_policy, beta, latent_kl, delta, inv_temperature
+    case, off_policy, beta, latent_kl, delta, inv_temperature, backend
 ):
+    # Losses and gradients are near 1; float32 knows the old log-probs to 1e-7.
+    dtype, slack = (torch.float64, 1e-12) if backend == "reference" else (torch.float32, 3e-6)
+    hidden, head = (case[x].detach().to(dtype).requires_grad_() for x in ("hidden", "head"))
     # Narrow, unequal ranges: some rows are clipped from either side.
     options = {"eps": 0.05, "eps_high": 0.1, "delta": delta}
     expected = transcribed(
@@ -95,8 +98,8 @@ def test_loss_and_gradient_equal_the_formulas(
     )
     wanted = torch.autograd.grad(expected, (case["hidden"], case["head"]))
     result = lepo_loss(
-        case["hidden"],
-        case["head"],
+        hidden,
+        head,
         case["ids"],
         case["weights"],
         LATENT,
@@ -111,10 +114,9 @@ def test_loss_and_gradient_equal_the_formulas(
         latent_kl=latent_kl,
         inv_temperature=inv_temperature,
     )
-    got = torch.autograd.grad(result.loss, (case["hidden"], case["head"]))
-    torch.testing.assert_close(result.loss, expected.detach(), rtol=0, atol=1e-12)
-    for one, other in zip(got, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    got = torch.autograd.grad(result.loss, (hidden, head))
+    for one, other in zip((result.loss, *got), (expected.detach(), *wanted), strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=0, atol=slack)
     if off_policy:
         assert result.clipped[~LATENT].any(), "the case must exercise the clipping"
     assert not result.clipped[LATENT].any()
@@ -275,6 +277,25 @@ def test_metrics_of_a_row_left_out_say_nothing():
     assert lse.grad.tolist() == [0.0, 0.0, 1.0]
 
 
+def test_a_row_of_advantage_0_is_left_out_unless_its_kl_is_asked_for():
+    logits = LOGITS.clone()
+    logits[1, 0] = float("-inf")
+    logits.requires_grad_()
+    settings = {
+        "advantages": torch.tensor([1.0, 0.0, 1.0]),
+        "old_log_prob": torch.tensor([-1.5, -3.0, 0.0]),
+    }
+    result = objective(logits, LSE, **settings)
+    result.loss.backward()
+    assert torch.isfinite(result.loss)
+    assert logits.grad[1].tolist() == [0.0, 0.0]
+    assert [float(x[1]) for x in result[1:]] == [0.0, 0.0, 1.0, 0.0]
+    ref = torch.full((3, 2), -2.0)
+    used = objective(LOGITS, LSE, ref_log_probs=ref, **settings)
+    assert float(used.log_prob[1]) == -1.0
+    assert float(used.kl[1]) == pytest.approx(math.exp(-1))
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -346,6 +367,7 @@ def test_it_compiles_without_a_graph_break(case):
         torch.testing.assert_close(eager, compiled, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.usefixtures("backend")
 def test_fake_tensors_know_the_shapes():
     with FakeTensorMode():
         result = lepo_loss(

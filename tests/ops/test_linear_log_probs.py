@@ -1,12 +1,13 @@
 """Selected log-probabilities against the dense expression and torch's own autograd."""
 
 import math
+import warnings
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lepo_kernels import gather_log_probs, linear_log_probs
+from lepo_kernels import dispatch, gather_log_probs, linear_log_probs
 from lepo_kernels.backends.reference import linear_log_probs as kernel
 from lepo_kernels.backends.reference import numerics
 from tests.ops.helpers import LOW_DTYPES, LargestTensor, assert_no_worse_than_plain, transposed
@@ -41,6 +42,21 @@ def make(rows=7, width=3, vocab=11, kept=4, dtype=torch.float64, seed=0):
     return hidden, lm_head, bias, ids
 
 
+def working_dtype(backend):
+    """The widest dtype a backend computes in."""
+    return torch.float64 if backend == "reference" else torch.float32
+
+
+def assert_close_to_exact(ours, exact):
+    """``exact`` is float64. Float32 sums of a few dozen terms near 1 lose some units of 1e-7."""
+    slack = {} if ours.dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(ours.double(), exact, **slack)
+
+
+def doubled(*inputs):
+    return [None if x is None else x.detach().double().requires_grad_() for x in inputs]
+
+
 def weighted_sum(outputs, seed=1):
     """A scalar that gives every output an upstream gradient of its own."""
     generator = torch.Generator().manual_seed(seed)
@@ -54,26 +70,34 @@ def weighted_sum(outputs, seed=1):
 @pytest.mark.parametrize("chunk_size", [1, 3, 7, 100, None])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_values_and_gradients_match_the_dense_expression(chunk_size, softcap, with_bias):
-    hidden, lm_head, bias, ids = make()
-    bias = bias if with_bias else None
-    inputs = [x for x in (hidden, lm_head, bias) if x is not None]
+def test_values_and_gradients_match_the_dense_expression(chunk_size, softcap, with_bias, backend):
+    hidden, lm_head, bias, ids = make(dtype=working_dtype(backend))
+    inputs = (hidden, lm_head, bias)[: 2 + with_bias]
+    exact_inputs = doubled(*inputs)
     scale = torch.rand(7, dtype=torch.float64) + 0.5
-    options = {"bias": bias, "softcap": softcap, "inv_temperature": scale}
-    ours = linear_log_probs(hidden, lm_head, ids, chunk_size=chunk_size, **options)
-    expected = plain(hidden, lm_head, ids, **options)
-    for name, x, y in zip(ours._fields, ours, expected, strict=True):
-        torch.testing.assert_close(x, y, msg=name)
+    options = {"softcap": softcap, "inv_temperature": scale}
+
+    def named(inputs):
+        return dict(zip(("hidden", "lm_head", "bias"), inputs, strict=False))
+
+    ours = linear_log_probs(**named(inputs), ids=ids, chunk_size=chunk_size, **options)
+    expected = plain(**named(exact_inputs), ids=ids, **options)
+    for x, y in zip(ours, expected, strict=True):
+        assert_close_to_exact(x, y)
     for x, y in zip(
         torch.autograd.grad(weighted_sum(ours), inputs),
-        torch.autograd.grad(weighted_sum(expected), inputs),
+        torch.autograd.grad(weighted_sum(expected), exact_inputs),
         strict=True,
     ):
-        torch.testing.assert_close(x, y)
+        assert_close_to_exact(x, y)
 
 
-def test_gradcheck():
-    hidden, lm_head, bias, ids = make(rows=4)
+def test_gradcheck(backend):
+    dtype = working_dtype(backend)
+    hidden, lm_head, bias, ids = make(rows=4, dtype=dtype)
+    # In float32 a difference of 1e-2 has a rounding error of 1e-5 or so, and one of the second
+    # order of 1e-4; gradcheck would warn of the dtype.
+    slack = {} if dtype == torch.float64 else {"eps": 1e-2, "atol": 2e-3, "rtol": 2e-3}
 
     def linear(hidden, lm_head, bias):
         return tuple(
@@ -85,25 +109,28 @@ def test_gradcheck():
     def gather(logits):
         return tuple(gather_log_probs(logits, ids, inv_temperature=0.7))
 
-    assert torch.autograd.gradcheck(linear, (hidden, lm_head, bias))
-    logits = torch.randn(4, 11, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(gather, (logits,))
+    logits = torch.randn(4, 11, dtype=dtype, requires_grad=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Input #. requires gradient and is not a double")
+        assert torch.autograd.gradcheck(linear, (hidden, lm_head, bias), **slack)
+        assert torch.autograd.gradcheck(gather, (logits,), **slack)
 
 
 # V = 2 is the smallest, 7 a prime, 1000 a long row. K = 0 asks for lse alone.
 @pytest.mark.parametrize("vocab", [2, 7, 1000])
 @pytest.mark.parametrize("kept", [0, 1, 5])
-def test_logits_at_hand(vocab, kept):
+def test_logits_at_hand(vocab, kept, backend):
     torch.manual_seed(vocab)
-    logits = (3 * torch.randn(6, vocab, dtype=torch.float64)).requires_grad_()
+    logits = (3 * torch.randn(6, vocab, dtype=working_dtype(backend))).requires_grad_()
+    (exact_logits,) = doubled(logits)
     ids = torch.randint(0, vocab, (6, kept), dtype=torch.int32)
     ours = gather_log_probs(logits, ids, inv_temperature=1.3)
-    expected = plain_from_logits(logits, ids, 1.3)
+    expected = plain_from_logits(exact_logits, ids, 1.3)
     for x, y in zip(ours, expected, strict=True):
-        torch.testing.assert_close(x, y)
-    torch.testing.assert_close(
-        torch.autograd.grad(weighted_sum(ours), logits),
-        torch.autograd.grad(weighted_sum(expected), logits),
+        assert_close_to_exact(x, y)
+    assert_close_to_exact(
+        torch.autograd.grad(weighted_sum(ours), logits)[0],
+        torch.autograd.grad(weighted_sum(expected), exact_logits)[0],
     )
 
 
@@ -121,8 +148,8 @@ def test_logits_at_hand_in_several_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize(("rows", "kept"), [(0, 3), (4, 0), (0, 0)])
-def test_empty_sizes(rows, kept):
-    hidden, lm_head, _, _ = make(rows=max(rows, 1), kept=2)
+def test_empty_sizes(rows, kept, backend):
+    hidden, lm_head, _, _ = make(rows=max(rows, 1), kept=2, dtype=working_dtype(backend))
     hidden = hidden[:rows]
     ids = torch.zeros(rows, kept, dtype=torch.int64)
     ours = linear_log_probs(hidden, lm_head, ids)
@@ -131,9 +158,14 @@ def test_empty_sizes(rows, kept):
     (dlm_head,) = torch.autograd.grad(ours.lse.sum(), lm_head)
     expected = torch.autograd.grad((hidden @ lm_head.T).logsumexp(-1).sum(), lm_head)[0]
     torch.testing.assert_close(dlm_head, expected)
+    logits = torch.randn(rows, 5, dtype=hidden.dtype, requires_grad=True)
+    ours = gather_log_probs(logits, ids)
+    assert ours.logits.shape == (rows, kept)
+    assert torch.autograd.grad(ours.lse.sum(), logits)[0].shape == (rows, 5)
 
 
 # D = 64 so that sums are long enough to round; V = 97 is no multiple of anything.
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("dtype", LOW_DTYPES)
 def test_error_is_no_worse_than_plain_torch(dtype):
     torch.manual_seed(2)
@@ -158,14 +190,16 @@ def test_error_is_no_worse_than_plain_torch(dtype):
         assert_no_worse_than_plain(x, y, z, dtype)
 
 
-def test_gradient_of_the_head_is_rounded_once():
+def test_gradient_of_the_head_is_rounded_once(backend):
     torch.manual_seed(4)
     hidden = torch.randn(200, 8).bfloat16()
     lm_head = torch.randn(20, 8).bfloat16().requires_grad_()
     ids = torch.randint(0, 20, (200, 1))
     ours = linear_log_probs(hidden, lm_head, ids, chunk_size=7)
     (ours.logits[:, 0] - ours.lse).sum().backward()
-    logits = (hidden @ lm_head.T).detach().double()
+    # The reference multiplies in bfloat16; the logits of the others are float32.
+    logits = hidden @ lm_head.T if backend == "reference" else hidden.float() @ lm_head.float().T
+    logits = logits.detach().double()
     da = torch.zeros_like(logits).scatter_(1, ids, 1) - logits.softmax(-1)
     exact = da.T @ hidden.double()
     # Half a unit of bfloat16, and what float32 sums of 200 rows may lose.
@@ -173,6 +207,7 @@ def test_gradient_of_the_head_is_rounded_once():
     assert ((lm_head.grad.double() - exact).abs() <= allowed).all()
 
 
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("dtype", LOW_DTYPES)
 def test_error_from_logits_is_no_worse_than_plain_torch(dtype):
     torch.manual_seed(3)
@@ -190,23 +225,24 @@ def test_error_from_logits_is_no_worse_than_plain_torch(dtype):
         assert_no_worse_than_plain(x, y, z, dtype)
 
 
-def test_minus_infinities_never_make_nan():
-    hidden, lm_head, bias, ids = make()
+def test_minus_infinities_never_make_nan(backend):
+    hidden, lm_head, bias, ids = make(dtype=working_dtype(backend))
     with torch.no_grad():
         bias[[2, 5]] = -math.inf
     ids[0, 0] = 2
+    exact = doubled(hidden, lm_head, bias)
     ours = linear_log_probs(hidden, lm_head, ids, bias=bias)
-    expected = plain(hidden, lm_head, ids, bias=bias)
+    expected = plain(*exact[:2], ids, bias=exact[2])
     for x, y in zip(ours, expected, strict=True):
-        torch.testing.assert_close(x, y)
+        assert_close_to_exact(x, y)
     (ours.lse.sum() + 2 * ours.entropy.sum()).backward()
     kept = [j for j in range(11) if j not in (2, 5)]
-    again = plain(hidden, lm_head[kept], ids * 0, bias=bias[kept])
-    grads = torch.autograd.grad(again[1].sum() + 2 * again[2].sum(), (hidden, lm_head, bias))
+    again = plain(exact[0], exact[1][kept], ids * 0, bias=exact[2][kept])
+    grads = torch.autograd.grad(again[1].sum() + 2 * again[2].sum(), exact)
     for x, y in zip((hidden, lm_head, bias), grads, strict=True):
-        torch.testing.assert_close(x.grad, y)
+        assert_close_to_exact(x.grad, y)
 
-    logits = torch.randn(2, 6, dtype=torch.float64)
+    logits = torch.randn(2, 6, dtype=working_dtype(backend))
     logits[:, 3] = -math.inf
     logits[1, [0, 1, 2, 4]] = -math.inf  # a single survivor
     logits.requires_grad_()
@@ -219,8 +255,9 @@ def test_minus_infinities_never_make_nan():
     assert dlogits[1].eq(0).all()
 
 
+@pytest.mark.usefixtures("backend")
 def test_bad_rows_raise_with_their_index():
-    hidden, lm_head, _, ids = make()
+    hidden, lm_head, _, ids = make(dtype=torch.float32)
     with torch.no_grad():
         hidden[5] = math.nan
     with pytest.raises(ValueError, match="logits of hidden: row 5 is all -inf, or holds NaN"):
@@ -232,6 +269,7 @@ def test_bad_rows_raise_with_their_index():
             gather_log_probs(logits, torch.zeros(3, 1, dtype=torch.int64))
 
 
+@pytest.mark.usefixtures("backend")
 def test_unchecked_bad_rows_spoil_themselves_only(monkeypatch):
     monkeypatch.setattr(numerics, "checks_enabled", lambda device: False)
     logits = torch.randn(3, 4)
@@ -247,9 +285,10 @@ def test_unchecked_bad_rows_spoil_themselves_only(monkeypatch):
             assert torch.equal(x[[0, 2]], y[[0, 2]])
 
 
+@pytest.mark.usefixtures("backend")
 def test_nothing_of_the_size_of_all_logits_is_formed():
     rows, vocab, chunk = 64, 50, 4
-    hidden, lm_head, _, ids = make(rows=rows, vocab=vocab)
+    hidden, lm_head, _, ids = make(rows=rows, vocab=vocab, dtype=torch.float32)
     with LargestTensor() as largest:
         ours = linear_log_probs(hidden, lm_head, ids, chunk_size=chunk)
         weighted_sum(ours).backward()
@@ -273,10 +312,11 @@ def test_default_chunks_hold_64_mib_of_logits(vocab, dtype, entry_bytes, monkeyp
     assert sizes == [max(1, 2**26 // (entry_bytes * vocab))]
 
 
+@pytest.mark.usefixtures("backend")
 def test_nothing_of_the_size_of_all_logits_is_formed_by_default(monkeypatch):
     rows, vocab = 64, 50
-    monkeypatch.setattr("lepo_kernels.ops.linear_log_probs._CHUNK_BYTES", 4 * vocab * 8)
-    hidden, lm_head, _, ids = make(rows=rows, vocab=vocab)
+    monkeypatch.setattr("lepo_kernels.ops.linear_log_probs._CHUNK_BYTES", 4 * vocab * 4)
+    hidden, lm_head, _, ids = make(rows=rows, vocab=vocab, dtype=torch.float32)
     with LargestTensor() as largest:
         weighted_sum(linear_log_probs(hidden, lm_head, ids)).backward()
     assert largest.numel <= max(4 * vocab, ids.numel())
@@ -326,55 +366,61 @@ def test_gradient_of_duplicates_on_a_gpu_has_the_same_bits_run_to_run():
         assert torch.equal(gradient("cuda"), first)
 
 
-def test_rows_without_coefficients_are_not_computed_in_backward():
-    hidden, lm_head, _, ids = make()
+def test_rows_without_coefficients_are_not_computed_in_backward(backend):
+    dtype = working_dtype(backend)
+    hidden, lm_head, _, ids = make(dtype=dtype)
     hidden, lm_head = hidden.detach(), lm_head.detach()
-    lse, entropy = torch.ones(7).double(), torch.ones(7).double()
-    alpha, gamma, eta = torch.zeros(7, 4).double(), torch.zeros(7).double(), torch.zeros(7).double()
+    lse, entropy = torch.ones(2, 7, dtype=dtype)
+    alpha, gamma, eta = torch.zeros(7, 4, dtype=dtype), *torch.zeros(2, 7, dtype=dtype)
+    one = torch.ones(1, dtype=dtype)
     alpha[1, 2], gamma[3], eta[4] = 1, 1, 1
     idle = [0, 2, 5, 6]
     hidden[idle] = math.nan  # would spread into the gradient of the head
-    dhidden, dlm_head, _ = kernel.linear_log_probs_backward(
-        alpha, gamma, eta, hidden, lm_head, ids, None, None, torch.ones(1).double(), lse, entropy,
-        2, True, True, False,
-    )  # fmt: skip
+    dhidden, dlm_head, _ = dispatch.load("linear_log_probs_backward", backend)(
+        alpha, gamma, eta, hidden, lm_head, ids, None, None, one, lse, entropy, 2, True, True, False
+    )
     assert dhidden[idle].eq(0).all()
     assert dhidden[[1, 3, 4]].ne(0).any(-1).all()
     assert dlm_head.isfinite().all()
-    logits = torch.full((7, 5), math.nan).double()
+    logits = torch.full((7, 5), math.nan, dtype=dtype)
     logits[[1, 3, 4]] = 0
-    dlogits = kernel.gather_log_probs_backward(
-        alpha, gamma, eta, logits, ids * 0, torch.ones(1).double(), lse, entropy
+    dlogits = dispatch.load("gather_log_probs_backward", backend)(
+        alpha, gamma, eta, logits, ids * 0, one, lse, entropy
     )
-    assert dlogits.isfinite().all()
+    assert dlogits[idle].eq(0).all()
+    assert dlogits[[1, 3, 4]].isfinite().all()
 
 
 @pytest.mark.parametrize("trained", [{0}, {1}, {2}, {0, 2}, {1, 2}])
-def test_frozen_inputs_get_no_gradient_and_cost_nothing(trained, monkeypatch):
-    hidden, lm_head, bias, ids = make()
+def test_frozen_inputs_get_no_gradient_and_cost_nothing(trained, backend, monkeypatch):
+    hidden, lm_head, bias, ids = make(dtype=working_dtype(backend))
     inputs = (hidden, lm_head, bias)
     for position, x in enumerate(inputs):
         x.requires_grad_(position in trained)
-    needs = []
-    original = kernel.linear_log_probs_backward
-    monkeypatch.setattr(
-        "lepo_kernels.dispatch.load",
-        lambda op, name: (
-            lambda *args: (
-                needs.append(args[-3:]) or original(*args)
-                if op.endswith("backward")
-                else kernel.linear_log_probs(*args)
-            )
-        ),
-    )
+    needs, gradients = [], []
+    load = dispatch.load
+
+    def spying(op, name):
+        def kernel(*args):
+            results = load(op, name)(*args)
+            if op.endswith("backward"):
+                needs.append(args[-3:])
+                gradients.extend(results)
+            return results
+
+        return kernel
+
+    monkeypatch.setattr(dispatch, "load", spying)
     weighted_sum(linear_log_probs(hidden, lm_head, ids, bias=bias)).backward()
     assert needs == [tuple(position in trained for position in range(3))]
+    assert [x.numel() > 0 for x in gradients] == [position in trained for position in range(3)]
     for position, x in enumerate(inputs):
         assert (x.grad is not None) == (position in trained)
 
 
+@pytest.mark.usefixtures("backend")
 def test_no_grad_and_double_backward():
-    hidden, lm_head, _, ids = make()
+    hidden, lm_head, _, ids = make(dtype=torch.float32)
     with torch.no_grad():
         assert not linear_log_probs(hidden, lm_head, ids).lse.requires_grad
     ours = linear_log_probs(hidden, lm_head, ids)
@@ -389,6 +435,7 @@ def test_no_grad_and_double_backward():
         first.sum().backward()
 
 
+@pytest.mark.usefixtures("backend")
 def test_autocast_casts_the_inputs_and_nothing_else():
     hidden, lm_head, bias, ids = make(dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -413,6 +460,7 @@ def test_autocast_leaves_float64_alone():
         assert torch.equal(x, y)
 
 
+@pytest.mark.usefixtures("backend")
 def test_same_bits_run_to_run_and_for_any_layout():
     hidden, lm_head, _, ids = make(dtype=torch.float32)
 
@@ -428,54 +476,57 @@ def test_same_bits_run_to_run_and_for_any_layout():
         torch.testing.assert_close(x, y)
 
 
-def test_opcheck():
-    hidden, lm_head, bias, ids = make(rows=3)
-    scale = torch.ones(1, dtype=torch.float64)
+def test_opcheck(backend):
+    dtype = working_dtype(backend)
+    hidden, lm_head, bias, ids = make(rows=3, dtype=dtype)
+    scale = torch.ones(1, dtype=dtype)
     ops = torch.ops.lepo_kernels
     torch.library.opcheck(
-        ops.linear_log_probs.default, (hidden, lm_head, ids, bias, 2.0, scale, 2, "reference")
+        ops.linear_log_probs.default, (hidden, lm_head, ids, bias, 2.0, scale, 2, backend)
     )
     torch.library.opcheck(
-        ops.linear_log_probs.default, (hidden, lm_head, ids, None, None, scale, 2, "reference")
+        ops.linear_log_probs.default, (hidden, lm_head, ids, None, None, scale, 2, backend)
     )
     logits = torch.randn(3, 11, requires_grad=True)
-    torch.library.opcheck(ops.gather_log_probs.default, (logits, ids, scale.float(), "reference"))
-    row = torch.ones(3, dtype=torch.float64)
+    torch.library.opcheck(ops.gather_log_probs.default, (logits, ids, scale.float(), backend))
+    row = torch.ones(3, dtype=dtype)
     torch.library.opcheck(
         ops.linear_log_probs_backward.default,
         (row[:, None].expand(3, 4), row, row, hidden.detach(), lm_head.detach(), ids, None, None,
-         scale, row, row, 2, True, False, False, "reference"),
+         scale, row, row, 2, True, False, False, backend),
         test_utils=("test_schema", "test_faketensor"),
     )  # fmt: skip
     torch.library.opcheck(
         ops.gather_log_probs_backward.default,
-        (row[:, None].expand(3, 4), row, row, logits.detach().double(), ids, scale, row, row,
-         "reference"),
+        (row[:, None].expand(3, 4), row, row, logits.detach().to(dtype), ids, scale, row, row,
+         backend),
         test_utils=("test_schema", "test_faketensor"),
     )  # fmt: skip
 
 
-def test_opcheck_of_transposed_inputs():
-    hidden, lm_head, bias, ids = make(rows=3)
+def test_opcheck_of_transposed_inputs(backend):
+    dtype = working_dtype(backend)
+    hidden, lm_head, bias, ids = make(rows=3, dtype=dtype)
     hidden, lm_head, ids, logits, alpha = (
         transposed(x) for x in (hidden, lm_head, ids, torch.randn(3, 11), torch.randn(3, 4))
     )
-    scale, row = torch.ones(1, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    scale, row = torch.ones(1, dtype=dtype), torch.ones(3, dtype=dtype)
     ops = torch.ops.lepo_kernels
     for op, arguments in (
         (ops.linear_log_probs, (hidden, lm_head, ids, bias, 2.0, scale, 2)),
         (ops.linear_log_probs_backward,
-         (alpha.double(), row, row, hidden, lm_head, ids, bias.detach(), 2.0, scale, row, row, 2,
+         (alpha.to(dtype), row, row, hidden, lm_head, ids, bias.detach(), 2.0, scale, row, row, 2,
           True, True, True)),
         (ops.gather_log_probs, (logits, ids, scale.float())),
         (ops.gather_log_probs_backward,
          (alpha, row.float(), row.float(), logits, ids, scale.float(), row.float(), row.float())),
     ):  # fmt: skip
         torch.library.opcheck(
-            op.default, (*arguments, "reference"), test_utils=("test_schema", "test_faketensor")
+            op.default, (*arguments, backend), test_utils=("test_schema", "test_faketensor")
         )
 
 
+@pytest.mark.usefixtures("backend")
 def test_compiled_is_eager_bitwise():
     hidden, lm_head, bias, ids = make(dtype=torch.float32)
 

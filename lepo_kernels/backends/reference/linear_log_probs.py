@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lepo_kernels.backends.reference.numerics import (
     accumulation_dtype,
+    active_rows,
     add_entries,
     check_ids,
     check_positive,
@@ -69,7 +70,7 @@ def linear_log_probs_backward(
     dlm_head = torch.zeros(head_shape, dtype=acc, device=hidden.device)
     dbias = torch.zeros(len(lm_head) if need_dbias else 0, dtype=acc, device=hidden.device)
     scale = inv_temperature.expand(len(hidden))
-    for rows in _active_rows(grad_logits, grad_lse, grad_entropy).split(chunk_size):
+    for rows in active_rows(grad_logits, grad_lse, grad_entropy).split(chunk_size):
         inputs = hidden[rows]
         capped = _head(inputs, lm_head, bias, softcap)
         a = capped * scale[rows, None]
@@ -126,7 +127,7 @@ def gather_log_probs_backward(
     dlogits = torch.zeros(logits.shape, dtype=logits.dtype, device=logits.device)
     scale = inv_temperature.expand(len(logits))
     chunk_size = rows_per_chunk(logits.shape[1])
-    for rows in _active_rows(grad_logits, grad_lse, grad_entropy).split(chunk_size):
+    for rows in active_rows(grad_logits, grad_lse, grad_entropy).split(chunk_size):
         a = logits[rows].to(scale.dtype) * scale[rows, None]
         da = _logit_gradient(
             a, ids[rows], grad_logits[rows], grad_lse[rows], grad_entropy[rows], lse[rows],
@@ -184,12 +185,6 @@ def _logit_gradient(
     da = pi.mul_(coefficient)
     add_entries(da, ids, grad_logits.to(da.dtype))
     return da
-
-
-def _active_rows(grad_logits: Tensor, grad_lse: Tensor, grad_entropy: Tensor) -> Tensor:  # [M]
-    """Rows with a coefficient that is not zero, in ascending order."""
-    active = (grad_logits != 0).any(dim=-1) | (grad_lse != 0) | (grad_entropy != 0)
-    return active.nonzero().squeeze(-1)
 
 
 def _empty_outputs(like: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -27,6 +27,16 @@ def rows_per_chunk(vocab: int) -> int:
     return max(1, _CHUNK_ENTRIES // vocab)
 
 
+def active_rows(
+    grad_logits: Tensor,  # [N, K]
+    grad_lse: Tensor,  # [N]
+    grad_entropy: Tensor,  # [N]
+) -> Tensor:  # [M]
+    """Rows with a coefficient that is not zero, in ascending order."""
+    active = (grad_logits != 0).any(dim=-1) | (grad_lse != 0) | (grad_entropy != 0)
+    return active.nonzero().squeeze(-1)
+
+
 def add_rows(
     table: Tensor,  # [V, D], changed in place
     ids: Tensor,  # [M]

@@ -1,0 +1,373 @@
+"""The fused loss against what it fuses: selected log-probabilities, then the objective."""
+
+import gc
+import math
+import warnings
+
+import pytest
+import torch
+
+import lepo_kernels
+from lepo_kernels import dispatch, lepo_loss, lepo_objective, linear_log_probs
+from lepo_kernels.backends.cpu import lepo_loss as kernel
+from tests.ops.helpers import LOW_DTYPES, LargestTensor, assert_no_worse_than_plain
+
+pytestmark = pytest.mark.skipif("cpu" in dispatch.MISSING, reason="needs the native library")
+
+# 10 rows in blocks of 4, 4 and 2; the vocabulary is one part of the head and a ragged one.
+N, D, PART = 10, 6, 1024
+V = PART + 37
+
+
+@pytest.fixture(autouse=True)
+def _on_cpu_backend():
+    with lepo_kernels.backend("cpu"):
+        yield
+
+
+@pytest.fixture
+def _small_blocks(monkeypatch):
+    monkeypatch.setattr(kernel, "_BLOCK_BYTES", 4 * 4 * V)
+    monkeypatch.setattr(kernel, "_LEAST_ROWS", 1)
+    monkeypatch.setattr(kernel, "_COLUMNS", PART)
+
+
+def make(kept=4, dtype=torch.float32, seed=0):
+    torch.manual_seed(seed)
+    leaves = [torch.randn(N, D), torch.randn(V, D), torch.randn(V)]
+    leaves = [x.to(dtype).requires_grad_() for x in leaves]
+    latent = torch.arange(N) % 3 != 1
+    weights = torch.rand(N, kept).softmax(-1)
+    weights[~latent] = torch.eye(kept)[0]
+    weights[0, -1] = weights[0, -1] if kept == 1 else 0  # padding
+    ids = torch.randint(0, V, (N, kept))
+    ids[3], ids[4, 0] = ids[3, 0], V - 1  # duplicates; the last id
+    advantages = torch.randn(N)
+    advantages[2] = 0
+    row_weights = torch.rand(N)
+    row_weights[[5, 8]] = 0
+    return leaves, (ids, weights, latent, advantages, row_weights)
+
+
+def off_policy(rows, kept):
+    return {"old_log_prob": -7 + torch.randn(rows)}, {"ref_log_probs": -7 + torch.randn(rows, kept)}
+
+
+def composed(hidden, lm_head, ids, *facts, bias=None, softcap=None, inv_temperature=1.0, **rest):
+    scored = linear_log_probs(
+        hidden, lm_head, ids, bias=bias, softcap=softcap, inv_temperature=inv_temperature
+    )
+    return lepo_objective(scored.logits, scored.lse, *facts, **rest)
+
+
+def run(function, leaves, facts, with_bias, **options):
+    """The fields of the loss and all gradients, the upstream gradient not being 1."""
+    hidden, lm_head, bias = leaves
+    trained = leaves if with_bias else leaves[:2]
+    result = function(hidden, lm_head, *facts, bias=bias if with_bias else None, **options)
+    return *result, *torch.autograd.grad(1.7 * result.loss, trained)
+
+
+@pytest.mark.usefixtures("_small_blocks")
+@pytest.mark.parametrize("kept", [1, 4])
+@pytest.mark.parametrize("with_old", [False, True])
+@pytest.mark.parametrize(
+    ("beta", "latent_kl"), [(None, "k3"), (0.0, "k3"), (0.4, "k3"), (0.4, "exact")]
+)
+@pytest.mark.parametrize("delta", [None, 1.5])
+@pytest.mark.parametrize("with_head_options", [False, True])
+def test_it_agrees_with_what_it_fuses(kept, with_old, beta, latent_kl, delta, with_head_options):
+    leaves, facts = make(kept)
+    old, ref = off_policy(N, kept)
+    options = {"delta": delta, "latent_kl": latent_kl, "epsilon": 0.1, "epsilon_high": 0.2}
+    options |= old if with_old else {}
+    # None: no reference; 0: the KL is a metric alone.
+    options |= {} if beta is None else {"beta": beta, **ref}
+    if with_head_options:
+        options |= {"softcap": 4.0, "inv_temperature": torch.rand(N) + 0.5}
+    ours = run(lepo_loss, leaves, facts, with_head_options, **options)
+    expected = run(composed, leaves, facts, with_head_options, **options)
+    for x, y in zip(ours, expected, strict=True):
+        assert x.dtype == y.dtype
+        # Products over other numbers of rows round differently; ratios are up to exp(3).
+        torch.testing.assert_close(x, y, rtol=3e-6, atol=3e-6)
+
+
+@pytest.mark.usefixtures("_small_blocks")
+@pytest.mark.parametrize("dtype", LOW_DTYPES)
+def test_error_is_no_worse_than_plain_torch(dtype):
+    leaves, facts = make(dtype=dtype)
+    with torch.no_grad():
+        leaves[1].div_(4)  # a log-sum-exp below 8, which float32 knows to 2.5e-7
+
+    def plain(hidden, lm_head, ids, *facts, bias):
+        logits = hidden @ lm_head.T + bias
+        return lepo_objective(logits.gather(1, ids), logits.logsumexp(-1), *facts)
+
+    ours = run(lepo_loss, leaves, facts, True)
+    rounded = run(plain, leaves, facts, True)
+    oracle = run(plain, [x.detach().double().requires_grad_() for x in leaves], facts, True)
+    assert [x.dtype for x in ours[-3:]] == [dtype] * 3
+    for position in (1, 5, 6, 7):
+        assert_no_worse_than_plain(*(x[position] for x in (ours, rounded, oracle)), dtype)
+    # The loss is a sum of terms that cancel: what their scores may be off by adds up.
+    terms = (facts[3] * facts[4]).abs() @ ours[1].abs()
+    ours_error, plain_error = ((x[0] - oracle[0]).abs() for x in (ours, rounded))
+    assert ours_error <= plain_error + 4 * torch.finfo(dtype).eps * terms
+
+
+def test_gradcheck():
+    leaves, facts = make()
+    old, ref = off_policy(N, 4)
+
+    def loss(hidden, lm_head, bias):
+        # Far from the clipping's edges, where the loss has no derivative.
+        return lepo_loss(
+            hidden, lm_head, *facts, **old, **ref, bias=bias, softcap=5.0, beta=0.2,
+            latent_kl="exact", epsilon=0.99, epsilon_high=1e3,
+        ).loss  # fmt: skip
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Input #. requires gradient and is not a double")
+        # The loss is near 10: float32 knows a difference over 2e-2 to 1e-4. The fast mode takes
+        # one random direction of the head.
+        assert torch.autograd.gradcheck(
+            loss, leaves, eps=1e-2, atol=2e-2, rtol=1e-2, fast_mode=True
+        )
+
+
+@pytest.mark.usefixtures("_small_blocks")
+def test_rows_that_are_left_out_are_not_looked_at():
+    leaves, facts = make()
+    hidden = leaves[0]
+    idle = [2, 5, 8]
+    with torch.no_grad():
+        hidden[idle] = math.nan
+    result = lepo_loss(hidden, leaves[1], *facts, old_log_prob=torch.zeros(N))
+    dhidden, dhead = torch.autograd.grad(result.loss, leaves[:2])
+    assert dhidden[idle].eq(0).all()
+    assert dhead.isfinite().all()
+    for field, value in zip(result._fields[1:], (0, 0, 1, 0), strict=True):
+        assert getattr(result, field)[idle].eq(value).all(), field
+    # A row of advantage 0 has a KL to the reference.
+    with pytest.raises(ValueError, match="logits of hidden: row 2 is all -inf, or holds NaN"):
+        lepo_loss(hidden, leaves[1], *facts, ref_log_probs=torch.zeros(N, 4))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_bad_row_is_named_by_its_own_number(grad):
+    leaves, facts = make()
+    with torch.no_grad():
+        leaves[0][7] = math.nan  # the fifth of the rows that are used
+    with (
+        torch.set_grad_enabled(grad),
+        pytest.raises(ValueError, match="logits of hidden: row 7 is all -inf, or holds NaN"),
+    ):
+        lepo_loss(*leaves[:2], *facts)
+
+
+def test_ids_of_all_rows_are_checked():
+    leaves, facts = make()
+    facts[0][5, 1] = V  # of a row that is left out
+    with pytest.raises(IndexError, match=rf"ids: expected values in \[0, {V}\), got {V}"):
+        lepo_loss(*leaves[:2], *facts)
+
+
+@pytest.mark.parametrize("rows", ["none", "none used"])
+def test_without_rows_the_gradients_are_zeros(rows):
+    leaves, facts = make()
+    if rows == "none":
+        leaves[0] = leaves[0].detach()[:0].requires_grad_()
+        facts = [x[:0] for x in facts]
+    else:
+        facts = (*facts[:3], torch.zeros(N), facts[4])
+    result = lepo_loss(*leaves[:2], *facts, bias=leaves[2])
+    assert float(result.loss.detach()) == 0
+    for x, leaf in zip(torch.autograd.grad(result.loss, leaves), leaves, strict=True):
+        assert x.shape == leaf.shape
+        assert x.eq(0).all()
+
+
+@pytest.mark.parametrize("trained", [set(), {0}, {1}, {2}, {0, 1}, {0, 1, 2}])
+def test_only_gradients_that_will_be_asked_for_are_formed(trained, monkeypatch):
+    leaves, facts = make()
+    for position, x in enumerate(leaves):
+        x.requires_grad_(position in trained)
+    formed = []
+    load = dispatch.load
+
+    def spying(op, name):
+        def call(*args):
+            outputs = load(op, name)(*args)
+            formed.append([x.numel() > 0 for x in outputs[5:]])
+            return outputs
+
+        return call
+
+    monkeypatch.setattr(dispatch, "load", spying)
+    loss = lepo_loss(*leaves[:2], *facts, bias=leaves[2]).loss
+    with torch.no_grad():
+        quiet = lepo_loss(*leaves[:2], *facts, bias=leaves[2]).loss
+    torch.testing.assert_close(quiet, loss.detach())
+    assert formed == [[position in trained for position in range(3)], [False] * 3]
+    assert loss.requires_grad == bool(trained)
+    if trained:
+        loss.backward()
+    for position, x in enumerate(leaves):
+        assert (x.grad is not None) == (position in trained)
+
+
+def test_the_gradient_of_the_head_is_handed_over_without_a_copy(monkeypatch):
+    leaves, facts = make()
+    made = []
+    load = dispatch.load
+
+    def spying(op, name):
+        def call(*args):
+            outputs = load(op, name)(*args)
+            made.append((op, outputs[6].data_ptr()))
+            return outputs
+
+        return call
+
+    monkeypatch.setattr(dispatch, "load", spying)
+    lepo_loss(*leaves[:2], *facts).loss.backward()
+    gc.collect()
+    assert made == [("lepo_loss", leaves[1].grad.data_ptr())]
+
+
+def test_the_backward_pass_makes_nothing():
+    leaves, facts = make()
+    loss = lepo_loss(*leaves[:2], *facts).loss
+    with LargestTensor() as largest:
+        torch.autograd.grad(loss, leaves[:2])
+    assert largest.numel <= 1  # the gradient of the loss
+
+
+def test_any_gradient_of_the_loss():
+    leaves, facts = make()
+    loss = lepo_loss(*leaves[:2], *facts).loss
+    # One that is itself trained, and one that says nothing.
+    upstream = torch.tensor(1.0, requires_grad=True)
+    (whole,) = torch.autograd.grad(loss, leaves[1], upstream, retain_graph=True)
+    (none,) = torch.autograd.grad(loss, leaves[1], torch.tensor(0.0), retain_graph=True)
+    (twice,) = torch.autograd.grad(loss, leaves[1], torch.tensor(2.0))
+    assert torch.equal(twice, 2 * whole)
+    assert none.eq(0).all()
+
+
+def test_a_second_backward_through_the_same_graph():
+    leaves, facts = make()
+    loss = lepo_loss(*leaves[:2], *facts).loss
+    loss.backward(retain_graph=True)
+    first = [x.grad.clone() for x in leaves[:2]]
+    loss.backward(retain_graph=True)
+    for x, y in zip(leaves[:2], first, strict=True):
+        assert torch.equal(x.grad, 2 * y)
+    (handed,) = torch.autograd.grad(loss, leaves[1], retain_graph=True)
+    assert torch.equal(handed, first[1])
+    # Who changes a gradient that the graph still holds is told so.
+    handed.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_second_derivatives_are_refused_and_metrics_are_constants():
+    leaves, facts = make()
+    result = lepo_loss(*leaves[:2], *facts)
+    assert not any(x.requires_grad for x in result[1:])
+    (first,) = torch.autograd.grad(result.loss, leaves[1], create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives are not offered"):
+        torch.autograd.grad(first.sum(), leaves[0], allow_unused=True)
+
+
+def test_same_bits_run_to_run():
+    leaves, facts = make()
+    for x, y in zip(*(run(lepo_loss, leaves, facts, True) for _ in range(2)), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_autocast_is_that_of_the_head():
+    leaves, facts = make()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = run(lepo_loss, leaves, facts, True)
+    narrow = [x.detach().bfloat16().requires_grad_() for x in leaves]
+    expected = run(lepo_loss, narrow, facts, True)
+    for x, y in zip(ours, expected, strict=True):
+        assert torch.equal(x, y.to(x.dtype))
+    assert ours[-1].dtype == torch.float32
+
+
+def test_opcheck():
+    leaves, facts = make()
+    old, ref = off_policy(N, 4)
+    scale = torch.rand(N) + 0.5
+    settings = (0.1, 0.2, 0.3, None, "exact")
+    ops = torch.ops.lepo_kernels
+    torch.library.opcheck(
+        ops.lepo_loss.default,
+        (*leaves[:2], *facts, old["old_log_prob"], ref["ref_log_probs"], leaves[2], 3.0, scale,
+         *settings, True, True, True, "cpu"),
+    )  # fmt: skip
+    detached = [x.detach() for x in leaves]
+    torch.library.opcheck(
+        ops.lepo_loss.default,
+        (*detached[:2], *facts, None, None, None, None, scale[:1], 0.0, *settings[1:], False, False,
+         False, "cpu"),
+    )  # fmt: skip
+    torch.library.opcheck(
+        ops.lepo_loss_backward.default,
+        (torch.tensor(2.0), *detached, *detached, "cpu"),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+def test_compiled_is_eager_bitwise():
+    leaves, facts = make()
+
+    def loss(hidden, lm_head, bias):
+        return 0.5 * lepo_loss(hidden, lm_head, *facts, bias=bias, epsilon=0.1).loss
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    ours, eager = compiled(*leaves), loss(*leaves)
+    assert torch.equal(ours, eager)
+    for x, y in zip(
+        torch.autograd.grad(ours, leaves), torch.autograd.grad(eager, leaves), strict=True
+    ):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.usefixtures("_small_blocks")
+def test_no_more_than_a_block_of_logits_is_held():
+    leaves, facts = make()
+    with LargestTensor() as largest:
+        lepo_loss(*leaves[:2], *facts).loss.backward()
+    assert largest.numel <= max(4 * V, V * D)
+
+
+def test_float64_is_served_by_the_parts(monkeypatch):
+    monkeypatch.setattr(dispatch, "_override", None)
+    leaves, facts = make(dtype=torch.float64)
+    monkeypatch.setattr(kernel, "_with_gradients", None)
+    assert lepo_loss(*leaves[:2], *facts).loss.dtype == torch.float64
+    with pytest.raises(lepo_kernels.BackendUnavailableError, match="float64 is served by"):
+        lepo_loss(*leaves[:2], *facts, backend="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"weights": torch.ones(N, 3)}, ValueError, r"weights: expected shape \[10, 4\]"),
+        ({"latent": torch.zeros(N)}, TypeError, "latent: expected dtype bool"),
+        ({"beta": 0.1}, ValueError, "ref_log_probs: needed when beta is not 0"),
+        ({"delta": 1.0}, ValueError, "delta: expected a number in"),
+        ({"softcap": 0.0}, ValueError, "softcap: expected a number in"),
+        ({"inv_temperature": torch.zeros(N)}, ValueError, "inv_temperature: expected finite"),
+    ],
+)
+def test_errors_name_the_argument(change, error, message):
+    leaves, facts = make()
+    names = ("ids", "weights", "latent", "advantages", "row_weights")
+    arguments = dict(zip(names, facts, strict=True)) | change
+    with pytest.raises(error, match=message):
+        lepo_loss(*leaves[:2], **arguments)
