@@ -29,6 +29,14 @@ inline void check_layout(const char* name, const Tensor& x, ScalarType dtype,
   STD_TORCH_CHECK(x.is_contiguous(), name, ": expected a contiguous tensor");
 }
 
+// A matrix without gaps in its rows, at any distance from each other. The strides of one without
+// entries say nothing.
+inline void check_rows(const char* name, const Tensor& x) {
+  STD_TORCH_CHECK(x.dim() == 2, name, ": expected a matrix");
+  STD_TORCH_CHECK(x.size(0) == 0 || x.size(1) <= 1 || x.stride(1) == 1, name,
+                  ": expected rows without gaps");
+}
+
 // A per-row argument holds one entry for all rows, or one for each.
 inline int64_t per_row_stride(const char* name, const Tensor& x, int64_t rows) {
   STD_TORCH_CHECK(x.dim() == 1 && (x.size(0) == 1 || x.size(0) == rows), name,

@@ -151,7 +151,7 @@ def test_large_outputs_are_as_small_ones():
     ("change", "message"),
     [
         ({"logits": torch.zeros(3, 8).int()}, "logits: wrong dtype"),
-        ({"logits": torch.zeros(8, 3).T}, "logits: expected contiguous rows"),
+        ({"logits": torch.zeros(8, 3).T}, "logits: expected rows without gaps"),
         ({"tau": torch.ones(2).double()}, "tau: expected one entry, or one per row"),
         ({"row_keys": torch.arange(2)}, "row_keys: wrong size"),
         ({"statistics": torch.zeros(3, 4).double()}, "statistics: wrong size"),
@@ -159,7 +159,7 @@ def test_large_outputs_are_as_small_ones():
         ({"first_id": 4}, "first_id: out of range"),
         ({"first_id": 2, "z": torch.zeros(3, 4)}, "first_id: out of range"),
         ({"z": torch.zeros(3, 8).double()}, "buffer: wrong dtype"),
-        ({"z": torch.zeros(8, 3).T}, "buffer: expected contiguous rows"),
+        ({"z": torch.zeros(8, 3).T}, "buffer: expected rows without gaps"),
     ],
 )
 def test_raw_calls_are_checked(change, message):

@@ -55,8 +55,8 @@ def test_any_leading_shape(shape, real):
 
 # No columns at all, with and without entries.
 @pytest.mark.parametrize("shape", [(6, 4), (3, 0), (0, 4), (0, 0)])
-def test_a_table_without_columns(shape):
-    ids, weights, embedding = make(shape, width=0)
+def test_a_table_without_columns(shape, real):
+    ids, weights, embedding = make(shape, width=0, dtype=real)
     mixed = mix_embeddings(ids, weights, embedding)
     assert mixed.shape == (shape[0], 0)
     dweights, dembedding = torch.autograd.grad(mixed.sum(), (weights, embedding))

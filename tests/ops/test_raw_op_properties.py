@@ -28,7 +28,7 @@ EVERYDAY = settings(
 )
 DEEP = settings(EVERYDAY, max_examples=1000)
 INT64 = torch.iinfo(torch.int64)
-# A letter is a size that the op's tensors share; "1" is one, "" a 0-d tensor.
+# A letter is a size that the op's tensors share; a digit is itself, "" a 0-d tensor.
 SIZES = {
     "N": (0, 1, 3, 9),
     "V": (1, 2, 19, 130),
@@ -36,7 +36,9 @@ SIZES = {
     "K": (0, 1, 3, 9),
     "M": (0, 2),
 }
-FLOAT, IDS, INT64S = "float", "ids", "int64"
+# FLOAT is the dtype of a call's big tensors, REAL what is computed in: float32, unless that is
+# float64.
+FLOAT, REAL, FLOAT64, IDS, INT64S, BOOLS = "float", "real", "float64", "ids", "int64", "bool"
 
 
 def tensor(kind: str, *shapes: str, optional: bool = False) -> tuple[str, str, tuple[str, ...]]:
@@ -48,9 +50,10 @@ def one_of(*values: Any) -> tuple[Any, ...]:
 
 
 NOISE_KEY = (tensor(INT64S, ""), tensor(INT64S, "N"), tensor(INT64S, "N", "1"))
-PER_ROW = tensor(FLOAT, "N", "1")
-ROW = tensor(FLOAT, "N")
-ENTRIES = tensor(FLOAT, "NK")
+PER_ROW = tensor(FLOAT64, "N", "1")
+SCALE = tensor(REAL, "N", "1")
+ROW = tensor(REAL, "N")
+ENTRIES = tensor(REAL, "NK")
 BOOL = one_of(True, False)
 CHUNK = one_of(1, 2, 100, 0, -1, INT64.max, INT64.min)
 HEAD = (
@@ -59,7 +62,7 @@ HEAD = (
     tensor(IDS, "NK"),
     tensor(FLOAT, "V", optional=True),
     one_of(None, 2.0, 0.0, -1.0, float("nan")),
-    PER_ROW,
+    SCALE,
 )
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "philox_words": (
@@ -94,14 +97,14 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     ),
     "linear_log_probs": (*HEAD, CHUNK),
     "linear_log_probs_backward": (ENTRIES, ROW, ROW, *HEAD, ROW, ROW, CHUNK, BOOL, BOOL, BOOL),
-    "gather_log_probs": (tensor(FLOAT, "NV"), tensor(IDS, "NK"), PER_ROW),
+    "gather_log_probs": (tensor(FLOAT, "NV"), tensor(IDS, "NK"), SCALE),
     "gather_log_probs_backward": (
         ENTRIES,
         ROW,
         ROW,
         tensor(FLOAT, "NV"),
         tensor(IDS, "NK"),
-        PER_ROW,
+        SCALE,
         ROW,
         ROW,
     ),
@@ -120,8 +123,41 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
         PER_ROW,
         PER_ROW,
         *NOISE_KEY,
+        tensor(REAL, "ND"),
+        tensor(FLOAT64, "N5"),
         BOOL,
         BOOL,
+    ),
+    "lepo_loss": (
+        tensor(FLOAT, "ND"),
+        tensor(FLOAT, "VD"),
+        tensor(IDS, "NK"),
+        ENTRIES,
+        tensor(BOOLS, "N"),
+        ROW,
+        ROW,
+        tensor(REAL, "N", optional=True),
+        tensor(REAL, "NK", optional=True),
+        tensor(FLOAT, "V", optional=True),
+        one_of(None, 2.0, 0.0, -1.0, float("nan")),
+        SCALE,
+        one_of(0.0, 0.1, -1.0, float("nan")),
+        one_of(0.2, 0.0, 2.0, float("nan")),
+        one_of(0.2, 0.0, -1.0, float("nan")),
+        one_of(None, 1.5, 0.0, float("nan")),
+        one_of("k3", "exact", "", "kl"),
+        BOOL,
+        BOOL,
+        BOOL,
+    ),
+    "lepo_loss_backward": (
+        tensor(REAL, ""),
+        tensor(FLOAT, "ND"),
+        tensor(FLOAT, "VD"),
+        tensor(FLOAT, "V"),
+        tensor(FLOAT, "ND"),
+        tensor(FLOAT, "VD"),
+        tensor(FLOAT, "V", optional=True),
     ),
 }
 OPS_AND_BACKENDS = [(op, b) for op in dispatch.KERNELS for b in backends_of(op)]
@@ -148,7 +184,7 @@ def draw_argument(draw: Any, spec: Any, sizes: Any, dtype: torch.dtype, wrong: b
     if how == "optional" and draw(st.booleans()):
         return None
     letters = draw(st.sampled_from(shapes))
-    shape = [1 if letter == "1" else sizes[letter] for letter in letters]
+    shape = [int(letter) if letter.isdigit() else sizes[letter] for letter in letters]
     limit = sizes["V"]
     if wrong:
         what = draw(st.sampled_from(("size", "rank", "dtype", "value")))
@@ -168,6 +204,8 @@ def draw_argument(draw: Any, spec: Any, sizes: Any, dtype: torch.dtype, wrong: b
 
 
 def extremes(dtype: torch.dtype, limit: int) -> tuple[float, ...]:
+    if dtype == torch.bool:
+        return (0, 1)
     if dtype.is_floating_point:
         return (float("nan"), float("inf"), float("-inf"), 0.0, -1.0)
     return (-1, limit, torch.iinfo(dtype).min, torch.iinfo(dtype).max)
@@ -175,9 +213,13 @@ def extremes(dtype: torch.dtype, limit: int) -> tuple[float, ...]:
 
 def values(draw: Any, kind: str, shape: list[int], dtype: torch.dtype, limit: int) -> Tensor:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
-    if kind == FLOAT:
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    floating = {FLOAT: dtype, REAL: real, FLOAT64: torch.float64}
+    if kind in floating:
         # Positive, as temperatures are.
-        return (torch.rand(shape, generator=generator) + 0.1).to(dtype)
+        return (torch.rand(shape, generator=generator) + 0.1).to(floating[kind])
+    if kind == BOOLS:
+        return torch.rand(shape, generator=generator) < 0.5
     ids = torch.randint(limit, shape, generator=generator)
     return ids.to(draw(st.sampled_from((torch.int64, torch.int32)))) if kind == IDS else ids
 

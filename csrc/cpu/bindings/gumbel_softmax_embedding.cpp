@@ -22,11 +22,11 @@ int64_t tiles_in(int64_t entries) {
   return (entries + kGumbelSoftmaxTile - 1) / kGumbelSoftmaxTile;
 }
 
-// A matrix whose rows are contiguous, at any distance from each other.
-void check_rows(const char* name, const Tensor& x, int64_t rows, int64_t columns) {
+// A CPU matrix of this shape without gaps in its rows.
+void check_matrix(const char* name, const Tensor& x, int64_t rows, int64_t columns) {
   STD_TORCH_CHECK(x.is_cpu(), name, ": expected a CPU tensor");
-  STD_TORCH_CHECK(x.dim() == 2 && x.size(0) == rows && x.size(1) == columns, name, ": wrong shape");
-  STD_TORCH_CHECK(columns == 1 || x.stride(1) == 1, name, ": expected contiguous rows");
+  check_rows(name, x);
+  STD_TORCH_CHECK(x.size(0) == rows && x.size(1) == columns, name, ": wrong shape");
 }
 
 // The logits and all that makes weights of them.
@@ -38,7 +38,7 @@ class Rows {
         vocab(logits.dim() == 2 ? logits.size(1) : 0),
         logits_(static_cast<const char*>(logits.const_data_ptr())),
         dtype_(logits.scalar_type()) {
-    check_rows("logits", logits, count, vocab);
+    check_matrix("logits", logits, count, vocab);
     check_dense("tau", tau, ScalarType::Double, {tau.numel()});
     check_dense("temperature", temperature, ScalarType::Double, {temperature.numel()});
     check_dense("seed", seed, ScalarType::Long, {});
@@ -105,7 +105,7 @@ struct Chunk {
   Chunk(const Rows& all, const Tensor& buffer, const Tensor& statistics, const Tensor& chosen,
         int64_t first)
       : first_id(first), width(buffer.size(1)), count(chosen.numel()), stride(buffer.stride(0)) {
-    check_rows("buffer", buffer, count, width);
+    check_matrix("buffer", buffer, count, width);
     STD_TORCH_CHECK(buffer.scalar_type() == ScalarType::Float, "buffer: wrong dtype");
     STD_TORCH_CHECK(first >= 0 && first % 4 == 0 && width <= all.vocab - first,
                     "first_id: out of range");

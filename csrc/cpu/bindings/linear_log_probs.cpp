@@ -39,10 +39,10 @@ struct Rows {
       : data(static_cast<const char*>(logits.const_data_ptr())),
         type(logit_type(logits)),
         bytes(type == LogitType::kFloat32 ? 4 : 2) {
-    STD_TORCH_CHECK(logits.is_cpu() && logits.dim() == 2, "logits: expected a CPU tensor [N, V]");
+    STD_TORCH_CHECK(logits.is_cpu(), "logits: expected a CPU tensor");
+    check_rows("logits", logits);
     count = logits.size(0);
     columns = logits.size(1);
-    STD_TORCH_CHECK(columns < 2 || logits.stride(1) == 1, "logits: expected rows without gaps");
     stride = logits.stride(0);
     scale_stride = per_row_stride("inv_temperature", inv_temperature, count);
     check_dense("inv_temperature", inv_temperature, ScalarType::Float, {inv_temperature.size(0)});

@@ -75,9 +75,8 @@ struct Rows {
         width(x.size(1)),
         element_bytes(static_cast<int64_t>(x.element_size())),
         element(element_index(name, x)) {
-    STD_TORCH_CHECK(x.is_cpu() && x.dim() == 2, name, ": expected a matrix on the CPU");
-    STD_TORCH_CHECK(x.stride(1) == 1 || x.size(1) <= 1 || x.size(0) == 0, name,
-                    ": expected dense rows");
+    STD_TORCH_CHECK(x.is_cpu(), name, ": expected a CPU tensor");
+    check_rows(name, x);
   }
 };
 

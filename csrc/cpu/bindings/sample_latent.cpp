@@ -77,18 +77,23 @@ struct PerRow {
     step_stride = per_row_stride("step", step_, rows);
   }
 
-  // Whether all are in range: float32 must hold a temperature and its reciprocal.
+  // Whether all are in range, also one that no row asks for: float32 must hold a temperature and
+  // its reciprocal.
   bool sound(int64_t rows, bool noisy) const {
     bool sound = true;
-    for (int64_t n = 0; n < rows; ++n) {
-      const double t = tau[n * tau_stride], degrees = temperature[n * temperature_stride];
-      const int64_t now = step[n * step_stride];
-      sound &= t >= 0 && t <= FLT_MAX;
-      sound &= degrees >= FLT_MIN && degrees <= FLT_MAX;
-      sound &= !noisy || (now >= 0 && now <= UINT32_MAX);
+    for (int64_t n = 0; n < entries(tau_stride, rows); ++n) {
+      sound &= tau[n] >= 0 && tau[n] <= FLT_MAX;
+    }
+    for (int64_t n = 0; n < entries(temperature_stride, rows); ++n) {
+      sound &= temperature[n] >= FLT_MIN && temperature[n] <= FLT_MAX;
+    }
+    for (int64_t n = 0; noisy && n < entries(step_stride, rows); ++n) {
+      sound &= step[n] >= 0 && step[n] <= UINT32_MAX;
     }
     return sound;
   }
+
+  static int64_t entries(int64_t stride, int64_t rows) { return stride == 0 ? 1 : rows; }
 
   void fill(int64_t n, LatentRow& row) const {
     const float narrow_tau = static_cast<float>(tau[n * tau_stride]);
@@ -279,10 +284,10 @@ Results sample_latent(const Tensor& logits, const Tensor& tau, const Tensor& tem
                       double clamp_low, double clamp_high, int64_t num_draws,
                       const std::optional<Tensor>& exclude_ids, const Tensor& seed,
                       const std::optional<Tensor>& row_keys, const Tensor& step) {
-  STD_TORCH_CHECK(logits.is_cpu() && logits.dim() == 2, "logits: expected a matrix on the CPU");
+  STD_TORCH_CHECK(logits.is_cpu(), "logits: expected a CPU tensor");
+  check_rows("logits", logits);
   const int64_t rows = logits.size(0), vocab = logits.size(1);
   STD_TORCH_CHECK(vocab >= 1 && vocab <= 1 << 26, "logits: wrong number of columns");
-  STD_TORCH_CHECK(logits.stride(1) == 1 || vocab == 1, "logits: expected dense rows");
   STD_TORCH_CHECK(top_k >= 1 && top_k <= vocab && num_draws >= 1, "top_k or num_draws: too small");
   STD_TORCH_CHECK(noise >= 0 && noise <= static_cast<int64_t>(Noise::kCategorical), "noise");
   check_dense("seed", seed, ScalarType::Long, {});

@@ -98,6 +98,7 @@ def gumbel_softmax_embedding_backward(
     if not (has_pull or need_dlogits):
         return dlogits, dembedding
     noisy = _noisy_rows(logits, tau, temperature, seed, row_keys, step)
+    statistics = statistics.contiguous()
     grad = grad_embedding[rows].float()
     upstream = torch.zeros(len(rows), 3)
     if has_pull:
