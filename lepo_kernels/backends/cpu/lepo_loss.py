@@ -20,7 +20,6 @@ from lepo_kernels.backends.cpu.linear_log_probs import (
     per_row,
     statistics,
 )
-from lepo_kernels.backends.cpu.memory import fresh
 from lepo_kernels.backends.reference.numerics import check_ids, check_positive, check_rows
 from lepo_kernels.ops.lepo_gradient import lepo_gradient
 from lepo_kernels.ops.lepo_objective import lepo_objective, used_rows
@@ -158,10 +157,9 @@ class _Gradients:
     ) -> None:
         self.needs = (need_dhidden, need_dlm_head, need_dbias)
         self.dhidden = torch.zeros(hidden.shape if need_dhidden else (0,))
-        # The first block of rows writes it: no need to touch so much memory before.
-        self.dlm_head = fresh(lm_head.shape if need_dlm_head else (0,), torch.float32)
-        if len(hidden) == 0:
-            self.dlm_head.zero_()
+        # The first block writes it: no need to touch so much memory before.
+        make = torch.empty if len(hidden) else torch.zeros
+        self.dlm_head = make(lm_head.shape if need_dlm_head else (0,))
         self.dbias = torch.zeros(len(lm_head) if need_dbias else 0)
 
     def add(
@@ -208,7 +206,7 @@ def _with_gradients(
     most = max(_LEAST_ROWS, _BLOCK_BYTES // (4 * vocab))
     # Blocks of like size: a short last one would waste the products' speed.
     size = -(-count // max(1, -(-count // most)))
-    buffer = fresh((size * vocab,), torch.float32)
+    buffer = torch.empty(size * vocab)
     for first in range(0, count, max(1, size)):
         span = slice(first, min(first + size, count))
         block = rows.block(span)

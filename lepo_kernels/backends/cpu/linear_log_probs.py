@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lepo_kernels.backends.cpu.memory import fresh
 from lepo_kernels.backends.reference.numerics import (
     active_rows,
     check_ids,
@@ -185,7 +184,7 @@ def linear_log_probs_backward(
     """Gradients of the hidden states, the head and the bias; those not needed are empty."""
     active = active_rows(grad_logits, grad_lse, grad_entropy)
     dhidden = hidden.new_zeros(hidden.shape if need_dhidden else (0,))
-    dlm_head = fresh(lm_head.shape if need_dlm_head else (0,), lm_head.dtype)
+    dlm_head = torch.empty(lm_head.shape if need_dlm_head else (0,), dtype=lm_head.dtype)
     dbias = torch.zeros(len(lm_head) if need_dbias else 0)
     if len(active) == 0:
         return dhidden, dlm_head.zero_(), dbias.to(lm_head.dtype)
