@@ -51,7 +51,8 @@ MARKS_all :=
 
 NATIVE_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py tools/native_build.py
 CLANG_FORMAT := $(VENV)/bin/clang-format
-ifeq ($(LEPO_BUILD_NATIVE),0)
+# Elsewhere than on Linux there is no native build.
+ifneq ($(filter 0,$(LEPO_BUILD_NATIVE))$(filter-out Linux,$(shell uname)),)
 NATIVE :=
 else
 NATIVE := lepo_kernels/_C_cpu.so
@@ -70,7 +71,8 @@ help:
 
 install: $(TEST_STAMP) $(NATIVE)
 
-native: $(RUN_STAMP) $(NATIVE)
+native: $(RUN_STAMP)
+	$(RUN) setup.py -q build_ext --inplace
 
 demo: $(RUN_STAMP) $(NATIVE)
 	$(LEPO) train configs/demo.yaml $(DEMO_ARGS)

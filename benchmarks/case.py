@@ -40,7 +40,8 @@ class Case:
         shape: in words, with dtypes.
         make: device -> inputs, the same at every call.
         implementations: what is compared.
-        bytes: the least traffic: inputs read once, results written once.
+        bytes: the least traffic: inputs read once in each pass that the op needs, results written
+            once.
         flops: of the matrix products; 0 where there are none.
         dtype: of the matrix products.
         words: random words made, where that is the op's work.

@@ -23,7 +23,7 @@ PACKAGES = (
 REMEDIES = {
     "cuda": "it takes a CUDA GPU, a torch for that CUDA, and a wheel of lepo_kernels for it or a "
     "build with LEPO_BUILD_CUDA=1 (docs/wheels.md)",
-    "triton": "install a version of lepo_kernels that holds Triton kernels, and triton",
+    "triton": "nothing to do: no version has kernels for triton yet",
     "cpu": "install a wheel of lepo_kernels, or build it with a C++ compiler: "
     "pip install --no-build-isolation . (docs/wheels.md)",
     "reference": "reinstall lepo_kernels",
@@ -105,7 +105,8 @@ def _kernel(op: str, device: torch.device) -> dict[str, Any]:
     try:
         chosen: str | None = dispatch.resolve(op, device, None)
     except dispatch.BackendUnavailableError:
-        chosen = None
+        stand_in = dispatch.STAND_INS.get(op)
+        chosen = None if stand_in is None else dispatch.resolve(stand_in, device, None)
     return {
         "chosen": chosen,
         "backends": {name: dispatch.why_not(op, device, name) for name in dispatch.BACKENDS},

@@ -13,6 +13,22 @@ from typing import Any
 import torch
 
 CAPABILITIES = ("baseline", "avx2", "avx512")
+# What backends/cpu calls.
+_CPU_OPS = (
+    "advise_huge_pages",
+    "gather_log_probs",
+    "gather_log_probs_backward",
+    "gumbel_softmax_gradients",
+    "gumbel_softmax_statistics",
+    "gumbel_softmax_weights_beside_peak",
+    "logit_gradient_",
+    "mix_embeddings",
+    "mix_embeddings_backward",
+    "philox_words",
+    "sample_latent",
+    "statistics_of",
+    "summarise_logits",
+)
 
 
 def why_not_cpu() -> str | None:
@@ -21,7 +37,7 @@ def why_not_cpu() -> str | None:
     Raises:
         ValueError: ``LEPO_CPU_CAPABILITY`` names no instruction set, or one this machine lacks.
     """
-    reason = _load("cpu")
+    reason = _load("cpu") or _why_stale()
     if reason is None:
         _check_capability()
     return reason
@@ -71,6 +87,17 @@ def _why_not_here(built_for: str) -> str | None:
     if torch.cuda.device_count() == 0:
         return "no CUDA GPU is visible"
     return None
+
+
+def _why_stale() -> str | None:
+    """Why the CPU library does not belong to these Python files: an editable one, not rebuilt."""
+    lacking = [name for name in _CPU_OPS if not hasattr(torch.ops.lepo_kernels_cpu, name)]
+    if not lacking:
+        return None
+    return (
+        f"_C_cpu.so is older than this package (it lacks {', '.join(lacking)}); build it again: "
+        "python setup.py build_ext --inplace"
+    )
 
 
 def _load(backend: str) -> str | None:

@@ -8,11 +8,12 @@ any spill, is never within budget. A kernel without an entry is an error.
 import fnmatch
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from native_build import BuildError, find_toolkit
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = (ROOT / "csrc" / "cuda", ROOT / "tests" / "cuda_sim" / "modules")
@@ -24,8 +25,18 @@ FLAGS = ["-std=c++17", "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra", "-I",
 FLAGS += ["-I", str(ROOT / "tests" / "cuda_sim" / "include"), "-c"]
 PTXAS = "-Xptxas=-v,--warn-on-spills,--warning-as-error"
 
+
+def toolkit_nvcc() -> str | None:
+    """The nvcc that the build would take."""
+    try:
+        return str(find_toolkit().home / "bin" / "nvcc")
+    except BuildError:
+        return None
+
+
+NVCC = toolkit_nvcc()
 needs_nvcc = pytest.mark.skipif(
-    shutil.which("nvcc") is None, reason="no nvcc on PATH: CUDA sources are not compiled here"
+    NVCC is None, reason="no CUDA toolkit: CUDA sources are not compiled here"
 )
 KERNEL = re.compile(
     r"Compiling entry function '(?P<kernel>\w+)' for '(?P<arch>\w+)'"
@@ -40,7 +51,7 @@ class CompileError(Exception):
 
 def compiled(source: Path, arch: str, output: Path) -> str:
     """What ptxas reports on the kernels of ``source``."""
-    words = ["nvcc", f"-arch={arch}", *FLAGS, PTXAS, str(source), "-o", str(output)]
+    words = [str(NVCC), f"-arch={arch}", *FLAGS, PTXAS, str(source), "-o", str(output)]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode != 0:
         raise CompileError(f"{source.name} for {arch}:\n{demangled(done.stderr)}")

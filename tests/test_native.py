@@ -1,8 +1,10 @@
 """The native libraries: that they are here, and which instruction set they use."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,3 +95,19 @@ def test_the_cuda_library_loads_under_any_torch():
     one = torch.zeros(1, dtype=torch.int64)
     with pytest.raises(NotImplementedError, match="CPU"):
         torch.ops.lepo_kernels_cuda.philox_words(one[0], one, one, one[None], 0)
+
+
+def test_a_library_that_lacks_an_op_is_called_stale(monkeypatch):
+    if "cpu" in dispatch.MISSING:
+        pytest.skip("the CPU library is not here")
+    monkeypatch.setattr(native, "_CPU_OPS", (*native._CPU_OPS, "an_op_of_tomorrow"))
+    reason = native.why_not_cpu()
+    assert "older than this package (it lacks an_op_of_tomorrow)" in reason
+    assert "build_ext --inplace" in reason
+
+
+def test_the_list_of_native_ops_is_what_the_backend_calls():
+    folder = Path(native.__file__).parent / "backends" / "cpu"
+    text = "".join(file.read_text() for file in folder.glob("*.py"))
+    called = set(re.findall(r"lepo_kernels_cpu\.(\w+)", text))
+    assert called == set(native._CPU_OPS)

@@ -3,7 +3,7 @@
 // Contract: the row is read once from memory, a block at a time; a block is then worked on in the
 // first-level cache. A second, partial read looks into the few blocks that hold a candidate. Every
 // number of a row depends on the row alone, and not on threads, batch or the place in it;
-// deterministic. What is kept, and in which order, is exact.
+// deterministic. The top k and their order are exact; the mass that top_p cuts at is a float32 sum.
 #include "cpu/sample_latent.h"
 
 #include "cpu/element.h"

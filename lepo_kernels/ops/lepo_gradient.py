@@ -65,11 +65,11 @@ def _ratio_slope(
     unclipped = ratio if delta is None else ratio.clamp(max=delta)
     bounded = ratio.clamp(1 - epsilon, 1 + epsilon_high)
     first, second = unclipped * advantages, bounded * advantages
-    tie = 0.5 * (first == second)
-    share = ((first < second) + tie) * (1.0 if delta is None else (ratio <= delta))
-    share = share + ((second < first) + tie) * (
-        (ratio >= 1 - epsilon) & (ratio <= 1 + epsilon_high)
-    )
+    # Of which branch the smaller value is: 1, 0, or half where both are.
+    share = (first < second).to(ratio.dtype) + 0.5 * (first == second).to(ratio.dtype)
+    in_range = (ratio >= 1 - epsilon) & (ratio <= 1 + epsilon_high)
+    below_delta = torch.ones_like(in_range) if delta is None else ratio <= delta
+    share = share * below_delta + (1 - share) * in_range
     inside = moving & (log_prob - old <= LARGEST_EXPONENT)
     return (-advantages * share * ratio).masked_fill(~inside, 0.0)
 

@@ -75,7 +75,12 @@ def lepo_loss(
     check_settings(beta, epsilon, epsilon_high, delta, latent_kl, ref_log_probs)
     dtype = head.hidden.dtype
     chosen = dispatch.resolve("linear_log_probs", hidden.device, backend, dtype)
-    if dispatch.why_not("lepo_loss", hidden.device, chosen, dtype) is not None:
+    # float16 gradients that are rounded before the loss's own gradient is known would undo the
+    # scaling of a loss.
+    fused = dtype != torch.float16 and (
+        dispatch.why_not("lepo_loss", hidden.device, chosen, dtype) is None
+    )
+    if not fused:
         scored = linear_log_probs(
             hidden,
             lm_head,

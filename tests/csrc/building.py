@@ -14,7 +14,7 @@ def _tool(name: str) -> str:
     """The program beside this Python, else the one on the path."""
     folders = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     found = shutil.which(name, path=folders)
-    assert found, f"{name} is missing; pip install 'lepo_kernels[test]' brings it"
+    assert found, f"{name} is missing; pip install cmake ninja"
     return found
 
 

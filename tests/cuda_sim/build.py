@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -38,8 +39,10 @@ class BuildError(Exception):
     """The compiler's messages."""
 
 
-def compiler() -> str | None:
-    return shutil.which(os.environ.get("CXX", "g++"))
+def compiler() -> list[str]:
+    """The words of ``$CXX``, or g++; none if there is no such program."""
+    words = shlex.split(os.environ.get("CXX") or "g++")
+    return words if shutil.which(words[0]) else []
 
 
 def cache() -> Path:
@@ -58,7 +61,7 @@ def include_folders(csrc: Path) -> list[str]:
 
 @functools.cache
 def compiler_version() -> bytes:
-    return subprocess.run([str(compiler()), "--version"], capture_output=True, check=True).stdout
+    return subprocess.run([*compiler(), "--version"], capture_output=True, check=True).stdout
 
 
 def hash_of(words: list[str], files: list[Path]) -> str:
@@ -97,7 +100,7 @@ def built(name: str, words: list[str], sources: list[Path], csrc: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
             half = Path(f"{target}.half")
-            command = [str(compiler()), *words, *map(str, sources), "-o", str(half), "-ldl"]
+            command = [*compiler(), *words, *map(str, sources), "-o", str(half), "-ldl"]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode != 0:
                 raise BuildError(done.stderr)

@@ -5,5 +5,5 @@ from tests.cuda_sim import build
 
 @pytest.fixture(autouse=True)
 def compiler() -> None:
-    if build.compiler() is None:
+    if not build.compiler():
         pytest.skip("no g++ (or $CXX): CUDA kernels are not simulated here")

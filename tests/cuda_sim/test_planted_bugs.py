@@ -238,6 +238,6 @@ def test_plain_shared_memory_does_not_compile(tmp_path):
 def test_a_kernel_file_needs_the_simulator_or_nvcc(tmp_path):
     source = tmp_path / "host.cpp"
     source.write_text('#include "cuda/runtime.cuh"\n')
-    words = [str(build.compiler()), f"-I{build.ROOT / 'csrc'}", "-fsyntax-only", str(source)]
+    words = [*build.compiler(), f"-I{build.ROOT / 'csrc'}", "-fsyntax-only", str(source)]
     done = subprocess.run(words, capture_output=True, text=True)
     assert "compiled by nvcc, or by g++ with LEPO_CUDA_SIM" in done.stderr

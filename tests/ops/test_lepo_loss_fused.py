@@ -371,3 +371,22 @@ def test_errors_name_the_argument(change, error, message):
     arguments = dict(zip(names, facts, strict=True)) | change
     with pytest.raises(error, match=message):
         lepo_loss(*leaves[:2], **arguments)
+
+
+# Gradients that float16 cannot hold before, or only after, the loss is scaled.
+@pytest.mark.parametrize(("row_weight", "scale"), [(2.0**-26, 2.0**20), (2.0**18, 2.0**-10)])
+def test_a_scaled_float16_loss_is_scaled_before_its_gradients_are_rounded(row_weight, scale):
+    hidden = torch.ones(1, 1, dtype=torch.float16)
+    head = torch.zeros(2, 1, dtype=torch.float16, requires_grad=True)
+    loss = lepo_loss(
+        hidden,
+        head,
+        torch.tensor([[0]]),
+        torch.ones(1, 1),
+        torch.tensor([True]),
+        torch.ones(1),
+        torch.tensor([row_weight]),
+    ).loss
+    (loss * scale).backward()
+    half = row_weight * scale / 2
+    assert head.grad.tolist() == [[-half], [half]]

@@ -1,5 +1,6 @@
 """Every CUDA kernel, for every architecture, within its budget of registers and without a stack."""
 
+import fnmatch
 import json
 import os
 import re
@@ -25,7 +26,7 @@ class Usage:
 
 
 def read_budgets(path: Path) -> dict[str, int]:
-    """Kernel -> registers a thread may take."""
+    """Kernel, or a pattern for several -> registers a thread may take."""
     return {kernel: budget["registers"] for kernel, budget in json.loads(path.read_text()).items()}
 
 
@@ -63,7 +64,8 @@ def read_usage(cuobjdump: str, library: Path) -> dict[str, dict[str, Usage]]:
 
 def _short_name(demangled: str) -> str:
     """``lepo::cuda::kernel<float>`` of ``void lepo::cuda::kernel<float>(float const*)``."""
-    return re.sub(r"^void ", "", re.sub(r"\(.*\)$", "", demangled))
+    name = demangled.removeprefix("void ")
+    return name[: name.rindex("(")]
 
 
 def check_kernels(
@@ -95,21 +97,23 @@ def check_usage(
 ) -> list[str]:
     """Every kernel of the table is there, for every architecture, and keeps to its budget."""
     wanted = {_machine(architecture) for architecture in architectures}
-    failures = [f"kernel {name}: missing" for name in sorted(budgets.keys() - usage.keys())]
+    entries = {name: [x for x in budgets if fnmatch.fnmatchcase(name, x)] for name in usage}
+    unused = budgets.keys() - {x for found in entries.values() for x in found}
+    failures = [f"kernel {name}: missing" for name in sorted(unused)]
     for kernel, per in sorted(usage.items()):
         failures += [f"kernel {kernel}: missing for {x}" for x in sorted(wanted - per.keys())]
         failures += [f"kernel {kernel}: {x} was not asked for" for x in sorted(per.keys() - wanted)]
-        if kernel not in budgets:
+        if not entries[kernel]:
             failures.append(f"kernel {kernel}: has no budget in {BUDGETS.name}")
+        budget = min((budgets[x] for x in entries[kernel]), default=None)
         for name, found in sorted(per.items()):
             if found.stack or found.local:
                 failures.append(
                     f"kernel {kernel} on {name}: stack {found.stack}, local {found.local} bytes"
                 )
-            if found.registers > budgets.get(kernel, found.registers):
+            if budget is not None and found.registers > budget:
                 failures.append(
-                    f"kernel {kernel} on {name}: {found.registers} registers, budget "
-                    f"{budgets[kernel]}"
+                    f"kernel {kernel} on {name}: {found.registers} registers, budget {budget}"
                 )
     return failures
 

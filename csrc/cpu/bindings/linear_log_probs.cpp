@@ -210,6 +210,8 @@ std::tuple<Tensor, Tensor, Tensor> gather_log_probs(const Tensor& logits, const 
   Tensor lse_ = torch::stable::new_empty(logits, {rows.count}, ScalarType::Float);
   Tensor entropy_ = torch::stable::new_empty(logits, {rows.count}, ScalarType::Float);
   float* selected = selected_.mutable_data_ptr<float>();
+  // An id that is out of range, which the caller checks for, falls into no span.
+  std::fill_n(selected, rows.count * ids.kept, std::numeric_limits<float>::quiet_NaN());
   float* lse = lse_.mutable_data_ptr<float>();
   float* entropy = entropy_.mutable_data_ptr<float>();
   const int64_t spans = (rows.columns + kSpan - 1) / kSpan;

@@ -25,6 +25,9 @@ inline cudaStream_t current_stream(int32_t device) {
 
 // Sees only what the launch itself says; a fault inside a kernel surfaces in a later call.
 inline void check_launch(const char* op, cudaError_t status) {
+  STD_TORCH_CHECK(status != cudaErrorNoKernelImageForDevice, "lepo_kernels: ", op,
+                  ": _C_cuda.so holds no code for this GPU (lepo info lists its architectures); "
+                  "build it with LEPO_CUDA_ARCH_LIST, or set LEPO_BACKEND=reference");
   STD_TORCH_CHECK(status == cudaSuccess, "lepo_kernels: ", op, ": ", cudaGetErrorString(status));
 }
 

@@ -51,7 +51,7 @@ def gumbel_softmax_embedding(
     check_rows("logits", log_prob)
     rows = torch.arange(len(logits))
     grid = _Grid(len(rows), embedding)
-    beside_peak = torch.zeros(len(rows), embedding.shape[1])
+    beside_peak = torch.zeros(len(rows), embedding.shape[1], dtype=torch.float32)
     for ids in grid.chunks():
         table = grid.converted(embedding, ids)
         for block in grid.blocks():
@@ -100,7 +100,7 @@ def gumbel_softmax_embedding_backward(
     noisy = _noisy_rows(logits, tau, temperature, seed, row_keys, step)
     statistics = statistics.contiguous()
     grad = grad_embedding[rows].float()
-    upstream = torch.zeros(len(rows), 3)
+    upstream = torch.zeros(len(rows), 3, dtype=torch.float32)
     if has_pull:
         upstream[:, 0] = _dots(embedding[statistics[rows, 4].long()].float(), grad)
         upstream[:, 1] = _dots(deviation[rows], grad)
@@ -137,9 +137,12 @@ class _Grid:
         if table.dtype != torch.float32:
             chunk = min(chunk, max(_CONVERTED_ENTRIES // max(1, self.width), _CONVERTED_IDS))
         self.chunk = min(chunk // _NOISE_IDS * _NOISE_IDS, self.vocab)
-        self._weights = torch.empty(self.block, self.chunk)
+        self._weights = torch.empty(self.block, self.chunk, dtype=torch.float32)
         shape = (0, 0) if table.dtype == torch.float32 else (self.chunk, self.width)
-        self._converted, self._sums = torch.empty(shape), torch.empty(shape)
+        self._converted, self._sums = (
+            torch.empty(shape, dtype=torch.float32),
+            torch.empty(shape, dtype=torch.float32),
+        )
 
     def chunks(self) -> Iterator[slice]:
         """Ranges of ids."""

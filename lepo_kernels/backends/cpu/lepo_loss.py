@@ -77,8 +77,8 @@ def lepo_loss(
         selected, lse = _with_gradients(rows, head, settings, gradients)
     else:
         selected, lse = _without_gradients(rows, head)
-    all_selected = torch.zeros(ids.shape).index_copy_(0, used, selected)
-    all_lse = torch.zeros(len(ids)).index_copy_(0, used, lse)
+    all_selected = torch.zeros(ids.shape, dtype=torch.float32).index_copy_(0, used, selected)
+    all_lse = torch.zeros(len(ids), dtype=torch.float32).index_copy_(0, used, lse)
     check_rows("logits of hidden", all_lse)
     fields = lepo_objective(all_selected, all_lse, **facts._asdict(), **settings)
     dhidden = hidden.new_zeros(hidden.shape if need_dhidden else (0,))
@@ -156,11 +156,11 @@ class _Gradients:
         need_dbias: bool,
     ) -> None:
         self.needs = (need_dhidden, need_dlm_head, need_dbias)
-        self.dhidden = torch.zeros(hidden.shape if need_dhidden else (0,))
+        self.dhidden = torch.zeros(hidden.shape if need_dhidden else (0,), dtype=torch.float32)
         # The first block writes it: no need to touch so much memory before.
         make = torch.empty if len(hidden) else torch.zeros
-        self.dlm_head = make(lm_head.shape if need_dlm_head else (0,))
-        self.dbias = torch.zeros(len(lm_head) if need_dbias else 0)
+        self.dlm_head = make(lm_head.shape if need_dlm_head else (0,), dtype=torch.float32)
+        self.dbias = torch.zeros(len(lm_head) if need_dbias else 0, dtype=torch.float32)
 
     def add(
         self,
@@ -202,11 +202,14 @@ def _with_gradients(
 ) -> tuple[Tensor, Tensor]:  # [M, K], [M]
     """The same, and adds the gradients of the loss."""
     count, vocab = len(rows.hidden), len(head.lm_head)
-    selected, lse = torch.zeros(rows.ids.shape), torch.zeros(count)
+    selected, lse = (
+        torch.zeros(rows.ids.shape, dtype=torch.float32),
+        torch.zeros(count, dtype=torch.float32),
+    )
     most = max(_LEAST_ROWS, _BLOCK_BYTES // (4 * vocab))
     # Blocks of like size: a short last one would waste the products' speed.
     size = -(-count // max(1, -(-count // most)))
-    buffer = torch.empty(size * vocab)
+    buffer = torch.empty(size * vocab, dtype=torch.float32)
     for first in range(0, count, max(1, size)):
         span = slice(first, min(first + size, count))
         block = rows.block(span)

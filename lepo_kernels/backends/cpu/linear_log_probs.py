@@ -61,7 +61,7 @@ class RowBlocks:
         width = min(vocab, _COLUMNS)
         size = max(1, min(rows, min(_BUFFER_ENTRIES, chunk_size * vocab) // width))
         self.blocks = [slice(r, min(r + size, rows)) for r in range(0, rows, size)]
-        self._buffer = torch.empty(size * width)
+        self._buffer = torch.empty(size * width, dtype=torch.float32)
 
     def logits(
         self,
@@ -84,7 +84,9 @@ class HeadGradient:
         self._result = result
         self._buffer = None
         if result.dtype != torch.float32:
-            self._buffer = torch.empty((min(_COLUMNS, len(result)), *result.shape[1:]))
+            self._buffer = torch.empty(
+                (min(_COLUMNS, len(result)), *result.shape[1:]), dtype=torch.float32
+            )
 
     def take(self, columns: slice) -> Tensor:  # [C, D]
         """A part to write to."""
@@ -145,7 +147,7 @@ def statistics(
     chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """`linear_log_probs` without its checks."""
-    selected = torch.zeros(ids.shape)
+    selected = torch.zeros(ids.shape, dtype=torch.float32)
     state = new_state(len(hidden))
     work = RowBlocks(len(hidden), len(lm_head), chunk_size)
     for part in head_parts(lm_head, bias):
@@ -185,14 +187,14 @@ def linear_log_probs_backward(
     active = active_rows(grad_logits, grad_lse, grad_entropy)
     dhidden = hidden.new_zeros(hidden.shape if need_dhidden else (0,))
     dlm_head = torch.empty(lm_head.shape if need_dlm_head else (0,), dtype=lm_head.dtype)
-    dbias = torch.zeros(len(lm_head) if need_dbias else 0)
+    dbias = torch.zeros(len(lm_head) if need_dbias else 0, dtype=torch.float32)
     if len(active) == 0:
         return dhidden, dlm_head.zero_(), dbias.to(lm_head.dtype)
     inv_temperature = per_row(inv_temperature, active).contiguous()
     per_row_inputs = (ids.long(), grad_logits, grad_lse, grad_entropy, lse, entropy)
     ids, alpha, gamma, eta, lse, entropy = (x[active] for x in per_row_inputs)
     inputs = (hidden if len(active) == len(hidden) else hidden[active]).float()
-    dinputs = torch.zeros(inputs.shape if need_dhidden else (0,))
+    dinputs = torch.zeros(inputs.shape if need_dhidden else (0,), dtype=torch.float32)
     work = RowBlocks(len(active), len(lm_head), chunk_size)
     gradients = HeadGradient(dlm_head)
     for part in head_parts(lm_head, bias):

@@ -1,8 +1,9 @@
 """CPU kernels of the embedding mixture: csrc/cpu/mix_embeddings.cpp.
 
 Contract: as the reference's, in float32; every bit is the same on any number of threads and in any
-batch. The table is never copied unless its rows are not dense, and then only the rows in use. An
-entry of weight 0 adds nothing to the gradient of the table.
+batch. The table is never copied unless its rows are not dense, and then the forward pass copies
+only the rows in use, the backward pass all. An entry of weight 0 adds nothing to the gradient of
+the table.
 """
 
 import torch

@@ -1,8 +1,9 @@
 """CPU kernel of the latent draw: csrc/cpu/sample_latent.cpp.
 
 Contract: as the reference's, in float32; logits are read once, and no tensor of their size is made
-unless their rows are not dense. What is kept, and the noise's words, are the reference's exactly;
-every bit of a row is the same on any number of threads and in any batch.
+unless their rows are not dense. The noise's words are the reference's exactly, and so is what is
+kept, but for an entry whose preceding mass is within rounding of top_p. Every bit of a row is the
+same on any number of threads and in any batch.
 """
 
 import torch
