@@ -186,8 +186,10 @@ def test_error_is_no_worse_than_plain_torch(dtype):
     rounded = run(plain, hidden, lm_head)
     oracle = run(plain, *(x.detach().double().requires_grad_() for x in (hidden, lm_head)))
     assert [x.dtype for x in ours] == [torch.float32] * 3 + [dtype] * 2
-    for x, y, z in zip(ours, rounded, oracle, strict=True):
-        assert_no_worse_than_plain(x, y, z, dtype)
+    # pi and z cancel in the gradients: over 40 seeds chance leaves the reference up to 7 units more
+    # than plain torch, and the native kernels up to 10; the largest errors of all three are alike.
+    for x, y, z, units in zip(ours, rounded, oracle, (4, 4, 4, 16, 16), strict=True):
+        assert_no_worse_than_plain(x, y, z, dtype, units)
 
 
 def test_gradient_of_the_head_is_rounded_once(backend):
