@@ -164,6 +164,10 @@ def test_empty_sizes(rows, kept, backend):
     assert torch.autograd.grad(ours.lse.sum(), logits)[0].shape == (rows, 5)
 
 
+def root_mean_square(x):
+    return float(x.detach().double().square().mean().sqrt())
+
+
 # D = 64 so that sums are long enough to round; V = 97 is no multiple of anything.
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("dtype", LOW_DTYPES)
@@ -186,10 +190,12 @@ def test_error_is_no_worse_than_plain_torch(dtype):
     rounded = run(plain, hidden, lm_head)
     oracle = run(plain, *(x.detach().double().requires_grad_() for x in (hidden, lm_head)))
     assert [x.dtype for x in ours] == [torch.float32] * 3 + [dtype] * 2
-    # pi and z cancel in the gradients: over 40 seeds chance leaves the reference up to 7 units more
-    # than plain torch, and the native kernels up to 10; the largest errors of all three are alike.
-    for x, y, z, units in zip(ours, rounded, oracle, (4, 4, 4, 16, 16), strict=True):
+    # pi and z cancel in the gradients: over 40 seeds chance leaves single elements of the reference
+    # up to 7 units worse than plain torch's, and of the native kernels up to 10. Their errors as a
+    # whole are at most 1.6 times plain torch's.
+    for x, y, z, units in zip(ours, rounded, oracle, (4, 4, 4, 12, 12), strict=True):
         assert_no_worse_than_plain(x, y, z, dtype, units)
+        assert root_mean_square(x - z) <= 2 * root_mean_square(y - z)
 
 
 def test_gradient_of_the_head_is_rounded_once(backend):
