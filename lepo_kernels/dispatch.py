@@ -23,8 +23,8 @@ BACKENDS = ("cuda", "triton", "cpu", "reference")
 KERNELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "philox_words": ("philox", ("cuda", "cpu", "reference")),
     "sample_latent": ("sample_latent", ("cpu", "reference")),
-    "mix_embeddings": ("mix_embeddings", ("cpu", "reference")),
-    "mix_embeddings_backward": ("mix_embeddings", ("cpu", "reference")),
+    "mix_embeddings": ("mix_embeddings", ("cuda", "cpu", "reference")),
+    "mix_embeddings_backward": ("mix_embeddings", ("cuda", "cpu", "reference")),
     "linear_log_probs": ("linear_log_probs", ("cpu", "reference")),
     "linear_log_probs_backward": ("linear_log_probs", ("cpu", "reference")),
     "gather_log_probs": ("linear_log_probs", ("cpu", "reference")),
