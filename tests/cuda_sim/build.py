@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -56,7 +57,7 @@ def cache() -> Path:
 
 
 def include_folders(csrc: Path) -> list[str]:
-    return [f"-I{csrc}", f"-I{HERE / 'include'}"]
+    return [f"-I{csrc}", f"-I{HERE / 'include'}", f"-I{HERE / 'toolkit'}"]
 
 
 @functools.cache
@@ -72,8 +73,13 @@ def hash_of(words: list[str], files: list[Path]) -> str:
     return digest.hexdigest()[:20]
 
 
+def is_object(file: Path) -> bool:
+    """Whether `built` made this object file, whose name ends with its hash."""
+    return ".o-" in file.name
+
+
 def with_includes(sources: list[Path], csrc: Path) -> list[Path]:
-    """``sources`` and all of our own files that they include."""
+    """``sources`` and all of our own files that they include; object files include none."""
     found: list[Path] = []
     waiting = list(sources)
     while waiting:
@@ -81,17 +87,23 @@ def with_includes(sources: list[Path], csrc: Path) -> list[Path]:
         if file in found:
             continue
         found.append(file)
+        if is_object(file):
+            continue
         for name in INCLUDE.findall(file.read_text()):
-            places = [folder / name for folder in (file.parent, csrc, HERE / "include")]
+            places = [
+                folder / name for folder in (file.parent, csrc, HERE / "include", HERE / "toolkit")
+            ]
             waiting += [place for place in places if place.exists()][:1]
     return sorted(found)
 
 
-def built(name: str, words: list[str], sources: list[Path], csrc: Path) -> Path:
-    """The output of the compiler called with ``words`` and ``sources``, now or earlier."""
+def built(
+    name: str, words: list[str], sources: list[Path], csrc: Path, last: Sequence[str] = ()
+) -> Path:
+    """What the compiler makes of ``words``, ``sources`` and ``last``, now or earlier."""
     # Mutants lie in folders of any name.
     nameless = [word.replace(str(csrc), "csrc") for word in words]
-    target = cache() / f"{name}-{hash_of(nameless, with_includes(sources, csrc))}"
+    target = cache() / f"{name}-{hash_of([*nameless, *last], with_includes(sources, csrc))}"
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +112,7 @@ def built(name: str, words: list[str], sources: list[Path], csrc: Path) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
             half = Path(f"{target}.half")
-            command = [*compiler(), *words, *map(str, sources), "-o", str(half), "-ldl"]
+            command = [*compiler(), *words, *map(str, sources), "-o", str(half), *last, "-ldl"]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode != 0:
                 raise BuildError(done.stderr)

@@ -7,14 +7,41 @@ import torch
 
 import lepo_kernels
 from lepo_kernels import dispatch
+from tests import cuda_backend
 
 
-@pytest.fixture(params=dispatch.candidates(torch.device("cpu")))
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test once per CPU backend, which serves every op called without ``backend=``."""
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marks = metafunc.definition.iter_markers("parametrize")
+    if "backend" in metafunc.fixturenames and not any("backend" in mark.args[0] for mark in marks):
+        names = backends_of(metafunc.module.__name__)
+        metafunc.parametrize("backend", names, indirect=True)
+
+
+def backends_of(module: str) -> list[str]:
+    """The backends for the tests in this file: those that serve every op of its family."""
+    stem = module.rsplit(".", 1)[-1].removeprefix("test_")
+    ops = [op for op, (family, _) in dispatch.KERNELS.items() if stem.startswith(family)]
+    return [
+        name
+        for name in (*dispatch.candidates(cuda_backend.CPU), "cuda")
+        if all(serves(name, op) for op in ops or dispatch.KERNELS)
+    ]
+
+
+def serves(name: str, op: str) -> bool:
+    """Whether the backend has a kernel for the op, or for what stands in for it."""
+    return any(name in dispatch.KERNELS[x][1] for x in (op, dispatch.STAND_INS.get(op, op)))
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Runs the test once per backend, which serves every op called without ``backend=``."""
     name: str = request.param
-    if name in dispatch.MISSING:
-        pytest.skip(f"backend {name}: {dispatch.MISSING[name]}")
+    reason = cuda_backend.why_not() if name == "cuda" else dispatch.MISSING.get(name)
+    if reason is not None:
+        pytest.skip(f"backend {name}: {reason}")
+    if name == "cuda":
+        cuda_backend.serve_cpu_tensors(monkeypatch)
     with lepo_kernels.backend(name):
         yield name
 

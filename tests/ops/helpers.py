@@ -36,9 +36,10 @@ def assert_no_worse_than_plain(
 
 
 def backends_of(op: str) -> list[str]:
-    """Which backends can serve ``op`` on the CPU: the one place where tests ask."""
+    """Which backends can serve ``op`` on the CPU; the fixture `backend` decides about cuda."""
     device = torch.device("cpu")
-    return [b for b in ("cpu", "reference") if dispatch.why_not(op, device, b) is None]
+    here = [b for b in ("cpu", "reference") if dispatch.why_not(op, device, b) is None]
+    return here + [b for b in dispatch.KERNELS[op][1] if b == "cuda"]
 
 
 def transposed(x: Tensor) -> Tensor:

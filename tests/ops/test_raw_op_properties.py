@@ -161,7 +161,9 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     ),
 }
 OPS_AND_BACKENDS = [(op, b) for op in dispatch.KERNELS for b in backends_of(op)]
-each_op_and_backend = pytest.mark.parametrize(("op", "backend"), OPS_AND_BACKENDS)
+each_op_and_backend = pytest.mark.parametrize(
+    ("op", "backend"), OPS_AND_BACKENDS, indirect=["backend"]
+)
 
 
 @st.composite

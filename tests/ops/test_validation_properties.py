@@ -470,7 +470,9 @@ OPS = {
     "normal_noise": Op("philox_words", noise_numbers, check_noise, ("row_keys",)),
 }
 OPS_AND_BACKENDS = [(name, b) for name, op in OPS.items() for b in backends_of(op.kernel)]
-each_op_and_backend = pytest.mark.parametrize(("name", "backend"), OPS_AND_BACKENDS)
+each_op_and_backend = pytest.mark.parametrize(
+    ("name", "backend"), OPS_AND_BACKENDS, indirect=["backend"]
+)
 
 
 def parameters_of(name: str) -> tuple[str, ...]:

@@ -1,12 +1,33 @@
-// Where a binding launches its kernels: the tensors' device and torch's current stream on it.
+// Where a binding registers its ops and launches its kernels: the tensors' device, and torch's
+// current stream on it.
 #pragma once
 
 #include <cuda_runtime_api.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/c/shim.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
+
+#if defined(LEPO_CUDA_SIM)
+
+// The simulated library takes CPU tensors (see tests/cuda_sim/README.md).
+#define LEPO_CUDA_KEY CPU
+
+namespace lepo {
+
+class CudaDevice {
+ public:
+  explicit CudaDevice(int32_t) {}
+  cudaStream_t stream() const { return nullptr; }
+};
+
+}  // namespace lepo
+
+#else
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/c/shim.h>
+
+#define LEPO_CUDA_KEY CUDA
 
 // Only a torch with CUDA has this function. As a weak symbol it does not keep the library from
 // loading under a CPU-only torch, where its ops can be registered and inspected.
@@ -15,13 +36,29 @@ aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 
 namespace lepo {
 
-inline cudaStream_t current_stream(int32_t device) {
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
-                  "lepo_kernels: this torch is built without CUDA");
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return static_cast<cudaStream_t>(stream);
-}
+// Makes a device the current one while this lives.
+class CudaDevice {
+ public:
+  explicit CudaDevice(int32_t device) : device_(device), guard_(device) {}
+
+  cudaStream_t stream() const {
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
+                    "lepo_kernels: this torch is built without CUDA");
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
+    return static_cast<cudaStream_t>(stream);
+  }
+
+ private:
+  int32_t device_;
+  torch::stable::accelerator::DeviceGuard guard_;
+};
+
+}  // namespace lepo
+
+#endif
+
+namespace lepo {
 
 // Sees only what the launch itself says; a fault inside a kernel surfaces in a later call.
 inline void check_launch(const char* op, cudaError_t status) {

@@ -34,8 +34,8 @@ Tensor philox_words(const Tensor& seed, const Tensor& row_keys, const Tensor& st
   problem.ids_stride = shared_ids ? 0 : width;
   problem.draw = static_cast<uint32_t>(draw);
 
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  check_launch("philox_words", cuda::launch_philox_words(problem, current_stream(device)));
+  const CudaDevice on(device);
+  check_launch("philox_words", cuda::launch_philox_words(problem, on.stream()));
   return out;
 }
 
@@ -46,6 +46,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lepo_kernels_cuda, m) {
   m.def("philox_words(Tensor seed, Tensor row_keys, Tensor step, Tensor ids, int draw) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(lepo_kernels_cuda, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(lepo_kernels_cuda, LEPO_CUDA_KEY, m) {
   m.impl("philox_words", TORCH_BOX(&lepo::philox_words));
 }

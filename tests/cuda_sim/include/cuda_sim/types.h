@@ -33,4 +33,4 @@ struct dim3 {
 struct lepo_sim_stream;
 using cudaStream_t = lepo_sim_stream*;
 
-enum cudaError_t { cudaSuccess = 0 };
+enum cudaError_t { cudaSuccess = 0, cudaErrorNoKernelImageForDevice = 209 };
