@@ -25,7 +25,7 @@ KERNELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "sample_latent": ("sample_latent", ("cuda", "cpu", "reference")),
     "mix_embeddings": ("mix_embeddings", ("cuda", "cpu", "reference")),
     "mix_embeddings_backward": ("mix_embeddings", ("cuda", "cpu", "reference")),
-    "latent_step": ("latent_step", ("cpu", "reference")),
+    "latent_step": ("latent_step", ("cuda", "cpu", "reference")),
     "linear_log_probs": ("linear_log_probs", ("cpu", "reference")),
     "linear_log_probs_backward": ("linear_log_probs", ("cpu", "reference")),
     "gather_log_probs": ("linear_log_probs", ("cpu", "reference")),

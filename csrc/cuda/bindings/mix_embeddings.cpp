@@ -3,8 +3,10 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "cuda/bindings/checks.h"
 #include "cuda/bindings/element_kind.h"
 #include "cuda/bindings/launch.h"
+#include "cuda/mix_embeddings.h"
 
 namespace lepo {
 namespace {
@@ -33,15 +35,6 @@ const float* weights_of(const Tensor& weights, const Tensor& like) {
   check_dense("weights", weights, like.get_device_index(), ScalarType::Float,
               {like.size(0), like.size(1)});
   return weights.const_data_ptr<float>();
-}
-
-Tensor mix_embeddings(const Tensor& ids, const Tensor& weights, const Tensor& embedding) {
-  cuda::MixEmbeddings problem = mixture_of(ids, weights, embedding);
-  Tensor out = torch::stable::new_empty(embedding, {ids.size(0), embedding.size(1)});
-  problem.mixed = out.mutable_data_ptr();
-  const CudaDevice on(embedding.get_device_index());
-  check_launch("mix_embeddings", cuda::launch_mix_embeddings(problem, on.stream()));
-  return out;
 }
 
 Tensor mix_dweights(const Tensor& grad, const Tensor& ids, const Tensor& embedding) {
@@ -111,7 +104,7 @@ Tensor mix_dembedding(const Tensor& grad, const Tensor& weights, const Tensor& k
 
 }  // namespace
 
-cuda::MixEmbeddings mixture_of(const Tensor& ids, const Tensor& weights, const Tensor& embedding) {
+Tensor mix_embeddings(const Tensor& ids, const Tensor& weights, const Tensor& embedding) {
   const int32_t device = embedding.get_device_index();
   cuda::MixEmbeddings problem{};
   problem.embedding = matrix_of("embedding", embedding, device);
@@ -120,7 +113,11 @@ cuda::MixEmbeddings mixture_of(const Tensor& ids, const Tensor& weights, const T
   problem.entries.weights = weights_of(weights, ids);
   problem.width = embedding.size(1);
   problem.element = element_kind("embedding", embedding);
-  return problem;
+  Tensor out = torch::stable::new_empty(embedding, {ids.size(0), problem.width});
+  problem.mixed = out.mutable_data_ptr();
+  const CudaDevice on(device);
+  check_launch("mix_embeddings", cuda::launch_mix_embeddings(problem, on.stream()));
+  return out;
 }
 
 }  // namespace lepo
