@@ -21,6 +21,9 @@ struct Call {
         offset(numbers[7]) {}
 
   lepo::cuda::MixMatrix matrix(const char* memory) const { return {memory + offset, stride}; }
+  lepo::Rows<float> rows(const char* memory) const {
+    return lepo::cuda::rows_of<float>(matrix(memory));
+  }
 };
 
 }  // namespace
@@ -32,16 +35,6 @@ LEPO_ENTRY(mix_embeddings) {
       lepo::cuda::launch_mix_embeddings({call.entries, call.matrix(arrays.get<char>(2)),
                                          arrays.get<void>(3), call.width, call.element},
                                         cudaStream_t{}));
-}
-
-// The same of float32, in one block.
-LEPO_ENTRY(mix_embeddings_in_one_block) {
-  const Call call(arrays, numbers);
-  lepo_test::check(
-      lepo_launch(lepo::mix_embeddings_kernel<float, false>, dim3(1), dim3(lepo::kMixThreads), 0,
-                  cudaStream_t{}, lepo::cuda::ids_of(call.entries), call.entries.weights,
-                  lepo::cuda::rows_of<float>(call.matrix(arrays.get<char>(2))), call.entries.vocab,
-                  call.entries.rows, call.entries.kept, call.width, arrays.get<float>(3)));
 }
 
 // arrays: ids [N, K], weights [N, K], memory of the table, memory of the gradient, dweights [N, K]
@@ -69,4 +62,50 @@ LEPO_ENTRY(mix_dembedding) {
        call.matrix(arrays.get<char>(4)), arrays.get<float>(5), arrays.get<void>(6), call.width,
        call.element},
       cudaStream_t{}));
+}
+
+// --- The kernels of float32 in one block, which takes all items in turn --------------------------
+
+namespace {
+
+template <typename... Parameters, typename... Arguments>
+void in_one_block(void (*kernel)(Parameters...), Arguments... arguments) {
+  lepo_test::check(
+      lepo_launch(kernel, dim3(1), dim3(lepo::kMixThreads), 0, cudaStream_t{}, arguments...));
+}
+
+}  // namespace
+
+LEPO_ENTRY(mix_embeddings_in_one_block) {
+  const Call call(arrays, numbers);
+  const lepo::cuda::MixEntries& from = call.entries;
+  in_one_block(lepo::mix_embeddings_kernel<float, false>, lepo::cuda::ids_of(from), from.weights,
+               call.rows(arrays.get<char>(2)), from.vocab, from.rows, from.kept, call.width,
+               arrays.get<float>(3));
+}
+
+LEPO_ENTRY(mix_dweights_in_one_block) {
+  const Call call(arrays, numbers);
+  const lepo::cuda::MixEntries& from = call.entries;
+  in_one_block(lepo::mix_dweights_kernel<float, false>, call.rows(arrays.get<char>(3)),
+               lepo::cuda::ids_of(from), call.rows(arrays.get<char>(2)), from.vocab, from.rows,
+               from.kept, call.width, arrays.get<float>(4));
+}
+
+LEPO_ENTRY(mix_keys_in_one_block) {
+  const lepo::cuda::MixEntries from = Call(arrays, numbers).entries;
+  in_one_block(lepo::mix_keys_kernel, lepo::cuda::ids_of(from), from.weights, from.vocab,
+               from.rows * from.kept, arrays.get<int32_t>(2));
+}
+
+// dembedding [V, D] is 0 before.
+LEPO_ENTRY(mix_dembedding_in_one_block) {
+  const Call call(arrays, numbers);
+  const lepo::cuda::MixEntries& from = call.entries;
+  const lepo::SortedEntries entries{arrays.get<int32_t>(2), arrays.get<int64_t>(3),
+                                    from.rows * from.kept};
+  const lepo::TableGradient<float> out{arrays.get<float>(5), arrays.get<float>(6), call.width};
+  in_one_block(lepo::mix_scatter_kernel<float, false>, entries, from.weights,
+               call.rows(arrays.get<char>(4)), from.vocab, from.kept, out);
+  in_one_block(lepo::mix_join_kernel<float, false>, entries, from.vocab, out);
 }
