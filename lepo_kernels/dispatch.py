@@ -22,7 +22,7 @@ BACKENDS = ("cuda", "triton", "cpu", "reference")
 # Which backends hold a kernel for an op: op -> (family, backends).
 KERNELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "philox_words": ("philox", ("cuda", "cpu", "reference")),
-    "sample_latent": ("sample_latent", ("cpu", "reference")),
+    "sample_latent": ("sample_latent", ("cuda", "cpu", "reference")),
     "mix_embeddings": ("mix_embeddings", ("cpu", "reference")),
     "mix_embeddings_backward": ("mix_embeddings", ("cpu", "reference")),
     "linear_log_probs": ("linear_log_probs", ("cpu", "reference")),
