@@ -7,7 +7,7 @@ namespace lepo {
 namespace cuda {
 namespace {
 
-static_assert(kStateEntries == kUnitEntries && kStateEntries == kPartEntries, "one unit");
+static_assert(kStateEntries == kUnitEntries, "one state per unit");
 static_assert(sizeof(LogSumExp) == kStateNumbers * sizeof(float), "a state is three numbers");
 
 struct RowGrid {

@@ -1,7 +1,7 @@
 // Row statistics of logits, and the gradient of the logits from those of the statistics.
 //
 // Contract: a = cap(x + bias) * scale of logits x in float32, bfloat16 or float16. One warp works
-// on 1024 entries of a row, in float32, and waits for no other.
+// on a unit of a row (gradient: on 1024 entries), in float32, and waits for no other.
 // - summarise_kernel reads the logits once, and those of the K selected ids once more while they
 //   are in the cache. It leaves 12 bytes per unit, which statistics_kernel joins in a fixed order.
 // - logit_gradient_kernel reads each logit once and writes its gradient once, rounded once; the
@@ -20,8 +20,8 @@ namespace lepo {
 
 constexpr int kRowWarps = 8;
 constexpr int kRowThreads = kRowWarps * kWarpSize;
-// The least blocks of a multiprocessor below leave registers for a whole part. Even two have 64 KiB
-// of float32 logits on their way, several times what covers the latency of memory.
+// The least blocks of a multiprocessor below leave registers for all entries of a lane. Each has at
+// least 64 KiB of float32 logits on their way, several times what covers the latency of memory.
 
 // A probability up to 1e-30 is 0 to any sum.
 constexpr float kSpeck = 1e-30f;
@@ -75,53 +75,31 @@ LEPO_DEVICE float scaled_logit(const LogitRows<T>& rows, const T* row, int colum
 // a of a lane's part of a unit; -inf behind the row's end. Without kHead there is neither bias nor
 // softcap.
 template <bool kHead, typename T>
-LEPO_DEVICE void load_scaled_unit(const LogitRows<T>& rows, const T* row, int unit, float scale,
-                                  float (&a)[kSlots]) {
+LEPO_DEVICE TemperedUnit load_scaled(const LogitRows<T>& rows, const T* row, int unit,
+                                     float scale) {
   const Unit<T> raw = load_unit(Row<T>(row, rows.columns), unit);
-  LEPO_UNROLL
-  for (int slot = 0; slot < kSlots; ++slot) {
-    a[slot] = entry(raw.octet[slot / kOctetEntries], slot % kOctetEntries);
-  }
-  if (kHead && rows.bias != nullptr) {
-    const Unit<float> bias = load_unit(Row<float>(rows.bias, rows.columns), unit);
+  if (!kHead) return tempered(raw, scale);
+  TemperedUnit x = tempered(raw, 1.0f);
+  if (rows.bias != nullptr) {
+    const TemperedUnit bias = tempered(load_unit(Row<float>(rows.bias, rows.columns), unit), 1.0f);
     LEPO_UNROLL
-    for (int slot = 0; slot < kSlots; ++slot) {
-      a[slot] += entry(bias.octet[slot / kOctetEntries], slot % kOctetEntries);
-    }
+    for (int i = 0; i < kLaneEntries; ++i) x.a[i] += bias.a[i];
   }
-  if (kHead && rows.softcap != 0.0f) {
+  if (rows.softcap != 0.0f) {
     LEPO_UNROLL
-    for (int slot = 0; slot < kSlots; ++slot) {
-      const int column = first_of_octet(unit, slot / kOctetEntries) + slot % kOctetEntries;
-      a[slot] = column < rows.columns ? capped(rows, a[slot]) : -INFINITY;
+    for (int i = 0; i < kLaneEntries; ++i) {
+      const int column = first_of_octet(unit, i / kOctetEntries) + i % kOctetEntries;
+      x.a[i] = column < rows.columns ? capped(rows, x.a[i]) : -INFINITY;
     }
   }
   LEPO_UNROLL
-  for (int slot = 0; slot < kSlots; ++slot) a[slot] = tempered(a[slot], scale);
-}
-
-// The state of the entries of all lanes.
-LEPO_DEVICE LogSumExp state_of_unit(const float (&a)[kSlots]) {
-  float max = a[0];
-  LEPO_UNROLL
-  for (int slot = 1; slot < kSlots; ++slot) max = fmaxf(max, a[slot]);
-  // Finite where all is -inf: no inf - inf.
-  max = fmaxf(warp_reduce(max, Larger()), -FLT_MAX);
-  float sum = 0.0f;
-  float weighted = 0.0f;
-  LEPO_UNROLL
-  for (int slot = 0; slot < kSlots; ++slot) {
-    const float shift = a[slot] - max;
-    const float term = exp_or_zero(shift);
-    sum += term;
-    weighted = __fmaf_rn(term, fmaxf(shift, kMostNegativeShift), weighted);
-  }
-  return {max, warp_reduce(sum, Sum()), warp_reduce(weighted, Sum())};
+  for (float& a : x.a) a = tempered(a, scale);
+  return x;
 }
 
 // Grid: the rows, and blocks of as many units as a block has warps.
 template <typename T, bool kHead>
-__global__ void __launch_bounds__(kRowThreads, kHead ? 2 : 4)
+__global__ void __launch_bounds__(kRowThreads, 4)
     summarise_kernel(LogitRows<T> rows, SelectedIds selection,
                      int units,                       // of the whole vocabulary: U
                      LogSumExp* __restrict__ states,  // [N, U]
@@ -132,12 +110,12 @@ __global__ void __launch_bounds__(kRowThreads, kHead ? 2 : 4)
   const int64_t n = blockIdx.x;
   const T* row = rows.logits + n * rows.stride;
   const float scale = rows.scale[n * rows.scale_stride];
-  float a[kSlots];
-  load_scaled_unit<kHead>(rows, row, unit, scale, a);
-  const LogSumExp state = state_of_unit(a);
+  float largest;
+  const LogSumExp state = unit_statistics(load_scaled<kHead>(rows, row, unit, scale), largest);
   const int lane = lane_of_thread();
   if (lane == 0) states[n * units + selection.first / kUnitEntries + unit] = state;
   const int end = min(rows.columns, begin + kUnitEntries);
+  LEPO_ROLLED
   for (int64_t k = lane; k < selection.kept; k += kWarpSize) {
     const int64_t column = selection.ids[n * selection.kept + k] - selection.first;
     if (column < begin || column >= end) continue;

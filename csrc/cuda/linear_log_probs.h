@@ -11,7 +11,7 @@ namespace lepo {
 namespace cuda {
 
 // States of a row are kept for every so many entries.
-constexpr int64_t kStateEntries = 1024;
+constexpr int64_t kStateEntries = 512;
 constexpr int64_t kStateNumbers = 3;
 // The limits of a grid.
 constexpr int64_t kMostRows = (int64_t{1} << 31) - 1;

@@ -10,7 +10,7 @@ from tests.cuda_sim.simulator import SCHEDULES, Module
 
 MODULE = Module("linear_log_probs")
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-UNIT = 1024
+UNIT = 512
 UNTOUCHED = -7.0
 
 

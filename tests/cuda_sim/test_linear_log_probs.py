@@ -12,9 +12,10 @@ from tests.cuda_sim.simulator import SCHEDULES, Module, Schedule
 
 EPS = 2.0**-23
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# 2: the smallest; 7: less than a vector of halves; 1000: no whole unit; 1024: one; 1025: one entry
-# more; 9000: nine units, so more than the eight warps of a block, and a ragged end.
-WIDTHS = (2, 7, 1000, 1024, 1025, 9000)
+# 2: the smallest; 7: less than a vector of halves; 512 and 513: one unit, and one entry more; 1000:
+# no whole part of the gradient; 1024, 1025: one, and one entry more; 9000: more than the eight warps
+# of a block have, and a ragged end.
+WIDTHS = (2, 7, 512, 513, 1000, 1024, 1025, 9000)
 
 
 def random_problem(columns, dtype=torch.float32, *, rows=3, kept=5, seed=0, **settings):
@@ -150,7 +151,7 @@ def test_statistics_have_the_same_bits_however_rows_are_cut_and_held():
     def same(found):
         return all(torch.equal(bits(x), y) for x, y in zip(found, whole, strict=True))
 
-    assert same(statistics(problem, mixed, parts=(1024, 2048)))
+    assert same(statistics(problem, mixed, parts=(512, 2048)))
     assert same(statistics(problem, mixed, parts=(2048,)))
     # Every distance from an aligned address.
     for offset in range(1, 8):
