@@ -12,8 +12,8 @@ from tests.cuda_sim.simulator import SCHEDULES, Module, Schedule
 
 EPS = 2.0**-23
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# 2: the smallest; 7: less than a vector of halves; 512 and 513: one unit, and one entry more; 1000:
-# no whole part of the gradient; 1024, 1025: one, and one entry more; 9000: more than the eight warps
+# 2: the smallest; 7: less than a vector of halves; 512, 513: one unit, and one entry more; 1000: no
+# whole part of the gradient; 1024, 1025: one, and one entry more; 9000: more than the eight warps
 # of a block have, and a ragged end.
 WIDTHS = (2, 7, 512, 513, 1000, 1024, 1025, 9000)
 
