@@ -48,6 +48,16 @@ def find_nvcc() -> str | None:
         return None
 
 
+def nvcc_version() -> str:
+    """Such as 13.0.88."""
+    command = [str(find_toolkit().nvcc), "--version"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"V([\d.]+)", said)
+    if found is None:
+        raise ValueError(f"nvcc --version does not say its version: {said}")
+    return found[1]
+
+
 def compile_source(
     source: Path, output: Path, architectures: tuple[str, ...] = ARCHITECTURES
 ) -> str:
