@@ -139,7 +139,8 @@ __global__ void __launch_bounds__(kMergeThreads)
 
 // Whether the row has a coefficient that is not 0.
 LEPO_DEVICE bool has_coefficients(const RowGradients& up, int64_t n, int64_t kept, int lane) {
-  bool found = up.gamma[n] != 0.0f || up.eta[n] != 0.0f;
+  if (up.gamma[n] != 0.0f || up.eta[n] != 0.0f) return true;
+  bool found = false;
   for (int64_t k = lane; k < kept; k += kWarpSize) found |= up.alpha[n * kept + k] != 0.0f;
   return __any_sync(kAllLanes, found) != 0;
 }
