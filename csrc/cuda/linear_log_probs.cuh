@@ -110,8 +110,8 @@ __global__ void __launch_bounds__(kRowThreads, 4)
   const int64_t n = blockIdx.x;
   const T* row = rows.logits + n * rows.stride;
   const float scale = rows.scale[n * rows.scale_stride];
-  float largest;
-  const LogSumExp state = unit_statistics(load_scaled<kHead>(rows, row, unit, scale), largest);
+  const TemperedUnit x = load_scaled<kHead>(rows, row, unit, scale);
+  const LogSumExp state = unit_statistics(x, largest_of(x));
   const int lane = lane_of_thread();
   if (lane == 0) states[n * units + selection.first / kUnitEntries + unit] = state;
   const int end = min(rows.columns, begin + kUnitEntries);

@@ -59,13 +59,16 @@ LEPO_DEVICE TemperedUnit tempered(const Unit<T>& unit, float inv_temperature) {
   return x;
 }
 
-// The state of a unit, and the largest entry of the calling lane (NaN is left out).
-LEPO_DEVICE LogSumExp unit_statistics(const TemperedUnit& unit, float& largest) {
-  largest = -INFINITY;
+// Finite where all is -inf, so that there is no inf - inf; leaves NaN out: the sums will tell.
+LEPO_DEVICE float largest_of(const TemperedUnit& unit) {
+  float largest = -INFINITY;
   LEPO_UNROLL
   for (const float a : unit.a) largest = fmaxf(largest, a);
-  // Finite where all is -inf: no inf - inf.
-  const float max = fmaxf(warp_reduce(largest, Larger{}), -FLT_MAX);
+  return fmaxf(warp_reduce(largest, Larger{}), -FLT_MAX);
+}
+
+// The state of a unit of which `max` is the largest entry.
+LEPO_DEVICE LogSumExp unit_statistics(const TemperedUnit& unit, float max) {
   float sum = 0.0f;
   float weighted = 0.0f;
   LEPO_UNROLL

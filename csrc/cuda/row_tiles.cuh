@@ -141,15 +141,20 @@ LEPO_DEVICE int first_of_octet(int unit, int number) {
 
 template <typename T>
 LEPO_DEVICE Unit<T> load_unit(const Row<T>& row, int unit) {
-  Unit<T> x;
+  Unit<T> x{};
   if (row.misaligned == 0 && (unit + 1) * kUnitEntries <= row.count) {
     LEPO_UNROLL
     for (int i = 0; i < kUnitOctets; ++i) {
       x.octet[i] = aligned_octet(row.entries + first_of_octet(unit, i));
     }
   } else {
-    LEPO_UNROLL
-    for (int i = 0; i < kUnitOctets; ++i) x.octet[i] = load_octet(row, first_of_octet(unit, i));
+    // Rare: short code. The octets move up, so that no index is unknown to nvcc.
+    LEPO_ROLLED
+    for (int i = 0; i < kUnitOctets; ++i) {
+      LEPO_UNROLL
+      for (int j = 1; j < kUnitOctets; ++j) x.octet[j - 1] = x.octet[j];
+      x.octet[kUnitOctets - 1] = load_octet(row, first_of_octet(unit, i));
+    }
   }
   return x;
 }

@@ -24,7 +24,8 @@ struct Layout {
 
   explicit Layout(const SampleLatent& problem) {
     const auto rows = static_cast<size_t>(problem.rows);
-    const auto count = static_cast<size_t>(divide_up(problem.vocab, kUnitEntries));
+    const int64_t tiles = divide_up(problem.vocab, kNarrowTile);
+    const auto count = static_cast<size_t>(tiles * kNarrowWarps * kTileUnits);
     entries = aligned(rows * count * sizeof(LogSumExp));
     tickets = aligned(entries + rows * entries_per_row(problem) * sizeof(uint64_t));
     bytes = tickets + rows * sizeof(unsigned);
@@ -76,9 +77,9 @@ cudaError_t launch_sample_latent(const SampleLatent& problem, cudaStream_t strea
   const Layout layout(problem);
   char* const base = static_cast<char*>(problem.workspace);
   LatentWorkspace workspace{reinterpret_cast<LogSumExp*>(base + layout.units),
-                            reinterpret_cast<uint64_t*>(base + layout.entries), nullptr};
+                            reinterpret_cast<uint64_t*>(base + layout.entries),
+                            reinterpret_cast<unsigned*>(base + layout.tickets)};
   if (is_narrow(problem) && problem.splits > 1) {
-    workspace.tickets = reinterpret_cast<unsigned*>(base + layout.tickets);
     const cudaError_t error =
         cudaMemsetAsync(workspace.tickets, 0, problem.rows * sizeof(unsigned), stream);
     if (error != cudaSuccess) return error;

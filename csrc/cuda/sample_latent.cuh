@@ -22,9 +22,9 @@ namespace lepo {
 
 // What blocks leave for each other.
 struct LatentWorkspace {
-  LogSumExp* units;   // [rows, units]
+  LogSumExp* units;   // [rows, units of whole tiles]
   uint64_t* entries;  // narrow: [rows, splits, top_k]; wide: [rows, next_power_of_two(top_k)]
-  unsigned* tickets;  // [rows], all 0; null where a block has its row for itself
+  unsigned* tickets;  // [rows], all 0 where blocks share a row
 };
 
 template <typename T>
@@ -38,8 +38,18 @@ LEPO_DEVICE float inv_temperature_of(const cuda::SampleLatent& problem, int64_t 
 
 LEPO_DEVICE int units_of(int vocab) { return (vocab + kUnitEntries - 1) / kUnitEntries; }
 
-// --- Narrow
-// ---------------------------------------------------------------------------------------
+// blockIdx.x, read again at each call: it need not stay in a register in between.
+LEPO_DEVICE unsigned block_number() {
+#if defined(__CUDACC__)
+  unsigned number;
+  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(number));
+  return number;
+#else
+  return blockIdx.x;
+#endif
+}
+
+// --- Narrow -------------------------------------------------------------------------------------
 
 constexpr int kNarrowThreads = 128;
 constexpr int kNarrowWarps = kNarrowThreads / kWarpSize;
@@ -49,10 +59,12 @@ constexpr int kNarrowTile = kNarrowWarps * kTileUnits * kUnitEntries;
 template <typename T>
 constexpr int kNarrowBlocks = sizeof(T) == 2 ? 8 : 5;
 
+// A unit behind the end of any row: it costs no load.
+constexpr int kBehindAll = (1 << 26) / kUnitEntries;
+
 struct NarrowScratch {
   Candidates found;
   LatentScratch<kNarrowThreads> latent;
-  uint32_t excluded[kNarrowThreads];
   bool last;
 };
 
@@ -75,32 +87,33 @@ class NarrowScan {
         scratch_(scratch) {}
 
   // Leaves the states of units, and the candidates of these tiles.
-  LEPO_DEVICE void run(int begin, int end, LogSumExp* units) {  // [units]
+  LEPO_DEVICE void run(int begin, int end, LogSumExp* units) {  // of the row
     Unit<T> next[kTileUnits];
     LEPO_UNROLL
     for (int i = 0; i < kTileUnits; ++i) next[i] = load_unit(row_, first_unit(begin) + i);
     begin_candidates<kNarrowThreads>(best_of_tile(begin, next), problem_.top_k, scratch_.found);
+    bool first = true;
     for (int tile = begin; tile < end; ++tile) {
-      const uint64_t bound = scratch_.found.bound;
       // Ids ascend: in later tiles, an entry equal to the bound's value comes behind the k that
       // reach it.
-      float below = value_of_entry(bound);
-      if (tile == begin) below = just_below(below);
+      float below = value_of_entry(scratch_.found.bound);
+      if (first) below = just_below(below);
       uint32_t pending = 0;
       LEPO_UNROLL
       for (int i = 0; i < kTileUnits; ++i) {
         const TemperedUnit unit = tempered(next[i], inv_temperature_);
-        if (tile + 1 < end) next[i] = load_unit(row_, first_unit(tile + 1) + i);
-        float largest;
-        const LogSumExp state = unit_statistics(unit, largest);
-        const int number = first_unit(tile) + i;
-        if (lane_of_thread() == 0 && number < units_of(problem_.vocab)) units[number] = state;
+        const float largest = largest_of(unit);
+        // Before the sums: then the entries' registers are free for their terms.
         if (largest > below) pending |= entries_above(unit, below) << (i * kLaneEntries);
+        const LogSumExp state = unit_statistics(unit, largest);
+        if (lane_of_thread() == 0) units[first_unit(tile) + i] = state;
+        next[i] = load_unit(row_, tile + 1 < end ? first_unit(tile + 1) + i : kBehindAll);
       }
-      pending &= eligible(tile);
+      if (__any_sync(kAllLanes, pending != 0)) pending &= ~excluded(tile);
       const auto entry_here = [&](int i) { return entry_at(tile, i); };
-      if (tile == begin) pending = reaching(pending, entry_here, bound);
+      if (first) pending = reaching(pending, entry_here, scratch_.found.bound);
       offer<kNarrowThreads>(pending, entry_here, problem_.top_k, scratch_.found);
+      first = false;
     }
   }
 
@@ -116,17 +129,15 @@ class NarrowScan {
     return entry_of(tempered(widen(row_.entries[id]), inv_temperature_), id, row_.count - 1);
   }
 
-  // Those of the lane's entries of a tile that are not excluded.
-  LEPO_DEVICE uint32_t eligible(int tile) {
-    if (problem_.exclude_count == 0) return 0xFFFFFFFFu;
-    mark_excluded<kNarrowThreads>(problem_.exclude_ids, problem_.exclude_count, tile * kNarrowTile,
-                                  scratch_.excluded);
-    return ~excluded_of_lane(scratch_.excluded);
+  // The bits of the lane's entries of a tile that are excluded; the whole warp calls.
+  LEPO_DEVICE uint32_t excluded(int tile) const {
+    return excluded_of_lane(problem_.exclude_ids, problem_.exclude_count,
+                            first_unit(tile) * kUnitEntries);
   }
 
   // The lane's best entry of a tile; 0 if all are -inf or excluded.
   LEPO_DEVICE uint64_t best_of_tile(int tile, const Unit<T> (&units)[kTileUnits]) {
-    const uint32_t candidates = eligible(tile);
+    const uint32_t candidates = ~excluded(tile);
     float best = -INFINITY;
     int at = -1;
     LEPO_UNROLL
@@ -194,38 +205,63 @@ LEPO_DEVICE void merge_parts(const uint64_t* parts,  // [splits, k], 0 behind th
   offer<kNarrowThreads>(pending, entry_at, k, found);
 }
 
+// What a block does, and on what.
+class NarrowBlock {
+ public:
+  LEPO_DEVICE NarrowBlock(const cuda::SampleLatent& problem, const LatentWorkspace& workspace)
+      : problem_(problem),
+        row_(block_number() / static_cast<unsigned>(problem.splits)),
+        split_(static_cast<int>(block_number() % static_cast<unsigned>(problem.splits))),
+        units_(workspace.units + row_ * (tiles() * kNarrowWarps * kTileUnits)),
+        parts_(workspace.entries + row_ * (problem.splits * problem.top_k)),
+        ticket_(workspace.tickets + row_) {}
+
+  template <typename T>
+  LEPO_DEVICE void scan(NarrowScratch& scratch) const {
+    const int splits = problem_.splits;
+    NarrowScan<T>(problem_, row_, scratch)
+        .run(tiles() * split_ / splits, tiles() * (split_ + 1) / splits, units_);
+  }
+
+  LEPO_DEVICE void finish(NarrowScratch& scratch) const {
+    const int k = problem_.top_k;
+    Candidates& found = scratch.found;
+    int best = best_candidates<kNarrowThreads>(k, found);
+    if (problem_.splits > 1) {
+      for (int i = static_cast<int>(threadIdx.x); i < k; i += kNarrowThreads) {
+        parts_[split_ * k + i] = i < best ? found.entries[i] : 0;
+      }
+      if (!last_to_arrive(ticket_, problem_.splits, scratch.last)) return;
+      merge_parts(parts_, problem_.splits, k, found);
+      best = best_candidates<kNarrowThreads>(k, found);
+    }
+    const RowStatistics statistics =
+        merge_units<kNarrowThreads>(units_, units_of(problem_.vocab), scratch.latent.sums);
+    LatentWriter<kNarrowThreads>(problem_, row_, found.entries, best, scratch.latent)
+        .write(statistics);
+  }
+
+ private:
+  LEPO_DEVICE int tiles() const { return (problem_.vocab + kNarrowTile - 1) / kNarrowTile; }
+
+  const cuda::SampleLatent& problem_;
+  const int64_t row_;
+  const int split_;
+  LogSumExp* const units_;  // [units]
+  uint64_t* const parts_;   // [splits, k]
+  unsigned* const ticket_;
+};
+
 template <typename T>
 __global__ void __launch_bounds__(kNarrowThreads, kNarrowBlocks<T>)
     narrow_latent_kernel(const cuda::SampleLatent problem, const LatentWorkspace workspace) {
   LEPO_SHARED(NarrowScratch, scratch, 1);
-  const int k = problem.top_k;
-  const int splits = problem.splits;
-  const int64_t row = blockIdx.x / static_cast<unsigned>(splits);
-  const int split = static_cast<int>(blockIdx.x % static_cast<unsigned>(splits));
-  const int count = units_of(problem.vocab);
-  const int tiles = (problem.vocab + kNarrowTile - 1) / kNarrowTile;
-  LogSumExp* const units = workspace.units + row * count;
-  NarrowScan<T>(problem, row, scratch[0])
-      .run(tiles * split / splits, tiles * (split + 1) / splits, units);
-  Candidates& found = scratch[0].found;
-  int best = best_candidates<kNarrowThreads>(k, found);
-  if (splits > 1) {
-    uint64_t* const parts = workspace.entries + row * splits * k;
-    for (int i = static_cast<int>(threadIdx.x); i < k; i += kNarrowThreads) {
-      parts[split * k + i] = i < best ? found.entries[i] : 0;
-    }
-    if (!last_to_arrive(workspace.tickets + row, splits, scratch[0].last)) return;
-    merge_parts(parts, splits, k, found);
-    best = best_candidates<kNarrowThreads>(k, found);
-  }
-  const RowStatistics statistics =
-      merge_units<kNarrowThreads>(units, count, scratch[0].latent.sums);
-  LatentWriter<kNarrowThreads>(problem, row, found.entries, best, scratch[0].latent)
-      .write(statistics);
+  NarrowBlock(problem, workspace).scan<T>(scratch[0]);
+  // Not the same object: its registers serve the scan.
+  NarrowBlock(problem, workspace).finish(scratch[0]);
 }
 
-// --- Wide
-// -----------------------------------------------------------------------------------------
+// --- Wide ---------------------------------------------------------------------------------------
 
 constexpr int kWideThreads = 512;
 constexpr int kWideWarps = kWideThreads / kWarpSize;
@@ -234,22 +270,16 @@ constexpr int kWideTile = kWideWarps * kTileUnits * kUnitEntries;
 struct WideScratch {
   RadixScratch<kWideThreads> radix;
   LatentScratch<kWideThreads> latent;
-  uint32_t excluded[kWideThreads];
 };
 
 // visit(id, a) for each of the calling thread's entries; excluded ones are -inf.
 template <typename T, typename Visit>
 LEPO_DEVICE void visit_kept(const cuda::SampleLatent& problem, const Row<T>& row,
-                            float inv_temperature, uint32_t* excluded,  // [kWideThreads], shared
-                            Visit visit) {
+                            float inv_temperature, Visit visit) {
   for (int tile = 0; tile * kWideTile < row.count; ++tile) {
-    uint32_t dropped = 0;
-    if (problem.exclude_count > 0) {
-      mark_excluded<kWideThreads>(problem.exclude_ids, problem.exclude_count, tile * kWideTile,
-                                  excluded);
-      dropped = excluded_of_lane(excluded);
-    }
     const int first_unit = (tile * kWideWarps + warp_of_thread()) * kTileUnits;
+    uint32_t dropped =
+        excluded_of_lane(problem.exclude_ids, problem.exclude_count, first_unit * kUnitEntries);
     for (int i = 0; i < kTileUnits * kUnitOctets; ++i, dropped >>= kOctetEntries) {
       const int id = first_of_octet(first_unit + i / kUnitOctets, i % kUnitOctets);
       const Octet<T> octet = load_octet(row, id);
@@ -287,15 +317,12 @@ __global__ void __launch_bounds__(kWideThreads, 1)
   const int count = units_of(problem.vocab);
   LogSumExp* const units = workspace.units + index * count;
   for (int unit = warp_of_thread(); unit < count; unit += kWideWarps) {
-    float largest;
-    const LogSumExp state =
-        unit_statistics(tempered(load_unit(row, unit), inv_temperature), largest);
+    const TemperedUnit entries = tempered(load_unit(row, unit), inv_temperature);
+    const LogSumExp state = unit_statistics(entries, largest_of(entries));
     if (lane_of_thread() == 0) units[unit] = state;
   }
   uint64_t* const entries = workspace.entries + index * next_power_of_two(problem.top_k);
-  const auto visit = [&](auto f) {
-    visit_kept(problem, row, inv_temperature, scratch[0].excluded, f);
-  };
+  const auto visit = [&](auto f) { visit_kept(problem, row, inv_temperature, f); };
   radix_select<kWideThreads>(visit, row.count, problem.top_k, entries, scratch[0].radix);
   sort_entries<kWideThreads>(entries, problem.top_k);
   const RowStatistics statistics = merge_units<kWideThreads>(units, count, scratch[0].latent.sums);

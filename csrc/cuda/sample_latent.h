@@ -37,7 +37,7 @@ struct SampleLatent {
   int64_t tau_stride;
   int64_t temperature_stride;
   int64_t step_stride;
-  int64_t exclude_count;
+  int exclude_count;
 
   int64_t* ids;      // [rows, width], written, as all below
   float* weights;    // [rows, width]

@@ -116,8 +116,10 @@ Results sample_latent(const Tensor& logits, const Tensor& tau, const Tensor& tem
     problem.row_keys = row_keys->const_data_ptr<int64_t>();
   }
   if (exclude_ids.has_value()) {
-    problem.exclude_count = exclude_ids->numel();
-    check_dense("exclude_ids", *exclude_ids, device, ScalarType::Long, {problem.exclude_count});
+    const int64_t count = exclude_ids->numel();
+    STD_TORCH_CHECK(count <= kMostEntries, "exclude_ids: too many");
+    check_dense("exclude_ids", *exclude_ids, device, ScalarType::Long, {count});
+    problem.exclude_count = static_cast<int>(count);
     problem.exclude_ids = exclude_ids->const_data_ptr<int64_t>();
   }
 

@@ -16,7 +16,7 @@ lepo::cuda::SampleLatent problem_of(const lepo_test::Arrays& arrays,
   problem.top_k = static_cast<int>(numbers[5]);
   problem.width = static_cast<int>(numbers[6]);
   problem.splits = static_cast<int>(numbers[7]);
-  problem.exclude_count = numbers[8];
+  problem.exclude_count = static_cast<int>(numbers[8]);
   problem.noise = static_cast<lepo::cuda::LatentNoise>(numbers[9]);
   problem.tau_stride = numbers[10];
   problem.temperature_stride = numbers[11];
