@@ -133,9 +133,7 @@ def latent(logits, draw, schedule=SCHEDULES[0], *, splits=1, offset=0, gap=0, mo
         math.log(draw.min_p) if draw.min_p > 0 else -math.inf,
         *(draw.noise_scale, *draw.clamp),
     )
-    return LatentSample(
-        *module.run("sample_latent", [*arrays, workspace], numbers, schedule)[7:17]
-    )
+    return LatentSample(*module.run("sample_latent", [*arrays, workspace], numbers, schedule)[7:17])
 
 
 def reference_latent(logits, draw):

@@ -133,9 +133,7 @@ def check_noisy(x, draw, ours):
     expected = reference_latent(x, draw)
     for name in ("ids", "count", "logits", "shadow"):
         assert torch.equal(getattr(ours, name), getattr(expected, name)), name
-    torch.testing.assert_close(
-        ours.scores, expected.scores.clamp_min(-1e3), rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(ours.scores, expected.scores.clamp_min(-1e3), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("top_k", [3, 65])
