@@ -6,7 +6,8 @@
 //
 //   LEPO_SHARED(T, name, N)        a shared array of N, 16-byte aligned, uninitialised
 //   LEPO_DYNAMIC_SHARED(T, name)   the launch's shared bytes, as an array of T
-//   LEPO_DEVICE, LEPO_UNROLL       inlined device function; unrolled loop
+//   LEPO_DEVICE                    inlined device function
+//   LEPO_UNROLL, LEPO_ROLLED       unrolled loop; loop that is not
 //   lepo_launch(kernel, grid, block, shared_bytes, stream, args...)   returns a cudaError_t
 #pragma once
 
@@ -17,6 +18,7 @@
 #include "cuda_sim/cuda_sim.h"
 
 #define LEPO_UNROLL
+#define LEPO_ROLLED
 
 #elif defined(__CUDACC__)
 
@@ -25,6 +27,7 @@
 #include <utility>
 
 #define LEPO_UNROLL _Pragma("unroll")
+#define LEPO_ROLLED _Pragma("unroll 1")
 
 #define LEPO_SHARED(T, name, N) __shared__ __align__(16) T name[N]
 
