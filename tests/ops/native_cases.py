@@ -141,6 +141,12 @@ def _mix_embeddings_backward(dtype: torch.dtype, width: int) -> Iterator[Argumen
         yield torch.randn(ROWS, width).to(dtype), ids, weights, table, True, True
 
 
+def _latent_step(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
+    # A table narrower than any vector, and one that fills some with a rest.
+    for (logits, *draw), width in zip(_sample_latent(dtype, vocab), (3, 37) * 5, strict=True):
+        yield logits, torch.randn(vocab, width).to(dtype), *draw
+
+
 def _linear_log_probs(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
     # An odd hidden size; chunks of all rows, and of some with a rest.
     for softcap, chunk in ((None, 64), (5.0, 2)):
@@ -218,6 +224,7 @@ NATIVE_OPS = {
     "sample_latent": NativeOp(_sample_latent),
     "mix_embeddings": NativeOp(_mix_embeddings),
     "mix_embeddings_backward": NativeOp(_mix_embeddings_backward),
+    "latent_step": NativeOp(_latent_step),
     "linear_log_probs": NativeOp(_linear_log_probs, has_matrix_product=True),
     "linear_log_probs_backward": NativeOp(_linear_log_probs_backward, has_matrix_product=True),
     "gather_log_probs": NativeOp(_gather_log_probs),

@@ -1,34 +1,21 @@
-#include "cuda/sample_latent.h"
+#include "cuda/bindings/sample_latent.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <cmath>
 #include <limits>
-#include <optional>
-#include <tuple>
 
 #include "cuda/bindings/checks.h"
+#include "cuda/bindings/element_kind.h"
 #include "cuda/bindings/launch.h"
+#include "cuda/sample_latent.h"
 
 namespace lepo {
 namespace {
 
 constexpr int64_t kMostEntries = 1 << 26;
 constexpr int64_t kMostDraws = 64;
-
-cuda::ElementKind element_kind(const char* name, const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return cuda::ElementKind::kFloat32;
-    case ScalarType::BFloat16:
-      return cuda::ElementKind::kBFloat16;
-    case ScalarType::Half:
-      return cuda::ElementKind::kFloat16;
-    default:
-      STD_TORCH_CHECK(false, name, ": expected float32, bfloat16 or float16");
-  }
-}
 
 // A per-row argument: one entry for all rows, or one for each.
 template <typename T>
@@ -69,15 +56,14 @@ struct Outputs {
   }
 };
 
-using Results =
-    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+}  // namespace
 
-// Reads no value on the host: a row whose arguments or logits are out of range gets NaN.
-Results sample_latent(const Tensor& logits, const Tensor& tau, const Tensor& temperature,
-                      int64_t top_k, double top_p, double min_p, int64_t noise, double noise_scale,
-                      double clamp_low, double clamp_high, int64_t num_draws,
-                      const std::optional<Tensor>& exclude_ids, const Tensor& seed,
-                      const std::optional<Tensor>& row_keys, const Tensor& step) {
+LatentFields sample_latent(const Tensor& logits, const Tensor& tau, const Tensor& temperature,
+                           int64_t top_k, double top_p, double min_p, int64_t noise,
+                           double noise_scale, double clamp_low, double clamp_high,
+                           int64_t num_draws, const std::optional<Tensor>& exclude_ids,
+                           const Tensor& seed, const std::optional<Tensor>& row_keys,
+                           const Tensor& step) {
   const int32_t device = logits.get_device_index();
   check_device("logits", logits, device);
   check_rows("logits", logits);
@@ -136,7 +122,6 @@ Results sample_latent(const Tensor& logits, const Tensor& tau, const Tensor& tem
           out.lse, out.kept_lse, out.entropy, out.shadow, out.token};
 }
 
-}  // namespace
 }  // namespace lepo
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lepo_kernels_cuda, m) {

@@ -8,6 +8,8 @@ but for an entry whose preceding mass is within rounding of top_p. Every bit of 
 any batch, layout and precision of the input.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -43,14 +45,50 @@ def sample_latent(
     step: Tensor,  # [N] or [1]
 ) -> _Outputs:
     """Fields of `lepo_kernels.ops.sample_latent.LatentSample`, in its order."""
+    arguments = op_arguments(
+        logits,
+        tau,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        noise,
+        noise_scale,
+        clamp_low,
+        clamp_high,
+        num_draws,
+        exclude_ids,
+        seed,
+        row_keys,
+        step,
+    )
+    fields: _Outputs = torch.ops.lepo_kernels_cuda.sample_latent.default(*arguments)
+    check_draw(fields, logits, noise, exclude_ids, step)
+    return fields
+
+
+def op_arguments(
+    logits: Tensor,  # [N, V]
+    tau: Tensor,  # [N] or [1]
+    temperature: Tensor,  # [N] or [1]
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    noise: str,
+    noise_scale: float,
+    clamp_low: float,
+    clamp_high: float,
+    num_draws: int,
+    exclude_ids: Tensor | None,  # [M]
+    seed: Tensor,  # []
+    row_keys: Tensor | None,  # [N]
+    step: Tensor,  # [N] or [1]
+) -> tuple[Any, ...]:
+    """What the binding takes for these; checks those that the kernel divides by."""
     check_positive("tau", tau, zero_included=True)
     check_positive("temperature", temperature)
-    if logits.stride(1) != 1:
-        logits = logits.contiguous()
-    if exclude_ids is not None:
-        exclude_ids = exclude_ids.contiguous()
-    fields: _Outputs = torch.ops.lepo_kernels_cuda.sample_latent.default(
-        logits,
+    return (
+        logits if logits.stride(1) == 1 else logits.contiguous(),
         tau.contiguous(),
         temperature.contiguous(),
         top_k,
@@ -61,18 +99,27 @@ def sample_latent(
         clamp_low,
         clamp_high,
         num_draws,
-        exclude_ids,
+        None if exclude_ids is None else exclude_ids.contiguous(),
         seed,
         None if row_keys is None else row_keys.contiguous(),
         step.contiguous(),
     )
+
+
+def check_draw(
+    fields: tuple[Tensor, ...],
+    logits: Tensor,  # [N, V]
+    noise: str,
+    exclude_ids: Tensor | None,  # [M]
+    step: Tensor,  # [N] or [1]
+) -> None:
+    """Raise for values out of range, where they are checked."""
     check_rows("logits", fields[5])
     if exclude_ids is not None:
         check_ids("exclude_ids", exclude_ids, logits.shape[1])
         _check_survivors(fields[6])
     if noise != "none":
         check_steps(step)
-    return fields
 
 
 def _check_survivors(kept_lse: Tensor) -> None:
