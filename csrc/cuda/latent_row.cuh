@@ -23,31 +23,17 @@ struct LatentScratch {
   uint64_t entries[kThreads / kWarpSize];
 };
 
-// A row's own numbers and its part of the outputs.
-struct LatentRow {
-  float tau;  // 0: all the weight on the token
-  float inv_temperature;
-  PhiloxKey key;
-  int64_t* ids;      // [width]
-  float* weights;    // [width]
-  float* scores;     // [width]
-  float* logits_at;  // [width]
+LEPO_DEVICE PhiloxKey key_of(const cuda::SampleLatent& problem, int64_t row) {
+  return {static_cast<uint64_t>(*problem.seed),
+          static_cast<uint64_t>(problem.row_keys == nullptr ? row : problem.row_keys[row]),
+          static_cast<uint32_t>(problem.step[row * problem.step_stride])};
+}
 
-  LEPO_DEVICE LatentRow(const cuda::SampleLatent& problem, int64_t row)
-      : inv_temperature(1.0f /
-                        static_cast<float>(problem.temperature[row * problem.temperature_stride])),
-        key{static_cast<uint64_t>(*problem.seed),
-            static_cast<uint64_t>(problem.row_keys == nullptr ? row : problem.row_keys[row]),
-            static_cast<uint32_t>(problem.step[row * problem.step_stride])},
-        ids(problem.ids + row * problem.width),
-        weights(problem.weights + row * problem.width),
-        scores(problem.scores + row * problem.width),
-        logits_at(problem.logits_at + row * problem.width) {
-    tau = static_cast<float>(problem.tau[row * problem.tau_stride]);
-    // The reciprocal of less would be infinite.
-    if (tau < FLT_MIN) tau = 0.0f;
-  }
-};
+// 0, which puts all the weight on the token, for numbers whose reciprocal would be infinite.
+LEPO_DEVICE float tau_of(const cuda::SampleLatent& problem, int64_t row) {
+  const auto tau = static_cast<float>(problem.tau[row * problem.tau_stride]);
+  return tau < FLT_MIN ? 0.0f : tau;
+}
 
 template <int kThreads>
 class LatentWriter {
@@ -57,7 +43,8 @@ class LatentWriter {
                            int found, LatentScratch<kThreads>& scratch)
       : problem_(problem),
         index_(row),
-        row_(problem, row),
+        begin_(row * problem.width),
+        key_(key_of(problem, row)),
         entries_(entries),
         scratch_(scratch),
         found_(found) {}
@@ -151,7 +138,7 @@ class LatentWriter {
     uint64_t best = 0;
     for (int i = thread(); i < kept; i += kThreads) {
       const float score = perturbed(i, sigma, mass);
-      row_.scores[i] = score;
+      problem_.scores[begin_ + i] = score;
       best = Larger{}(entry_of(score, id(i), last()), best);
     }
     return block_reduce<kThreads>(best, Larger{}, scratch_.entries);
@@ -160,17 +147,17 @@ class LatentWriter {
   LEPO_DEVICE float perturbed(int i, float sigma, float mass) const {
     switch (problem_.noise) {
       case cuda::LatentNoise::kGumbel: {
-        const float noise = fmaxf(gumbel_number(row_.key, id(i), 0), problem_.clamp_low);
+        const float noise = fmaxf(gumbel_number(key_, id(i), 0), problem_.clamp_low);
         return value(i) + fminf(noise, problem_.clamp_high);
       }
       case cuda::LatentNoise::kGaussian: {
-        const float score = value(i) + sigma * normal_number(row_.key, id(i), 0);
+        const float score = value(i) + sigma * normal_number(key_, id(i), 0);
         return fmaxf(fminf(score, FLT_MAX), -FLT_MAX);
       }
       case cuda::LatentNoise::kDirichlet: {
         constexpr float kFloor = 1e-6f;
         const float alpha = problem_.noise_scale * (mass_of(i) / mass) + kFloor;
-        return log_gamma_number(row_.key, id(i), alpha);
+        return log_gamma_number(key_, id(i), alpha);
       }
       default:
         return value(i);
@@ -181,29 +168,30 @@ class LatentWriter {
   LEPO_DEVICE void weigh(uint64_t best, int kept) {
     const int token = id_of_entry(best, last());
     if (threadIdx.x == 0) problem_.token[index_] = token;
-    if (row_.tau == 0.0f) {
+    const float tau = tau_of(problem_, index_);
+    if (tau == 0.0f) {
       for (int i = thread(); i < kept; i += kThreads) {
-        row_.weights[i] = id(i) == token ? 1.0f : 0.0f;
+        problem_.weights[begin_ + i] = id(i) == token ? 1.0f : 0.0f;
       }
       return;
     }
     const float top = value_of_entry(best);
     const auto total = static_cast<float>(sum_over(kept, [&](int i) {
-      const float weight = expf((row_.scores[i] - top) / row_.tau);
-      row_.weights[i] = weight;
+      const float weight = expf((problem_.scores[begin_ + i] - top) / tau);
+      problem_.weights[begin_ + i] = weight;
       return weight;
     }));
-    for (int i = thread(); i < kept; i += kThreads) row_.weights[i] /= total;
+    for (int i = thread(); i < kept; i += kThreads) problem_.weights[begin_ + i] /= total;
   }
 
   LEPO_DEVICE void write_entries(int kept) {
     for (int i = thread(); i < problem_.top_k; i += kThreads) {
       const bool real = i < kept;
-      row_.ids[i] = id(real ? i : 0);
-      row_.logits_at[i] = real ? value(i) : -INFINITY;
+      problem_.ids[begin_ + i] = id(real ? i : 0);
+      problem_.logits_at[begin_ + i] = real ? value(i) : -INFINITY;
       if (real) continue;
-      row_.scores[i] = -INFINITY;
-      row_.weights[i] = 0.0f;
+      problem_.scores[begin_ + i] = -INFINITY;
+      problem_.weights[begin_ + i] = 0.0f;
     }
     if (threadIdx.x == 0) problem_.count[index_] = kept;
   }
@@ -212,7 +200,7 @@ class LatentWriter {
   LEPO_DEVICE int pick(uint32_t draw, int kept) const {
     uint64_t best = 0;
     for (int i = lane_of_thread(); i < kept; i += kWarpSize) {
-      const float score = value(i) + gumbel_number(row_.key, id(i), draw);
+      const float score = value(i) + gumbel_number(key_, id(i), draw);
       best = Larger{}(entry_of(score, i, kept - 1), best);
     }
     return id_of_entry(warp_reduce(best, Larger{}), kept - 1);
@@ -223,9 +211,9 @@ class LatentWriter {
     for (int draw = warp_of_thread(); draw < problem_.width; draw += kWarps) {
       const int picked = pick(static_cast<uint32_t>(draw), kept);
       if (lane_of_thread() != 0) continue;
-      row_.ids[draw] = id(picked);
-      row_.weights[draw] = weight;
-      row_.scores[draw] = row_.logits_at[draw] = value(picked);
+      problem_.ids[begin_ + draw] = id(picked);
+      problem_.weights[begin_ + draw] = weight;
+      problem_.scores[begin_ + draw] = problem_.logits_at[begin_ + draw] = value(picked);
       if (draw == 0) problem_.token[index_] = id(picked);
     }
     if (threadIdx.x == 0) problem_.count[index_] = problem_.width;
@@ -233,8 +221,9 @@ class LatentWriter {
 
   LEPO_DEVICE void write_nothing() {
     for (int i = thread(); i < problem_.width; i += kThreads) {
-      row_.ids[i] = 0;
-      row_.weights[i] = row_.scores[i] = row_.logits_at[i] = NAN;
+      problem_.ids[begin_ + i] = 0;
+      problem_.weights[begin_ + i] = problem_.scores[begin_ + i] = problem_.logits_at[begin_ + i] =
+          NAN;
     }
     if (threadIdx.x != 0) return;
     problem_.count[index_] = 0;
@@ -244,7 +233,8 @@ class LatentWriter {
 
   const cuda::SampleLatent& problem_;
   const int64_t index_;
-  const LatentRow row_;
+  const int64_t begin_;  // of the row's part of [rows, width]
+  const PhiloxKey key_;
   const uint64_t* entries_;
   LatentScratch<kThreads>& scratch_;
   const int found_;

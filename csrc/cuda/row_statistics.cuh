@@ -64,7 +64,11 @@ LEPO_DEVICE float largest_of(const TemperedUnit& unit) {
   float largest = -INFINITY;
   LEPO_UNROLL
   for (const float a : unit.a) largest = fmaxf(largest, a);
-  return fmaxf(warp_reduce(largest, Larger{}), -FLT_MAX);
+  LEPO_UNROLL
+  for (int step = 1; step < kWarpSize; step *= 2) {
+    largest = fmaxf(largest, shuffle_xor(largest, step));
+  }
+  return fmaxf(largest, -FLT_MAX);
 }
 
 // The state of a unit of which `max` is the largest entry.

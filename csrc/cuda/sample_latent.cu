@@ -35,9 +35,8 @@ struct Layout {
   static size_t aligned(size_t bytes) { return (bytes + 15) / 16 * 16; }
 
   static size_t entries_per_row(const SampleLatent& problem) {
-    if (is_narrow(problem)) return static_cast<size_t>(problem.splits) * problem.top_k;
-    size_t room = 1;
-    while (room < static_cast<size_t>(problem.top_k)) room *= 2;
+    size_t room = is_narrow(problem) ? static_cast<size_t>(problem.splits) : 1;
+    for (size_t size = 1; size < static_cast<size_t>(problem.top_k); size *= 2) room *= 2;
     return room;
   }
 };

@@ -23,7 +23,7 @@ namespace lepo {
 // What blocks leave for each other.
 struct LatentWorkspace {
   LogSumExp* units;   // [rows, units of whole tiles]
-  uint64_t* entries;  // narrow: [rows, splits, top_k]; wide: [rows, next_power_of_two(top_k)]
+  uint64_t* entries;  // [rows, splits (1 if wide), next_power_of_two(top_k)]
   unsigned* tickets;  // [rows], all 0 where blocks share a row
 };
 
@@ -182,25 +182,32 @@ LEPO_DEVICE bool last_to_arrive(unsigned* ticket, int arrivals, bool& last) {
   return last;
 }
 
+// Room for the k best of a part. A power of two, so that no division finds an entry's place.
+LEPO_DEVICE int part_size(int k) { return next_power_of_two(k); }
+
 // The candidates of a row from those of its parts.
-LEPO_DEVICE void merge_parts(const uint64_t* parts,  // [splits, k], 0 behind the end of each
+LEPO_DEVICE void merge_parts(const uint64_t* parts,  // [splits, part_size(k)], 0 behind the k best
                              int splits, int k, Candidates& found) {
   // Neighbours in a part are about equal: a thread looks at other places in each part, so that the
   // threads' best entries spread and bound well.
   constexpr int kTurn = 13;
+  const int size = part_size(k);
+  const int size_bits = __popc(static_cast<unsigned>(size) - 1);
   const auto entry_at = [&](int i) {
     const int at = static_cast<int>(threadIdx.x) + i * kNarrowThreads;
-    const int part = at / k;
-    return part < splits ? __ldcg(parts + part * k + (at + part * kTurn) % k) : uint64_t{0};
+    const int part = at >> size_bits;
+    const int place = (at + part * kTurn) & (size - 1);
+    return part < splits ? __ldcg(parts + part * size + place) : uint64_t{0};
   };
-  const int most = (splits * k + kNarrowThreads - 1) / kNarrowThreads;
+  const int most = (splits * size + kNarrowThreads - 1) / kNarrowThreads;
   uint64_t best = 0;
-  LEPO_ROLLED
+  // Several loads on their way at a time.
+  LEPO_UNROLL_BY(4)
   for (int i = 0; i < most; ++i) best = Larger{}(entry_at(i), best);
   begin_candidates<kNarrowThreads>(best, k, found);
   const uint64_t bound = found.bound;
   uint32_t pending = 0;
-  LEPO_ROLLED
+  LEPO_UNROLL_BY(4)
   for (int i = 0; i < most; ++i) pending |= (entry_at(i) >= bound ? 1u : 0u) << i;
   offer<kNarrowThreads>(pending, entry_at, k, found);
 }
@@ -213,7 +220,7 @@ class NarrowBlock {
         row_(block_number() / static_cast<unsigned>(problem.splits)),
         split_(static_cast<int>(block_number() % static_cast<unsigned>(problem.splits))),
         units_(workspace.units + row_ * (tiles() * kNarrowWarps * kTileUnits)),
-        parts_(workspace.entries + row_ * (problem.splits * problem.top_k)),
+        parts_(workspace.entries + row_ * (problem.splits * part_size(problem.top_k))),
         ticket_(workspace.tickets + row_) {}
 
   template <typename T>
@@ -228,8 +235,9 @@ class NarrowBlock {
     Candidates& found = scratch.found;
     int best = best_candidates<kNarrowThreads>(k, found);
     if (problem_.splits > 1) {
-      for (int i = static_cast<int>(threadIdx.x); i < k; i += kNarrowThreads) {
-        parts_[split_ * k + i] = i < best ? found.entries[i] : 0;
+      const int size = part_size(k);
+      for (int i = static_cast<int>(threadIdx.x); i < size; i += kNarrowThreads) {
+        parts_[split_ * size + i] = i < best ? found.entries[i] : 0;
       }
       if (!last_to_arrive(ticket_, problem_.splits, scratch.last)) return;
       merge_parts(parts_, problem_.splits, k, found);
@@ -248,7 +256,7 @@ class NarrowBlock {
   const int64_t row_;
   const int split_;
   LogSumExp* const units_;  // [units]
-  uint64_t* const parts_;   // [splits, k]
+  uint64_t* const parts_;   // [splits, part_size(k)]
   unsigned* const ticket_;
 };
 

@@ -166,7 +166,8 @@ def check_latent_statistics(logits, draw, ours):
     p, log_sum = log_p.exp(), a.logsumexp(1)
     entropy = -(p * log_p.clamp(min=-1e9)).sum(1)
     # Distances from the maximum: an exponential errs by 2 units and 1.2 for each unit of distance
-    # more, all in one direction at worst. A lane adds 16 terms, a warp 5 times; float64 does the rest.
+    # more, all in one direction at worst. A lane adds 16 terms, a warp adds 5
+    # times; float64 does the rest.
     far = (a.amax(1, keepdim=True) - a).clamp(max=1e4)
     mean, square = (p * far).sum(1), (p * far.square()).sum(1)
     eps = 2.0**-23

@@ -68,6 +68,7 @@ LatentFields sample_latent(const Tensor& logits, const Tensor& tau, const Tensor
   check_device("logits", logits, device);
   check_rows("logits", logits);
   const int64_t rows = logits.size(0), vocab = logits.size(1);
+  STD_TORCH_CHECK(rows <= std::numeric_limits<int32_t>::max(), "logits: too many rows");
   STD_TORCH_CHECK(vocab >= 1 && vocab <= kMostEntries, "logits: wrong number of columns");
   STD_TORCH_CHECK(top_k >= 1 && top_k <= vocab, "top_k: expected a number in [1, vocab]");
   STD_TORCH_CHECK(num_draws >= 1 && num_draws <= kMostDraws, "num_draws: expected 1 to 64");
