@@ -18,7 +18,6 @@
 #include "cuda_sim/cuda_sim.h"
 
 #define LEPO_UNROLL
-#define LEPO_ROLLED
 #define LEPO_UNROLL_BY(n)
 
 #elif defined(__CUDACC__)
@@ -28,7 +27,6 @@
 #include <utility>
 
 #define LEPO_UNROLL _Pragma("unroll")
-#define LEPO_ROLLED _Pragma("unroll 1")
 #define LEPO_PRAGMA(words) _Pragma(#words)
 #define LEPO_UNROLL_BY(n) LEPO_PRAGMA(unroll n)
 
