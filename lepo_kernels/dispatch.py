@@ -23,8 +23,8 @@ BACKENDS = ("cuda", "triton", "cpu", "reference")
 KERNELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "philox_words": ("philox", ("cuda", "cpu", "reference")),
     "sample_latent": ("sample_latent", ("cuda", "cpu", "reference")),
-    "mix_embeddings": ("mix_embeddings", ("cuda", "cpu", "reference")),
-    "mix_embeddings_backward": ("mix_embeddings", ("cuda", "cpu", "reference")),
+    "mix_embeddings": ("mix_embeddings", ("cuda", "triton", "cpu", "reference")),
+    "mix_embeddings_backward": ("mix_embeddings", ("cuda", "triton", "cpu", "reference")),
     "latent_step": ("latent_step", ("cuda", "cpu", "reference")),
     "linear_log_probs": ("linear_log_probs", ("cuda", "cpu", "reference")),
     "linear_log_probs_backward": ("linear_log_probs", ("cuda", "cpu", "reference")),
@@ -136,7 +136,17 @@ def _why_missing(name: str) -> str | None:
         return "it is not part of this version of lepo_kernels"
     if name == "cpu":
         return native.why_not_cpu()
+    if name == "triton":
+        return _why_no_triton()
     return native.why_not_cuda() if name == "cuda" else None
+
+
+def _why_no_triton() -> str | None:
+    """Without importing it, which takes long, and without touching CUDA."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    # Asks the driver's management library, where it can.
+    return "no GPU is visible" if torch.cuda.device_count() == 0 else None
 
 
 # Why a backend is not usable on this machine: name -> reason. Filled once, so that a compiled

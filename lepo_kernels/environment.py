@@ -23,7 +23,8 @@ PACKAGES = (
 REMEDIES = {
     "cuda": "it takes a CUDA GPU, a torch for that CUDA, and a wheel of lepo_kernels for it or a "
     "build with LEPO_BUILD_CUDA=1 (docs/wheels.md)",
-    "triton": "nothing to do: no version has kernels for triton yet",
+    "triton": "it takes a CUDA or ROCm GPU, a torch for it, and Triton, which such a torch brings "
+    "along (pip install 'lepo_kernels[triton]')",
     "cpu": "install a wheel of lepo_kernels, or build it with a C++ compiler: "
     "pip install --no-build-isolation . (docs/wheels.md)",
     "reference": "reinstall lepo_kernels",

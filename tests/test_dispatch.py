@@ -1,5 +1,6 @@
 """One table decides which backend serves a call, and says why when none can."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -72,6 +73,21 @@ def test_a_backend_that_cannot_serve_says_why(device, name, reason, monkeypatch)
     monkeypatch.setattr(dispatch, "MISSING", {"cpu": "it is not part of this installation"})
     with pytest.raises(BackendUnavailableError, match=f"{name!r} cannot serve op: {reason}"):
         dispatch.resolve("op", device, name)
+
+
+@pytest.mark.parametrize(
+    ("installed", "gpus", "reason"),
+    [
+        (False, 1, "triton is not installed"),
+        (True, 0, "no GPU is visible"),
+        (True, 1, None),
+    ],
+)
+def test_triton_takes_an_installation_and_a_gpu(installed, gpus, reason, monkeypatch):
+    found = {"triton": installed, "lepo_kernels.backends.triton": True}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found[name] or None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert dispatch._why_missing("triton") == reason
 
 
 @pytest.mark.usefixtures("table")

@@ -32,7 +32,7 @@ NOT_TENSORS = ("x", 1, 1.5, [1], (), np.zeros((2, 2)), object(), torch.float32)
 NOT_NUMBERS = ("1", None, True, 1j, [1.0], torch.tensor(1.0), np.ones(2))
 NOT_INTEGERS = ("1", None, True, 1.0, float("nan"), [1], torch.tensor([[1]]))
 NOT_CHOICES = ("laplace", "", None, 3, ["gumbel"], np.array(["gumbel", "none"]), torch.ones(2))
-NOT_BACKENDS = ("tpu", "", 5, True, b"cpu", ["cpu"], "triton", np.array(["cpu", "cuda"]))
+NOT_BACKENDS = ("tpu", "", 5, True, b"cpu", ["cpu"], np.array(["cpu", "cuda"]))
 # Python's own integers and Fractions know no largest number.
 HUGE = 10**400
 

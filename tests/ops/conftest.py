@@ -1,13 +1,17 @@
 """The contract's tests of an op run on every backend that works here."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 import lepo_kernels
 from lepo_kernels import dispatch
-from tests import cuda_backend
+from tests import cuda_backend, gpu, triton_backend
+
+# Backends that need a GPU, or something in its place.
+GPU_BACKENDS = {"cuda": cuda_backend, "triton": triton_backend}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -23,7 +27,7 @@ def backends_of(module: str) -> list[str]:
     ops = [op for op, (family, _) in dispatch.KERNELS.items() if stem.startswith(family)]
     return [
         name
-        for name in (*dispatch.candidates(cuda_backend.CPU), "cuda")
+        for name in (*dispatch.candidates(gpu.CPU), *GPU_BACKENDS)
         if all(serves(name, op) for op in ops or dispatch.KERNELS)
     ]
 
@@ -37,12 +41,12 @@ def serves(name: str, op: str) -> bool:
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Runs the test once per backend, which serves every op called without ``backend=``."""
     name: str = request.param
-    reason = cuda_backend.why_not() if name == "cuda" else dispatch.MISSING.get(name)
+    special = GPU_BACKENDS.get(name)
+    reason = dispatch.MISSING.get(name) if special is None else special.why_not()
     if reason is not None:
         pytest.skip(f"backend {name}: {reason}")
-    if name == "cuda":
-        cuda_backend.serve_cpu_tensors(monkeypatch)
-    with lepo_kernels.backend(name):
+    serving = nullcontext() if special is None else special.serving(monkeypatch)
+    with serving, lepo_kernels.backend(name):
         yield name
 
 

@@ -36,10 +36,10 @@ def assert_no_worse_than_plain(
 
 
 def backends_of(op: str) -> list[str]:
-    """Which backends can serve ``op`` on the CPU; the fixture `backend` decides about cuda."""
+    """Which backends can serve ``op`` on the CPU; the fixture `backend` decides about GPUs'."""
     device = torch.device("cpu")
     here = [b for b in ("cpu", "reference") if dispatch.why_not(op, device, b) is None]
-    return here + [b for b in dispatch.KERNELS[op][1] if b == "cuda"]
+    return here + [b for b in dispatch.KERNELS[op][1] if b in ("cuda", "triton")]
 
 
 def transposed(x: Tensor) -> Tensor:

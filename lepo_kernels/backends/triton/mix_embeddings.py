@@ -1,0 +1,261 @@
+"""Triton kernels of the embedding mixture.
+
+Contract: as the reference's, in float32. Forward is one launch that reads K rows of the table per
+output row, of any layout; the weights' gradient is one launch of the same kind. The table's
+gradient sorts the entries by id and sums up those of one id in the order in which the call has
+them, one program per id and block of columns: no atomics, and the same bits in every run. It writes
+the gradient twice where an id points (first the zeros) and once elsewhere. A row of the mixture has
+the same bits in any batch. An entry of weight 0 is skipped, but for its own gradient; an id out of
+range makes NaN, and adds nothing to the table's gradient.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lepo_kernels.backends.reference.numerics import check_ids
+from lepo_kernels.backends.triton.launching import FUSED, device_of
+from lepo_kernels.validation import FLOAT_DTYPES, INDEX_DTYPES, check_tensor
+
+# Tiles and warps; not measured on a GPU yet. Entries are loaded all at once: K = 30 is one tile.
+_MIX = {"ENTRIES": 32, "COLUMNS": 256, "num_warps": 4, **FUSED}
+_WEIGHTS_GRADIENT = {"ENTRIES": 32, "COLUMNS": 128, "num_warps": 4, **FUSED}
+# Most ids have few entries.
+_TABLE_GRADIENT = {"ENTRIES": 8, "COLUMNS": 512, "num_warps": 4, **FUSED}
+
+
+@triton.jit
+def _rows(
+    embedding: tl.tensor,  # [V, D]
+    row_stride: tl.tensor,
+    column_stride: tl.tensor,
+    vocab: tl.tensor,
+    width: tl.tensor,
+    ids: tl.tensor,  # [ENTRIES]
+    wanted: tl.tensor,  # [ENTRIES] bool
+    columns: tl.tensor,  # [COLUMNS]
+) -> tl.tensor:  # [ENTRIES, COLUMNS] float32
+    """Rows of the table, 0 where they are not wanted, NaN where there is no such row."""
+    inside = (ids >= 0) & (ids < vocab)
+    at = ids.to(tl.int64)[:, None] * row_stride + columns.to(tl.int64)[None, :] * column_stride
+    loaded = (wanted & inside)[:, None] & (columns < width)[None, :]
+    rows = tl.load(embedding + at, mask=loaded, other=0.0).to(tl.float32)
+    return tl.where((wanted & ~inside)[:, None], float("nan"), rows)
+
+
+@triton.jit
+def mix_kernel(
+    ids: tl.tensor,  # [N, K]
+    weights: tl.tensor,  # [N, K]
+    embedding: tl.tensor,  # [V, D]
+    mixed: tl.tensor,  # [N, D], written
+    row_stride: tl.tensor,
+    column_stride: tl.tensor,
+    vocab: tl.tensor,
+    width: tl.tensor,
+    entries: tl.tensor,
+    ENTRIES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> None:
+    """One row of the mixture per program, and a block of columns."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros((COLUMNS,), tl.float32)
+    for first in range(0, entries, ENTRIES):
+        entry = first + tl.arange(0, ENTRIES)
+        valid = entry < entries
+        id = tl.load(ids + row * entries + entry, mask=valid, other=0)
+        weight = tl.load(weights + row * entries + entry, mask=valid, other=0.0).to(tl.float32)
+        used = weight != 0
+        rows = _rows(embedding, row_stride, column_stride, vocab, width, id, used, columns)
+        total += tl.sum(weight[:, None] * rows, axis=0)
+    tl.store(
+        mixed + row * width + columns,
+        total.to(mixed.dtype.element_ty),
+        mask=columns < width,
+    )
+
+
+@triton.jit
+def weights_gradient_kernel(
+    grad: tl.tensor,  # [N, D]
+    ids: tl.tensor,  # [N, K]
+    embedding: tl.tensor,  # [V, D]
+    dweights: tl.tensor,  # [N, K], written
+    row_stride: tl.tensor,
+    column_stride: tl.tensor,
+    vocab: tl.tensor,
+    width: tl.tensor,
+    entries: tl.tensor,
+    ENTRIES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> None:
+    """The products of one row's gradient with a block of its rows of the table."""
+    row = tl.program_id(0).to(tl.int64)
+    entry = tl.program_id(1) * ENTRIES + tl.arange(0, ENTRIES)
+    valid = entry < entries
+    id = tl.load(ids + row * entries + entry, mask=valid, other=0)
+    products = tl.zeros((ENTRIES, COLUMNS), tl.float32)
+    for first in range(0, width, COLUMNS):
+        columns = first + tl.arange(0, COLUMNS)
+        rows = _rows(embedding, row_stride, column_stride, vocab, width, id, valid, columns)
+        de = tl.load(grad + row * width + columns, mask=columns < width, other=0.0)
+        products += rows * de.to(tl.float32)[None, :]
+    tl.store(
+        dweights + row * entries + entry,
+        tl.sum(products, axis=1).to(dweights.dtype.element_ty),
+        mask=valid,
+    )
+
+
+@triton.jit
+def table_gradient_kernel(
+    grad: tl.tensor,  # [N, D]
+    sorted_ids: tl.tensor,  # [N * K], ascending
+    order: tl.tensor,  # [N * K], where each of them was
+    weights: tl.tensor,  # [N * K], as they were
+    dembedding: tl.tensor,  # [V, D], zeros; rows that ids name are written
+    vocab: tl.tensor,
+    width: tl.tensor,
+    entries: tl.tensor,
+    total: tl.tensor,  # N * K
+    ENTRIES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> None:
+    """One row of the table's gradient, by the program that is given the first entry of its id."""
+    first = tl.program_id(0)
+    id = tl.load(sorted_ids + first)
+    before = tl.load(sorted_ids + first - 1, mask=first > 0, other=-1)
+    if (id != before) & (id >= 0) & (id < vocab):
+        columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+        sums = tl.zeros((COLUMNS,), tl.float32)
+        at = first + tl.arange(0, ENTRIES)
+        more = True
+        while more:
+            same = tl.load(sorted_ids + at, mask=at < total, other=-1) == id
+            entry = tl.load(order + at, mask=same, other=0)
+            weight = tl.load(weights + entry, mask=same, other=0.0).to(tl.float32)
+            row = entry // entries
+            de = tl.load(
+                grad + row[:, None] * width + columns[None, :],
+                mask=(weight != 0)[:, None] & (columns < width)[None, :],
+                other=0.0,
+            )
+            sums += tl.sum(weight[:, None] * de.to(tl.float32), axis=0)
+            at += ENTRIES
+            more = tl.sum(same.to(tl.int32)) == ENTRIES
+        tl.store(
+            dembedding + id.to(tl.int64) * width + columns,
+            sums.to(dembedding.dtype.element_ty),
+            mask=columns < width,
+        )
+
+
+def mix_embeddings(
+    ids: Tensor,  # [N, K]
+    weights: Tensor,  # [N, K]
+    embedding: Tensor,  # [V, D]
+) -> Tensor:  # [N, D]
+    """Sum of weights_k * embedding[ids_k], in the dtype of ``embedding``."""
+    rows, entries, vocab, width = _sizes(ids, weights, embedding)
+    mixed = embedding.new_empty(rows, width)
+    if mixed.numel() == 0:
+        return mixed
+    with device_of(embedding):
+        mix_kernel[(rows, triton.cdiv(width, _MIX["COLUMNS"]))](
+            ids.contiguous(),
+            weights.contiguous(),
+            embedding,
+            mixed,
+            *embedding.stride(),
+            vocab,
+            width,
+            entries,
+            **_MIX,
+        )
+    return mixed
+
+
+def mix_embeddings_backward(
+    grad: Tensor,  # [N, D]
+    ids: Tensor,  # [N, K]
+    weights: Tensor,  # [N, K]
+    embedding: Tensor,  # [V, D]
+    need_dweights: bool,
+    need_dembedding: bool,
+) -> tuple[Tensor, Tensor]:  # [N, K] or [0], [V, D] or [0]
+    """dw_k = E[i_k] . de and dE[i_k] += w_k de."""
+    rows, _, _, width = _sizes(ids, weights, embedding)
+    check_tensor("grad", grad, (rows, width), FLOAT_DTYPES, embedding.device)
+    grad, ids, weights = grad.contiguous(), ids.contiguous(), weights.contiguous()
+    dweights, dembedding = weights.new_empty(0), embedding.new_empty(0)
+    with device_of(embedding):
+        if need_dweights:
+            dweights = _weights_gradient(grad, ids, weights, embedding)
+        if need_dembedding:
+            dembedding = _table_gradient(grad, ids, weights, embedding)
+    return dweights, dembedding
+
+
+def _sizes(
+    ids: Tensor,  # [N, K]
+    weights: Tensor,  # [N, K]
+    embedding: Tensor,  # [V, D]
+) -> tuple[int, int, int, int]:
+    """N, K, V and D, once all tensors agree on them."""
+    check_tensor("embedding", embedding, ("V", "D"), FLOAT_DTYPES)
+    check_tensor("ids", ids, ("N", "K"), INDEX_DTYPES, embedding.device)
+    check_tensor("weights", weights, tuple(ids.shape), FLOAT_DTYPES, embedding.device)
+    check_ids("ids", ids, embedding.shape[0])
+    return ids.shape[0], ids.shape[1], embedding.shape[0], embedding.shape[1]
+
+
+def _weights_gradient(
+    grad: Tensor,  # [N, D]
+    ids: Tensor,  # [N, K]
+    weights: Tensor,  # [N, K]
+    embedding: Tensor,  # [V, D]
+) -> Tensor:  # [N, K]
+    (rows, entries), (vocab, width) = ids.shape, embedding.shape
+    dweights = torch.empty_like(weights)
+    if dweights.numel() > 0:
+        weights_gradient_kernel[(rows, triton.cdiv(entries, _WEIGHTS_GRADIENT["ENTRIES"]))](
+            grad,
+            ids,
+            embedding,
+            dweights,
+            *embedding.stride(),
+            vocab,
+            width,
+            entries,
+            **_WEIGHTS_GRADIENT,
+        )
+    return dweights
+
+
+def _table_gradient(
+    grad: Tensor,  # [N, D]
+    ids: Tensor,  # [N, K]
+    weights: Tensor,  # [N, K]
+    embedding: Tensor,  # [V, D]
+) -> Tensor:  # [V, D]
+    vocab, width = embedding.shape
+    # Not zeros_like: gradients are contiguous, whatever the layout of the table.
+    dembedding = embedding.new_zeros(vocab, width)
+    if ids.numel() > 0 and width > 0:
+        # Stable: entries of one id stay in the order of the call.
+        sorted_ids, order = ids.reshape(-1).sort(stable=True)
+        table_gradient_kernel[(ids.numel(), triton.cdiv(width, _TABLE_GRADIENT["COLUMNS"]))](
+            grad,
+            sorted_ids,
+            order,
+            weights,
+            dembedding,
+            vocab,
+            width,
+            ids.shape[1],
+            ids.numel(),
+            **_TABLE_GRADIENT,
+        )
+    return dembedding

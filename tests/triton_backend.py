@@ -1,0 +1,38 @@
+"""Lets the ``triton`` backend serve CPU tensors: on the GPU if there is one, else interpreted.
+
+In the interpreter every access of every kernel is checked, too (`tests/triton_sim`).
+"""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from lepo_kernels import dispatch
+from tests import gpu
+
+
+def why_not() -> str | None:
+    """None if the backend can serve CPU tensors, else the reason."""
+    return None if importlib.util.find_spec("triton") else "triton is not installed"
+
+
+def has_gpu() -> bool:
+    """Whether there is a GPU for it."""
+    return "triton" not in dispatch.MISSING
+
+
+@contextmanager
+def serving(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Offer the backend for CPU tensors, as the last choice."""
+    gpu.offer_for_cpu_tensors(patch, "triton")
+    if has_gpu():
+        gpu.run_on_gpu(patch, "triton")
+        yield
+        return
+    from tests.triton_sim.interpreter import interpreted
+
+    patch.delitem(dispatch.MISSING, "triton")
+    with interpreted():
+        yield

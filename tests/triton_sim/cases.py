@@ -1,0 +1,49 @@
+"""Calls whose kernels are compiled ahead of time, of sizes as they are trained and rolled out with.
+
+The vocabularies are short, so that the tensors are small, and have the same divisors as real ones.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from lepo_kernels import dispatch
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def mix_embeddings(dtype: torch.dtype) -> None:
+    ids, weights = torch.zeros(32, 30, dtype=torch.int64), torch.zeros(32, 30)
+    embedding, grad = torch.empty(1024, 2048, dtype=dtype), torch.empty(32, 2048, dtype=dtype)
+    dispatch.load("mix_embeddings", "triton")(ids, weights, embedding)
+    dispatch.load("mix_embeddings_backward", "triton")(grad, ids, weights, embedding, True, True)
+
+
+# What makes every launch of a family.
+CASES: dict[str, Callable[[torch.dtype], None]] = {"mix_embeddings": mix_embeddings}
+
+
+def planted(name: str) -> Callable[[torch.dtype], None]:
+    """A kernel that the checks must find fault with."""
+
+    def launch(dtype: torch.dtype) -> None:
+        from tests.triton_sim import planted
+
+        getattr(planted, name)[(1,)](torch.empty(1 << 15, dtype=dtype), num_warps=1)
+
+    return launch
+
+
+PLANTED = {name: planted(name) for name in ("broken", "endless", "spilling")}
+
+
+@contextmanager
+def launching_for(target: str) -> Iterator[None]:
+    """Let launches be those for the vendor of a target."""
+    with pytest.MonkeyPatch.context() as patch:
+        hip: Any = "6.4" if target.startswith("gfx") else None
+        patch.setattr(torch.version, "hip", hip)
+        yield
