@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from lepo_kernels import dispatch
-from tests import gpu
+from tests import gpu_backends
 
 
 def why_not() -> str | None:
@@ -26,9 +26,9 @@ def has_gpu() -> bool:
 @contextmanager
 def serving(patch: pytest.MonkeyPatch) -> Iterator[None]:
     """Offer the backend for CPU tensors, as the last choice."""
-    gpu.offer_for_cpu_tensors(patch, "triton")
+    gpu_backends.offer_for_cpu_tensors(patch, "triton")
     if has_gpu():
-        gpu.run_on_gpu(patch, "triton")
+        gpu_backends.run_on_gpu(patch, "triton")
         yield
         return
     from tests.triton_sim.interpreter import interpreted
