@@ -7,7 +7,8 @@
 //   LEPO_SHARED(T, name, N)        a shared array of N, 16-byte aligned, uninitialised
 //   LEPO_DYNAMIC_SHARED(T, name)   the launch's shared bytes, as an array of T
 //   LEPO_DEVICE                    inlined device function
-//   LEPO_UNROLL, LEPO_UNROLL_BY(n) unrolled loop; one unrolled n times, not at all if n is 1
+//   LEPO_UNROLL, LEPO_ROLLED       unrolled loop; loop that is not
+//   LEPO_UNROLL_BY(n)              loop unrolled n times
 //   lepo_launch(kernel, grid, block, shared_bytes, stream, args...)   returns a cudaError_t
 #pragma once
 
@@ -18,6 +19,7 @@
 #include "cuda_sim/cuda_sim.h"
 
 #define LEPO_UNROLL
+#define LEPO_ROLLED
 #define LEPO_UNROLL_BY(n)
 
 #elif defined(__CUDACC__)
@@ -27,6 +29,7 @@
 #include <utility>
 
 #define LEPO_UNROLL _Pragma("unroll")
+#define LEPO_ROLLED _Pragma("unroll 1")
 #define LEPO_PRAGMA(words) _Pragma(#words)
 #define LEPO_UNROLL_BY(n) LEPO_PRAGMA(unroll n)
 
