@@ -110,8 +110,8 @@ __global__ void __launch_bounds__(kRowThreads, 4)
   const int64_t n = blockIdx.x;
   const T* row = rows.logits + n * rows.stride;
   const float scale = rows.scale[n * rows.scale_stride];
-  float largest;
-  const LogSumExp state = unit_statistics(load_scaled<kHead>(rows, row, unit, scale), largest);
+  const TemperedUnit x = load_scaled<kHead>(rows, row, unit, scale);
+  const LogSumExp state = unit_statistics(x, largest_of(x));
   const int lane = lane_of_thread();
   if (lane == 0) states[n * units + selection.first / kUnitEntries + unit] = state;
   const int end = min(rows.columns, begin + kUnitEntries);
@@ -139,7 +139,8 @@ __global__ void __launch_bounds__(kMergeThreads)
 
 // Whether the row has a coefficient that is not 0.
 LEPO_DEVICE bool has_coefficients(const RowGradients& up, int64_t n, int64_t kept, int lane) {
-  bool found = up.gamma[n] != 0.0f || up.eta[n] != 0.0f;
+  if (up.gamma[n] != 0.0f || up.eta[n] != 0.0f) return true;
+  bool found = false;
   for (int64_t k = lane; k < kept; k += kWarpSize) found |= up.alpha[n * kept + k] != 0.0f;
   return __any_sync(kAllLanes, found) != 0;
 }

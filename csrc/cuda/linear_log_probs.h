@@ -15,7 +15,7 @@ constexpr int64_t kStateEntries = 512;
 constexpr int64_t kStateNumbers = 3;
 // The limits of a grid.
 constexpr int64_t kMostRows = (int64_t{1} << 31) - 1;
-constexpr int64_t kMostColumns = int64_t{1} << 28;
+constexpr int64_t kMostColumns = int64_t{1} << 27;
 
 // Logits of a part of the vocabulary, how they become a = cap(x + bias) * scale, and the ids that
 // are selected. All pointers are to device memory.

@@ -13,9 +13,6 @@ import torch
 from tests import cuda_backend
 from tests.gpu.calls import calls_of, cuda_ops
 
-# Whole vectors of 16 bytes and a rest; more than a tile of any kernel, and a rest.
-WIDTHS = (37, 4099)
-
 
 def main() -> int:
     if reason := cuda_backend.why_not():
@@ -24,7 +21,7 @@ def main() -> int:
     device = torch.device("cuda" if cuda_backend.has_gpu() else "cpu")
     count = 0
     for op in cuda_ops():
-        for case in calls_of(op, device, WIDTHS):
+        for case in calls_of(op, device):
             for out in case.run("cuda"):
                 out.cpu()
             count += 1

@@ -8,8 +8,6 @@ from lepo_kernels import dispatch
 from tests.gpu.calls import calls_of, cuda_ops, needs
 from tests.ops.native_cases import NATIVE_OPS, same_bits
 
-# A vector of 16 bytes and a rest; more than one tile of any kernel, and a rest.
-WIDTHS = (37, 4099)
 each_op = pytest.mark.parametrize("op", cuda_ops())
 
 
@@ -19,7 +17,7 @@ def test_every_op_has_example_calls():
 
 @each_op
 def test_results_are_on_the_device_and_as_the_reference_has_them(op, device):
-    for case in calls_of(op, device, WIDTHS):
+    for case in calls_of(op, device):
         expected = case.run("reference") if "reference" in dispatch.KERNELS[op][1] else None
         for i, out in enumerate(ours := case.run("cuda")):
             assert out.device.type == device.type
@@ -31,7 +29,7 @@ def test_results_are_on_the_device_and_as_the_reference_has_them(op, device):
 
 @each_op
 def test_the_same_call_gives_the_same_bits(op, device):
-    for case in calls_of(op, device, WIDTHS):
+    for case in calls_of(op, device):
         first = case.run("cuda")
         for _ in range(2):
             for a, b in zip(first, case.run("cuda"), strict=True):
@@ -42,9 +40,9 @@ def test_the_same_call_gives_the_same_bits(op, device):
 @each_op
 def test_no_call_waits_for_the_device(op, device):
     # The first round loads modules and fills the allocator's cache.
-    for case in calls_of(op, device, WIDTHS):
+    for case in calls_of(op, device):
         case.run("cuda")
-    for case in calls_of(op, device, WIDTHS):
+    for case in calls_of(op, device):
         torch.cuda.set_sync_debug_mode("error")
         try:
             case.run("cuda")
@@ -55,7 +53,7 @@ def test_no_call_waits_for_the_device(op, device):
 @pytest.mark.gpu
 @each_op
 def test_calls_follow_the_current_stream(op, device):
-    for case in calls_of(op, device, WIDTHS[-1:]):
+    for case in calls_of(op, device):
         expected = case.run("cuda")
         blank = tuple(
             torch.zeros_like(x) if isinstance(x, torch.Tensor) and x.is_floating_point() else x

@@ -129,8 +129,9 @@ def _sample_latent(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
 def _mix_embeddings(dtype: torch.dtype, width: int) -> Iterator[Arguments]:
     table = torch.randn(50, width).to(dtype)
     for index_dtype, weight_dtype in ((torch.int64, torch.float32), (torch.int32, dtype)):
-        # One id, and more than a few; a weight of 0 is skipped.
-        for count in (1, 5):
+        # One id, more than a few, and more in all rows than the 128 that one warp adds to the
+        # table's gradient on CUDA; a weight of 0 is skipped.
+        for count in (1, 5, 70):
             weights = torch.rand(ROWS, count)
             weights[0, 0] = 0
             yield _ids(50, count, index_dtype), weights.to(weight_dtype), table

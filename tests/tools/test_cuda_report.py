@@ -82,7 +82,6 @@ def test_every_op_of_the_backend_has_a_model():
         # one whole unit and a rest
         ("gather_log_probs", Sizes(1, 1025, 3), 2050 + 2 * 24 + 3 * 12 + 8),
         ("gather_log_probs_backward", Sizes(1, 10, 3, element=4), 80 + 3 * 12 + 16),
-        ("lepo_loss", Sizes(1, 10, 3), 3 * 20 + 24 + 36 + 36 + 8 + 16),
     ],
 )
 def test_models_count_every_tensor_once(op, sizes, expected):

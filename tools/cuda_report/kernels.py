@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cuda_report.compiler import ROOT, Usage, compile_source, read_report
+from cuda_report.compiler import ARCHITECTURES, ROOT, Usage, compile_source, read_report
 from cuda_report.disassembly import Code, Launch, read_code, read_launches, read_ptx
 
 SHIPPED = ROOT / "csrc" / "cuda"
@@ -28,10 +28,15 @@ def sources(*folders: Path) -> list[Path]:
     return sorted(file for folder in folders for file in folder.glob("*.cu"))
 
 
-def compiled_kernels(source: Path, folder: Path) -> list[Kernel]:
-    """Compile ``source`` into ``folder`` for all architectures, and look at its kernels."""
+def compiled_kernels(
+    source: Path, folder: Path, architectures: tuple[str, ...] = ARCHITECTURES
+) -> list[Kernel]:
+    """Compile ``source`` into ``folder``, and look at its kernels.
+
+    ``PTX_ARCHITECTURE`` must be one of ``architectures``.
+    """
     output = folder / f"{source.stem}.o"
-    usages = read_report(compile_source(source, output))
+    usages = read_report(compile_source(source, output, architectures))
     code, launches = read_code(output), read_launches(read_ptx(output))
     return [
         Kernel(usage, code[usage.kernel, usage.architecture], launches[usage.kernel])

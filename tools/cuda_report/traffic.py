@@ -57,7 +57,8 @@ def mix_embeddings(s: Sizes) -> Traffic:
 def mix_embeddings_backward(s: Sizes) -> Traffic:
     """For the weights, K rows of the table and the row's gradient are read; for the table, the
     gradient once more, and at most K of its rows are written. Ids are read for both, weights for
-    one and their gradient written. The table's gradient is dense: it is filled with zeros first."""
+    one and their gradient written. The table's gradient is dense: it is filled with zeros first.
+    Sorting the ids is not counted: some tens of bytes for each."""
     row = s.width * s.element
     return Traffic(
         {"(2 K + 2) D E": (2 * s.kept + 2) * row, "24 K": 24 * s.kept},
@@ -85,19 +86,6 @@ def row_gradients(s: Sizes) -> Traffic:
     return Traffic({"2 V E": 2 * s.vocab * s.element, "12 K": 12 * s.kept, "16": 16})
 
 
-def row_loss(s: Sizes) -> Traffic:
-    """The row kernels of `linear_log_probs` and of its backward, of each part of the logits."""
-    units = -(-s.vocab // UNIT_ENTRIES) * 2 * UNIT_BYTES
-    return Traffic(
-        {
-            "3 V E": 3 * s.vocab * s.element,
-            "24 ceil(V / 1024)": units,
-            "24 K": 24 * s.kept,
-            "24": 24,
-        }
-    )
-
-
 # Of the ops with matrix products, this is what their row kernels move beside the products.
 MODELS: dict[str, Model] = {
     "philox_words": philox_words,
@@ -109,7 +97,6 @@ MODELS: dict[str, Model] = {
     "gather_log_probs_backward": row_gradients,
     "linear_log_probs": row_statistics,
     "linear_log_probs_backward": row_gradients,
-    "lepo_loss": row_loss,
 }
 
 # Qwen2.5's vocabulary, the paper's top_k, and the widths of the 3B and of an 8B model.
@@ -125,7 +112,6 @@ CASES: tuple[tuple[str, Sizes], ...] = (
     ("latent_step", Sizes(32, VOCAB, KEPT, 2048)),
     ("gather_log_probs", Sizes(1024, VOCAB, KEPT)),
     ("gather_log_probs_backward", Sizes(1024, VOCAB, KEPT)),
-    ("lepo_loss", Sizes(1024, VOCAB, KEPT)),
 )
 
 

@@ -2,15 +2,16 @@
 
 Contract: the logits are float32 products, whatever the dtype of the inputs; csrc/cuda's kernels
 read them once. Work goes part of the vocabulary by part, each for up to 8192 rows at a time, and
-never holds more logits than ``chunk_size`` rows have. So a part of the head is read once, and its
-gradient, summed in float32, is rounded once: no float32 copy of the whole of it exists. What every
-part is added to is the gradient of the hidden states, in float32.
+never holds more logits than ``chunk_size`` rows have. So the head is read once for as many rows,
+and its gradient, summed in float32, is rounded once (cuBLAS may round sums of a split product if
+torch lets it: allow_bf16_reduced_precision_reduction): no float32 copy of the whole of it exists.
+What every part is added to is the gradient of the hidden states, in float32.
 
 The gradient of the logits is formed in float32 and rounded once, to the dtype of the inputs, in
 which the two products of the backward pass are made; float32 gradients overwrite the logits. Beside
 inputs and results, memory holds one chunk of logits (half as much again for gradients in bfloat16
-or float16), 12 bytes per row and 512 entries in the forward pass, and two float32 [N, D] in the
-backward pass.
+or float16), 12 bytes for each 512 entries of up to 8192 rows in the forward pass, and two float32
+[N, D] in the backward pass.
 
 Rows whose upstream gradients are all zero are dropped from the backward pass. Their number must be
 known on the host: the backward pass waits once for the GPU. While a CUDA graph is captured, where
@@ -152,16 +153,14 @@ def linear_log_probs(
     check_ids("ids", ids, lm_head.shape[0])
     check_positive("inv_temperature", inv_temperature)
     rows = Rows(hidden, ids.long().contiguous(), inv_temperature.contiguous())
-    statistics = _Statistics(rows.ids, len(lm_head))
     blocks = blocks_of(len(hidden), len(lm_head), chunk_size)
-    for part in head_parts(blocks.columns, lm_head, bias, softcap):
-        for block in blocks.rows:
-            mine = rows.block(block)
-            logits = wide_product(mine.hidden, part.weight.T)
-            statistics.add(block, logits, part.columns.start, mine, part.bias, part.softcap)
-            # Before the next ones are allocated.
-            del logits
-    outputs = statistics.outputs()
+    parts = list(head_parts(blocks.columns, lm_head, bias, softcap))
+    pieces = [_statistics(rows.block(block), parts) for block in blocks.rows or [slice(0, 0)]]
+    outputs = (
+        torch.cat([piece[0] for piece in pieces]),
+        torch.cat([piece[1] for piece in pieces]),
+        torch.cat([piece[2] for piece in pieces]),
+    )
     check_rows("logits of hidden", outputs[1])
     return outputs
 
@@ -218,9 +217,9 @@ def gather_log_probs(
     check_ids("ids", ids, logits.shape[1])
     check_positive("inv_temperature", inv_temperature)
     rows = Rows(logits, ids.long().contiguous(), inv_temperature.contiguous())
-    statistics = _Statistics(rows.ids, logits.shape[1])
-    statistics.add(slice(None), _dense_rows(logits), 0, rows, None, 0.0)
-    outputs = statistics.outputs()
+    states = _States(rows.ids, logits.shape[1])
+    states.add(_dense_rows(logits), 0, rows, None, 0.0)
+    outputs = states.outputs()
     check_rows("logits", outputs[1])
     return outputs
 
@@ -251,29 +250,41 @@ def gather_log_probs_backward(
     return dlogits
 
 
-class _Statistics:
-    """The statistics of rows, part of the vocabulary by part."""
+def _statistics(
+    rows: Rows,  # R of them
+    parts: list[HeadPart],
+) -> tuple[Tensor, Tensor, Tensor]:  # [R, K], [R], [R]
+    """Selected logits, log-sum-exp and entropy."""
+    states = _States(rows.ids, parts[-1].columns.stop)
+    for part in parts:
+        logits = wide_product(rows.hidden, part.weight.T)
+        states.add(logits, part.columns.start, rows, part.bias, part.softcap)
+        # Before the next ones are allocated.
+        del logits
+    return states.outputs()
+
+
+class _States:
+    """What is known of rows after some parts of the vocabulary."""
 
     def __init__(
         self,
-        ids: Tensor,  # [N, K]
+        ids: Tensor,  # [R, K]
         vocab: int,
     ) -> None:
         # An id that is out of range, which the caller checks for, is in no part.
         self._selected = torch.full(ids.shape, torch.nan, dtype=torch.float32, device=ids.device)
-        shape = (len(ids), -(-vocab // _UNIT), _STATE)
-        self._states = self._selected.new_empty(shape)
+        self._states = self._selected.new_empty((len(ids), -(-vocab // _UNIT), _STATE))
 
     def add(
         self,
-        block: slice,
         logits: Tensor,  # [R, C]
         first: int,
         rows: Rows,
         bias: Tensor | None,  # [C]
         softcap: float,
     ) -> None:
-        """Add the logits of ``rows`` from vocabulary entry ``first`` on."""
+        """Add the logits from vocabulary entry ``first`` on."""
         torch.ops.lepo_kernels_cuda.summarise_logits(
             logits,
             bias,
@@ -281,11 +292,11 @@ class _Statistics:
             rows.inv_temperature,
             rows.ids,
             first,
-            self._states[block],
-            self._selected[block],
+            self._states,
+            self._selected,
         )
 
-    def outputs(self) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
+    def outputs(self) -> tuple[Tensor, Tensor, Tensor]:  # [R, K], [R], [R]
         lse, entropy = torch.ops.lepo_kernels_cuda.statistics_of(self._states)
         return self._selected, lse, entropy
 
