@@ -59,7 +59,7 @@ LEPO_DEVICE void shrink_candidates(int k, Candidates& found) {
 template <typename EntryAt>
 LEPO_DEVICE uint32_t reaching(uint32_t pending, EntryAt entry_at, uint64_t bound) {
   uint32_t left = 0;
-  LEPO_UNROLL_BY(1)
+  LEPO_ROLLED
   for (; pending != 0; pending &= pending - 1) {
     if (entry_at(__ffs(static_cast<int>(pending)) - 1) >= bound) left |= pending & (0u - pending);
   }
@@ -78,7 +78,7 @@ LEPO_DEVICE void offer(uint32_t pending, EntryAt entry_at, int k, Candidates& fo
       place = atomicAdd(&found.size, wanted);
       end = place + wanted;
     }
-    LEPO_UNROLL_BY(1)
+    LEPO_ROLLED
     for (; pending != 0 && place < kCandidateRoom; pending &= pending - 1) {
       found.entries[place++] = entry_at(__ffs(static_cast<int>(pending)) - 1);
     }

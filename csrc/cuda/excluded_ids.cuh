@@ -16,12 +16,12 @@ LEPO_DEVICE uint32_t excluded_of_lane(const int64_t* __restrict__ ids,  // [coun
                                       int count, int first) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   uint32_t mine = 0;
-  LEPO_UNROLL_BY(1)
+  LEPO_ROLLED
   for (int begin = 0; begin < count; begin += kWarpSize) {
     const int64_t id = begin + lane < count ? ids[begin + lane] : -1;
     const bool inside = id >= first && id < first + kTileUnits * kUnitEntries;
     const int place = inside ? static_cast<int>(id) - first : 0;
-    LEPO_UNROLL_BY(1)
+    LEPO_ROLLED
     for (unsigned found = __ballot_sync(kAllLanes, inside); found != 0; found &= found - 1) {
       const int at = __shfl_sync(kAllLanes, place, __ffs(static_cast<int>(found)) - 1);
       const int octet = at / kOctetEntries;

@@ -107,7 +107,7 @@ LEPO_DEVICE void push_entry(Octet<T>& x, T value) {
 template <typename T>
 LEPO_DEVICE Octet<T> octet_by_entries(const Row<T>& row, int first) {
   Octet<T> x{};
-  LEPO_UNROLL_BY(1)
+  LEPO_ROLLED
   for (int at = first; at < first + kOctetEntries; ++at) {
     push_entry(x, at < row.count ? row.entries[at] : narrow<T>(-INFINITY));
   }
@@ -149,7 +149,7 @@ LEPO_DEVICE Unit<T> load_unit(const Row<T>& row, int unit) {
     }
   } else {
     // Rare: short code. The octets move up, so that no index is unknown to nvcc.
-    LEPO_UNROLL_BY(1)
+    LEPO_ROLLED
     for (int i = 0; i < kUnitOctets; ++i) {
       LEPO_UNROLL
       for (int j = 1; j < kUnitOctets; ++j) x.octet[j - 1] = x.octet[j];

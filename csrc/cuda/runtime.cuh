@@ -7,7 +7,8 @@
 //   LEPO_SHARED(T, name, N)        a shared array of N, 16-byte aligned, uninitialised
 //   LEPO_DYNAMIC_SHARED(T, name)   the launch's shared bytes, as an array of T
 //   LEPO_DEVICE                    inlined device function
-//   LEPO_UNROLL, LEPO_UNROLL_BY(n) unrolled loop; one unrolled n times, not at all if n is 1
+//   LEPO_UNROLL, LEPO_ROLLED       unrolled loop; loop that is not
+//   LEPO_UNROLL_BY(n)              loop unrolled n times
 //   lepo_launch(kernel, grid, block, shared_bytes, stream, args...)   returns a cudaError_t
 #pragma once
 
