@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kRowThreads, 4)
   const int lane = lane_of_thread();
   if (lane == 0) states[n * units + selection.first / kUnitEntries + unit] = state;
   const int end = min(rows.columns, begin + kUnitEntries);
-  LEPO_UNROLL_BY(1)
+  LEPO_ROLLED
   for (int64_t k = lane; k < selection.kept; k += kWarpSize) {
     const int64_t column = selection.ids[n * selection.kept + k] - selection.first;
     if (column < begin || column >= end) continue;

@@ -19,6 +19,7 @@
 #include "cuda_sim/cuda_sim.h"
 
 #define LEPO_UNROLL
+#define LEPO_ROLLED
 #define LEPO_UNROLL_BY(n)
 
 #elif defined(__CUDACC__)
@@ -28,6 +29,7 @@
 #include <utility>
 
 #define LEPO_UNROLL _Pragma("unroll")
+#define LEPO_ROLLED _Pragma("unroll 1")
 #define LEPO_PRAGMA(words) _Pragma(#words)
 #define LEPO_UNROLL_BY(n) LEPO_PRAGMA(unroll n)
 
