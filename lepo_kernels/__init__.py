@@ -9,6 +9,7 @@ from lepo_kernels.ops.gumbel_softmax_embedding import (
     GumbelSoftmaxEmbedding,
     gumbel_softmax_embedding,
 )
+from lepo_kernels.ops.latent_step import LatentStep, latent_step
 from lepo_kernels.ops.lepo_loss import lepo_loss
 from lepo_kernels.ops.lepo_objective import LepoLoss, lepo_objective
 from lepo_kernels.ops.linear_log_probs import LinearLogProbs, gather_log_probs, linear_log_probs
@@ -56,6 +57,7 @@ __all__ = [
     "LatentGenerationConfig",
     "LatentRollout",
     "LatentSample",
+    "LatentStep",
     "LepoLoss",
     "LinearLogProbs",
     "backend",
@@ -71,6 +73,7 @@ __all__ = [
     "info",
     "latent_generate",
     "latent_grpo_log_density",
+    "latent_step",
     "lepo_loss",
     "lepo_objective",
     "linear_log_probs",

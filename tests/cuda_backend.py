@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from lepo_kernels import dispatch
-from tests import gpu
+from tests import gpu_backends
 from tests.cuda_sim import library
 
 
@@ -26,9 +26,9 @@ def has_gpu() -> bool:
 @contextmanager
 def serving(patch: pytest.MonkeyPatch) -> Iterator[None]:
     """Offer the backend for CPU tensors, as the last choice."""
-    gpu.offer_for_cpu_tensors(patch, "cuda")
+    gpu_backends.offer_for_cpu_tensors(patch, "cuda")
     if has_gpu():
-        gpu.run_on_gpu(patch, "cuda")
+        gpu_backends.run_on_gpu(patch, "cuda")
     else:
         patch.delitem(dispatch.MISSING, "cuda")
     yield

@@ -116,6 +116,7 @@ def test_public_ops_pass_their_backend_on():
         "gumbel_noise": (0, torch.arange(1), 0, torch.arange(1)),
         "normal_noise": (0, torch.arange(1), 0, torch.arange(1)),
         "sample_latent": (torch.zeros(1, 2),),
+        "latent_step": (torch.zeros(1, 2), torch.ones(2, 2)),
         "linear_log_probs": (torch.ones(1, 2), torch.ones(3, 2), torch.zeros(1, 1).long()),
         "gather_log_probs": (torch.zeros(1, 2), torch.zeros(1, 1).long()),
         "gumbel_softmax_embedding": (torch.zeros(1, 2), torch.ones(2, 2), 0.5),

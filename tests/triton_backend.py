@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from lepo_kernels import dispatch
-from tests import gpu
+from tests import gpu_backends
 
 
 def why_not() -> str | None:
@@ -30,9 +30,9 @@ def serving(patch: pytest.MonkeyPatch, *, large_tiles: bool = True) -> Iterator[
     A tile takes the interpreter some ten milliseconds, whatever its size: it gets tiles of 1024 ids
     where real ones have 64, and of 64 rows where they have one, unless ``large_tiles`` is False.
     """
-    gpu.offer_for_cpu_tensors(patch, "triton")
+    gpu_backends.offer_for_cpu_tensors(patch, "triton")
     if has_gpu():
-        gpu.run_on_gpu(patch, "triton")
+        gpu_backends.run_on_gpu(patch, "triton")
         yield
         return
     from tests.triton_sim.interpreter import interpreted

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.case import Case, Family, Implementation, assert_close, generator, ours
-from lepo_kernels import gumbel_noise, mix_embeddings, sample_latent
+from lepo_kernels import gumbel_noise, latent_step, mix_embeddings, sample_latent
 from lepo_kernels.ops.sample_latent import LatentSample
 
 TOP_K, TOP_P, TAU = 30, 0.95, 0.3
@@ -50,6 +50,11 @@ def mix(ids: Tensor, weights: Tensor, embedding: Tensor) -> Tensor:  # [N, D] fl
 
 def our_draw(x: Inputs, backend: str) -> LatentSample:
     return sample_latent(x.logits, tau=TAU, top_k=TOP_K, top_p=TOP_P, backend=backend)
+
+
+def our_single_call(x: Inputs, backend: str) -> _Step:
+    step = latent_step(x.logits, x.embedding, tau=TAU, top_k=TOP_K, top_p=TOP_P, backend=backend)
+    return step.sample.ids, step.sample.weights, step.embedding
 
 
 def our_step(x: Inputs, backend: str) -> _Step:
@@ -125,6 +130,7 @@ def case(rows: int, vocab: int, width: int, *, rounds: int = 5) -> Case:
         make=make,
         implementations=(
             *ours("ours", ops, our_step, check_ours),
+            *ours("ours, one call", ("latent_step",), our_single_call, check_ours),
             *ours("ours, P1 alone", ops[:1], our_draw, check_draw),
             Implementation("eager, z @ E", "other", eager_dense, check_eager),
             Implementation("eager, 30 rows of E", "other", eager_sparse, check_eager),

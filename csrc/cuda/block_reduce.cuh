@@ -109,18 +109,20 @@ LEPO_DEVICE T block_reduce(T value, Combine combine,
 }
 
 // The sum over all threads before this one; `total` gets that over all.
-template <int kThreads>
-LEPO_DEVICE int block_exclusive_sum(int value, int* scratch, int& total) {
+template <int kThreads, typename T>
+LEPO_DEVICE T block_exclusive_sum(T value,
+                                  std::common_type_t<T>* scratch,  // [kThreads / 32]
+                                  T& total) {
   constexpr int kWarps = kThreads / kWarpSize;
-  int inclusive = value;
+  T inclusive = value;
   LEPO_UNROLL
   for (int step = 1; step < kWarpSize; step *= 2) {
-    const int before = __shfl_up_sync(kAllLanes, inclusive, step);
+    const T before = __shfl_up_sync(kAllLanes, inclusive, step);
     if (lane_of_thread() >= step) inclusive += before;
   }
   if (lane_of_thread() == kWarpSize - 1) scratch[warp_of_thread()] = inclusive;
   __syncthreads();
-  int before_warp = 0;
+  T before_warp = 0;
   total = 0;
   LEPO_UNROLL
   for (int warp = 0; warp < kWarps; ++warp) {

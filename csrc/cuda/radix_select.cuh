@@ -140,6 +140,8 @@ LEPO_DEVICE int next_power_of_two(int x) {
 }
 
 // Sorts `entries` in place, the largest first (bitonic); there is room for next_power_of_two(k).
+// As long as strides are at most a warp's width, a warp stays among entries of its own: then it
+// waits for no other.
 template <int kThreads>
 LEPO_DEVICE void sort_entries(uint64_t* entries, int k) {
   const int size = next_power_of_two(k);
@@ -149,7 +151,7 @@ LEPO_DEVICE void sort_entries(uint64_t* entries, int k) {
   for (int run = 2; run <= size; run *= 2) {
     for (int stride = run / 2; stride > 0; stride /= 2) {
       for (int pair = static_cast<int>(threadIdx.x); pair < size / 2; pair += kThreads) {
-        const int low = pair / stride * stride * 2 + pair % stride;
+        const int low = 2 * pair - (pair & (stride - 1));
         const uint64_t a = entries[low];
         const uint64_t b = entries[low + stride];
         const bool descending = (low & run) == 0;
@@ -158,7 +160,13 @@ LEPO_DEVICE void sort_entries(uint64_t* entries, int k) {
           entries[low + stride] = a;
         }
       }
-      __syncthreads();
+      // The next stride; behind the last step the whole block reads.
+      const int next = stride > 1 ? stride / 2 : run < size ? run : kThreads;
+      if (stride > kWarpSize || next > kWarpSize) {
+        __syncthreads();
+      } else {
+        __syncwarp();
+      }
     }
   }
 }

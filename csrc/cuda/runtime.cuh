@@ -6,7 +6,9 @@
 //
 //   LEPO_SHARED(T, name, N)        a shared array of N, 16-byte aligned, uninitialised
 //   LEPO_DYNAMIC_SHARED(T, name)   the launch's shared bytes, as an array of T
-//   LEPO_DEVICE, LEPO_UNROLL       inlined device function; unrolled loop
+//   LEPO_DEVICE                    inlined device function
+//   LEPO_UNROLL, LEPO_ROLLED       unrolled loop; loop that is not
+//   LEPO_UNROLL_BY(n)              loop unrolled n times
 //   lepo_launch(kernel, grid, block, shared_bytes, stream, args...)   returns a cudaError_t
 #pragma once
 
@@ -17,6 +19,8 @@
 #include "cuda_sim/cuda_sim.h"
 
 #define LEPO_UNROLL
+#define LEPO_ROLLED
+#define LEPO_UNROLL_BY(n)
 
 #elif defined(__CUDACC__)
 
@@ -25,6 +29,9 @@
 #include <utility>
 
 #define LEPO_UNROLL _Pragma("unroll")
+#define LEPO_ROLLED _Pragma("unroll 1")
+#define LEPO_PRAGMA(words) _Pragma(#words)
+#define LEPO_UNROLL_BY(n) LEPO_PRAGMA(unroll n)
 
 #define LEPO_SHARED(T, name, N) __shared__ __align__(16) T name[N]
 

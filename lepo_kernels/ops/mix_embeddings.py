@@ -38,7 +38,10 @@ def mix_embeddings(
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape or device.
-        IndexError: an id is out of range (checked on the CPU, or with ``LEPO_CHECK_VALUES=1``).
+        IndexError: an id is out of range (checked on the CPU, or with ``LEPO_CHECK_VALUES=1``;
+            otherwise backend ``"cuda"`` does not read there: unless its weight is 0, the row of the
+            mixture is NaN; so is the gradient of its weight, and the table's gradient leaves it
+            out).
     """
     check_tensor("embedding", embedding, ("V", "D"), FLOAT_DTYPES)
     lead = tuple(getattr(ids, "shape", ("K",)))

@@ -6,7 +6,7 @@ are constants to every method this package serves, and the gradient of their sco
 `lepo_kernels.linear_log_probs` with `lepo_kernels.ops.scores`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -131,6 +131,44 @@ def sample_latent(
             row, and no other, yields NaN weights).
         IndexError: an excluded id is out of range (checked likewise).
     """
+    arguments = draw_arguments(
+        logits,
+        tau,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        noise,
+        noise_scale,
+        noise_clamp,
+        num_draws,
+        exclude_ids,
+        seed,
+        row_keys,
+        step,
+    )
+    chosen = dispatch.resolve("sample_latent", logits.device, backend, logits.dtype)
+    fields = torch.ops.lepo_kernels.sample_latent.default(logits.detach(), *arguments, chosen)
+    return LatentSample(*fields)
+
+
+def draw_arguments(
+    logits: Tensor,  # [N, V]
+    tau: float | Tensor,
+    temperature: float | Tensor,
+    top_k: int | None,
+    top_p: float,
+    min_p: float,
+    noise: str,
+    noise_scale: float,
+    noise_clamp: tuple[float, float] | None,
+    num_draws: int,
+    exclude_ids: Tensor | None,  # [M]
+    seed: int | Tensor,
+    row_keys: Tensor | None,  # [N]
+    step: int | Tensor,
+) -> tuple[Any, ...]:
+    """Check the arguments of a draw; what its torch op takes behind the logits."""
     check_tensor("logits", logits, ("N", "V"), FLOAT_DTYPES)
     (rows, vocab), device = logits.shape, logits.device
     check_integer("logits.shape[1]", vocab, 1, MAX_IDS)
@@ -146,9 +184,7 @@ def sample_latent(
     low, high = _clamp_range(noise_clamp, noise)
     if exclude_ids is not None:
         check_tensor("exclude_ids", exclude_ids, ("M",), (torch.int64,), device)
-    chosen = dispatch.resolve("sample_latent", device, backend, logits.dtype)
-    fields = torch.ops.lepo_kernels.sample_latent.default(
-        logits.detach(),
+    return (
         as_per_row("tau", tau, rows, device, zero_included=True),
         as_per_row("temperature", temperature, rows, device),
         vocab if top_k is None else min(top_k, vocab),
@@ -163,9 +199,7 @@ def sample_latent(
         as_seed(seed, device),
         None if row_keys is None else as_row_keys(row_keys, rows, device),
         as_step(step, rows, device),
-        chosen,
     )
-    return LatentSample(*fields)
 
 
 def _clamp_range(noise_clamp: tuple[float, float] | None, noise: str) -> tuple[float, float]:
@@ -176,7 +210,7 @@ def _clamp_range(noise_clamp: tuple[float, float] | None, noise: str) -> tuple[f
     return check_range("noise_clamp", noise_clamp)
 
 
-_Fields = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Fields = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @torch_op("sample_latent")
@@ -199,7 +233,7 @@ def _sample_latent(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The fields of `LatentSample`, in its order."""
-    fields: _Fields = dispatch.load("sample_latent", backend)(
+    fields: Fields = dispatch.load("sample_latent", backend)(
         logits,
         tau,
         temperature,
@@ -237,7 +271,12 @@ def _(
     row_keys: Tensor | None,
     step: Tensor,
     backend: str,
-) -> _Fields:
+) -> Fields:
+    return fake_fields(logits, top_k, noise, num_draws)
+
+
+def fake_fields(logits: Tensor, top_k: int, noise: str, num_draws: int) -> Fields:
+    """The fields of `LatentSample`, not filled in."""
     rows = logits.shape[0]
     width = num_draws if noise == "categorical" else top_k
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32

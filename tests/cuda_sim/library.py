@@ -65,5 +65,17 @@ def why_not() -> str | None:
     if real_library_is_loaded():
         return "the real _C_cuda.so has taken the names of the simulated one"
     # Its symbols stay its own: modules of kernels have an engine and kernels of the same names.
-    ctypes.CDLL(str(built()), mode=os.RTLD_NOW | os.RTLD_LOCAL)
+    _loaded()
     return None
+
+
+@functools.cache
+def _loaded() -> ctypes.CDLL:
+    return ctypes.CDLL(str(built()), mode=os.RTLD_NOW | os.RTLD_LOCAL)
+
+
+def launched_kernels() -> list[str]:
+    """The kernels that the library has launched in this process, with their template arguments."""
+    names = _loaded().lepo_sim_launched
+    names.restype = ctypes.c_char_p
+    return names().decode().splitlines()

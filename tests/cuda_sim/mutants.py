@@ -38,6 +38,8 @@ class Subject:
 SUBJECTS = (
     Subject(Path("csrc/cuda/block_reduce.cuh"), "block_reduce", checks.exercise_block_reduce),
     Subject(Path("csrc/cuda/radix_select.cuh"), "radix_select", checks.exercise_radix_select),
+    Subject(Path("csrc/cuda/candidates.cuh"), "sample_latent", checks.exercise_sample_latent),
+    Subject(Path("csrc/cuda/sample_latent.cuh"), "sample_latent", checks.exercise_sample_latent),
     Subject(MODULES / "features.cu", "features", checks.exercise_features),
 )
 

@@ -207,6 +207,15 @@ def test_fast_math_keeps_its_special_values():
         torch.testing.assert_close(fast_math(x, mode), expected, equal_nan=True, rtol=0, atol=0)
 
 
+def test_sines_of_multiples_of_pi():
+    # Quarters of a turn, and many turns.
+    x = torch.cat([torch.arange(-4.0, 4.0, 0.5), torch.linspace(-70, 70, 16)])
+    _, out = FEATURES.run("sine", [x, torch.zeros(2, 32)])
+    angle = math.pi * torch.remainder(x.double(), 2)
+    expected = torch.stack([angle.sin(), angle.cos()])
+    torch.testing.assert_close(out.double(), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_the_portable_fibers_do_the_same():
     x = torch.arange(5.0 * 64).view(5, 64)
     (out,) = Module("features", "ucontext").run("reverse", [x], (5, 64), SCHEDULES[2])

@@ -8,7 +8,7 @@ import torch
 
 import lepo_kernels
 from lepo_kernels import dispatch
-from tests import cuda_backend, gpu, triton_backend
+from tests import cuda_backend, gpu_backends, triton_backend
 
 # Backends that need a GPU, or something in its place.
 GPU_BACKENDS = {"cuda": cuda_backend, "triton": triton_backend}
@@ -17,8 +17,15 @@ GPU_BACKENDS = {"cuda": cuda_backend, "triton": triton_backend}
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marks = metafunc.definition.iter_markers("parametrize")
     if "backend" in metafunc.fixturenames and not any("backend" in mark.args[0] for mark in marks):
+        many_rows = metafunc.definition.get_closest_marker("many_rows") is not None
         names = backends_of(metafunc.module.__name__)
-        metafunc.parametrize("backend", names, indirect=True)
+        parameters = [
+            pytest.param(name, marks=pytest.mark.slow)
+            if many_rows and name in GPU_BACKENDS and not GPU_BACKENDS[name].has_gpu()
+            else name
+            for name in names
+        ]
+        metafunc.parametrize("backend", parameters, indirect=True)
 
 
 def backends_of(module: str) -> list[str]:
@@ -27,7 +34,7 @@ def backends_of(module: str) -> list[str]:
     ops = [op for op, (family, _) in dispatch.KERNELS.items() if stem.startswith(family)]
     return [
         name
-        for name in (*dispatch.candidates(gpu.CPU), *GPU_BACKENDS)
+        for name in (*dispatch.candidates(gpu_backends.CPU), *GPU_BACKENDS)
         if all(serves(name, op) for op in ops or dispatch.KERNELS)
     ]
 

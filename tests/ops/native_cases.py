@@ -129,8 +129,9 @@ def _sample_latent(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
 def _mix_embeddings(dtype: torch.dtype, width: int) -> Iterator[Arguments]:
     table = torch.randn(50, width).to(dtype)
     for index_dtype, weight_dtype in ((torch.int64, torch.float32), (torch.int32, dtype)):
-        # One id, and more than a few; a weight of 0 is skipped.
-        for count in (1, 5):
+        # One id, more than a few, and more in all rows than the 128 that one warp adds to the
+        # table's gradient on CUDA; a weight of 0 is skipped.
+        for count in (1, 5, 70):
             weights = torch.rand(ROWS, count)
             weights[0, 0] = 0
             yield _ids(50, count, index_dtype), weights.to(weight_dtype), table
@@ -139,6 +140,12 @@ def _mix_embeddings(dtype: torch.dtype, width: int) -> Iterator[Arguments]:
 def _mix_embeddings_backward(dtype: torch.dtype, width: int) -> Iterator[Arguments]:
     for ids, weights, table in _mix_embeddings(dtype, width):
         yield torch.randn(ROWS, width).to(dtype), ids, weights, table, True, True
+
+
+def _latent_step(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
+    # A table narrower than any vector, and one that fills some with a rest.
+    for (logits, *draw), width in zip(_sample_latent(dtype, vocab), (3, 37) * 5, strict=True):
+        yield logits, torch.randn(vocab, width).to(dtype), *draw
 
 
 def _linear_log_probs(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
@@ -218,6 +225,7 @@ NATIVE_OPS = {
     "sample_latent": NativeOp(_sample_latent),
     "mix_embeddings": NativeOp(_mix_embeddings),
     "mix_embeddings_backward": NativeOp(_mix_embeddings_backward),
+    "latent_step": NativeOp(_latent_step),
     "linear_log_probs": NativeOp(_linear_log_probs, has_matrix_product=True),
     "linear_log_probs_backward": NativeOp(_linear_log_probs_backward, has_matrix_product=True),
     "gather_log_probs": NativeOp(_gather_log_probs),

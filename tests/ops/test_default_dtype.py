@@ -9,8 +9,10 @@ pytestmark = pytest.mark.usefixtures("backend")
 
 
 def latent_step(hidden, head, table):
-    drawn = lk.sample_latent((hidden @ head.T).detach(), top_k=5, seed=1)
-    return lk.mix_embeddings(drawn.ids, drawn.weights, table).sum()
+    logits = (hidden @ head.T).detach()
+    drawn = lk.sample_latent(logits, top_k=5, seed=1)
+    mixed = lk.mix_embeddings(drawn.ids, drawn.weights, table)
+    return mixed.sum() + lk.latent_step(logits, table, top_k=5, seed=2).embedding.sum()
 
 
 def selected(hidden, head, table):

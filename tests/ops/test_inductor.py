@@ -6,12 +6,14 @@ import torch
 from lepo_kernels import (
     gather_log_probs,
     gumbel_softmax_embedding,
+    latent_step,
     lepo_loss,
     linear_log_probs,
     mix_embeddings,
 )
 
 IDS = torch.tensor([[0, 2], [1, 1], [2, 0], [0, 0]])
+LOGITS = torch.arange(20.0).reshape(5, 4).T
 # Weights, latent, advantages, row weights.
 ROWS = (torch.full((4, 2), 0.5), torch.ones(4, dtype=torch.bool), torch.ones(4), torch.ones(4))
 
@@ -28,6 +30,7 @@ def transposed(rows, columns):
         (lambda a: gather_log_probs(a, IDS).lse, [(4, 3)]),
         (lambda h, w: lepo_loss(h, w, IDS, *ROWS).loss, [(4, 3), (5, 3)]),
         (lambda a, e: gumbel_softmax_embedding(a, e, 0.5).embedding, [(4, 5), (5, 3)]),
+        (lambda e: latent_step(LOGITS, e).embedding, [(5, 3)]),
         (lambda w, e: mix_embeddings(IDS, w, e), [(4, 2), (3, 5)]),
     ],
     ids=[
@@ -35,6 +38,7 @@ def transposed(rows, columns):
         "gather_log_probs",
         "lepo_loss",
         "gumbel_softmax_embedding",
+        "latent_step",
         "mix_embeddings",
     ],
 )

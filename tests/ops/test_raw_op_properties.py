@@ -64,28 +64,29 @@ HEAD = (
     one_of(None, 2.0, 0.0, -1.0, float("nan")),
     SCALE,
 )
+DRAW = (
+    PER_ROW,
+    PER_ROW,
+    # No size between what fits in memory and what surely does not.
+    one_of(1, 2, 5, 30, 0, -1, 1 << 45, INT64.min),
+    one_of(1.0, 0.5, 0.0, -1.0, float("nan")),
+    one_of(0.0, 0.1, 1.0, -1.0, float("nan")),
+    one_of("none", "gumbel", "gaussian", "dirichlet", "categorical", "laplace", ""),
+    one_of(1.0, 0.0, -1.0, float("nan")),
+    one_of(float("-inf"), -1.0, 3.0, float("nan")),
+    one_of(float("inf"), 1.0, -3.0, float("nan")),
+    one_of(1, 3, 64, 0, -1, INT64.min),
+    tensor(IDS, "M", optional=True),
+    *NOISE_KEY,
+)
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "philox_words": (
         *NOISE_KEY,
         tensor(IDS, "NK", "1K"),
         one_of(0, 1, 63, -1, 64, INT64.max, INT64.min),
     ),
-    "sample_latent": (
-        tensor(FLOAT, "NV"),
-        PER_ROW,
-        PER_ROW,
-        # No size between what fits in memory and what surely does not.
-        one_of(1, 2, 5, 30, 0, -1, 1 << 45, INT64.min),
-        one_of(1.0, 0.5, 0.0, -1.0, float("nan")),
-        one_of(0.0, 0.1, 1.0, -1.0, float("nan")),
-        one_of("none", "gumbel", "gaussian", "dirichlet", "categorical", "laplace", ""),
-        one_of(1.0, 0.0, -1.0, float("nan")),
-        one_of(float("-inf"), -1.0, 3.0, float("nan")),
-        one_of(float("inf"), 1.0, -3.0, float("nan")),
-        one_of(1, 3, 64, 0, -1, INT64.min),
-        tensor(IDS, "M", optional=True),
-        *NOISE_KEY,
-    ),
+    "sample_latent": (tensor(FLOAT, "NV"), *DRAW),
+    "latent_step": (tensor(FLOAT, "NV"), tensor(FLOAT, "VD"), *DRAW),
     "mix_embeddings": (tensor(IDS, "NK"), ENTRIES, tensor(FLOAT, "VD")),
     "mix_embeddings_backward": (
         tensor(FLOAT, "ND"),

@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 import lepo_kernels
 from lepo_kernels import BackendUnavailableError
@@ -181,6 +182,25 @@ def put_exclude_ids(draft: Draft, rows: int, vocab: int) -> None:
         return draft.bad_tensor(torch.arange(1), (torch.int64,), optional=True)
 
     draft.put("exclude_ids", good, bad)
+
+
+def latent_step(draft: Draft, backend: str) -> None:
+    sample_latent(draft, backend)
+    logits = draft.arguments["logits"]
+    vocab = logits.shape[-1] if isinstance(logits, Tensor) and logits.dim() == 2 else 5
+    # The table may have rows that no column of the logits names, but not the other way round.
+    shape = (vocab + draft.pick(0, 0, 3), draft.draw(SIZES))
+
+    def bad() -> Any:
+        like = draft.tensor(shape, torch.float32)
+        if vocab > 1 and draft.pick(True, False):
+            return like[: vocab - 1]
+        return draft.bad_tensor(like, FLOAT_DTYPES)
+
+    def edge() -> Any:
+        return draft.with_value(draft.tensor(shape, torch.float32), draft.pick(torch.nan, 1e38))
+
+    draft.put("embedding", lambda: draft.tensor(shape, draft.pick(*FLOAT_DTYPES)), bad, edge)
 
 
 def mix_embeddings(draft: Draft, backend: str) -> None:
@@ -369,6 +389,15 @@ def categorical_shadow(arguments: dict[str, Any], token: Tensor, out: Any) -> bo
     return arguments["noise"] == "categorical" and token is out.shadow
 
 
+def check_step(arguments: dict[str, Any], out: Any, clean: bool) -> None:
+    check_sample(arguments, out.sample, clean)
+    assert not any(field.requires_grad for field in out.sample)
+    table = arguments["embedding"]
+    expect(out.embedding, (len(arguments["logits"]), table.shape[1]), table.dtype)
+    if clean:
+        assert out.embedding.isfinite().all()
+
+
 def check_mixture(arguments: dict[str, Any], out: Any, clean: bool) -> None:
     ids, table = arguments["ids"], arguments["embedding"]
     expect(out, (*ids.shape[:-1], table.shape[1]), table.dtype)
@@ -444,6 +473,7 @@ class Op(NamedTuple):
 HEAD = ("hidden", "lm_head")
 OPS = {
     "sample_latent": Op("sample_latent", sample_latent, check_sample, ("logits",)),
+    "latent_step": Op("latent_step", latent_step, check_step, ("logits",), ("embedding",)),
     "mix_embeddings": Op(
         "mix_embeddings",
         mix_embeddings,
@@ -550,7 +580,7 @@ def make_leaves(arguments: dict[str, Any], names: tuple[str, ...]) -> list[Tenso
 
 
 def check_gradients(draft: Draft, leaves: list[Tensor], out: Any, clean: bool) -> None:
-    outputs = [x for x in ((out,) if isinstance(out, Tensor) else out) if x.requires_grad]
+    outputs = [x for x in tree_leaves(out) if x.requires_grad]
     if not outputs or not leaves:
         return
     # The first rows get no gradient, so that both kinds of row occur.

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 import check_wheel
+from cuda_report.disassembly import find_tool
 from lepo_kernels import native
 from native_build import BuildError, find_toolkit
 from tests.tools.wheels import INFO, compile_library, good_files, write_wheel
-from wheel_checks import kernels, linking
+from wheel_checks import linking
 from wheel_checks.contents import check_contents
 from wheel_checks.kernels import Usage, check_kernels, check_usage
 from wheel_checks.linking import check_linking, check_platform
@@ -246,7 +247,7 @@ def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder: Path = tmp_path_factory.mktemp("cuda")
     try:
         toolkit = find_toolkit()
-        kernels.find_cuobjdump()
+        find_tool("cuobjdump")
     except (BuildError, FileNotFoundError) as error:
         pytest.skip(str(error))
     if shutil.which("c++") is None:
@@ -280,7 +281,7 @@ def test_the_kernels_of_a_library_are_read_from_it(cuda_library, unpack):
 
 def test_without_cuobjdump_a_cuda_wheel_does_not_pass(unpack, monkeypatch):
     monkeypatch.delenv("CUOBJDUMP", raising=False)
-    monkeypatch.setattr(kernels.shutil, "which", lambda name, **options: None)
+    monkeypatch.setattr(shutil, "which", lambda name, **options: None)
     wheel = unpack({"lepo_kernels/_C_cuda.so": b""})
     expected = Expected(("_C_cpu", "_C_cuda"), "13.0", ("8.0",))
     (failure,), _ = check_kernels(wheel, expected)

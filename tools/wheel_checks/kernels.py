@@ -2,15 +2,12 @@
 
 import fnmatch
 import json
-import os
 import re
-import shutil
 import subprocess
-import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from native_build import BuildError, find_toolkit
+from cuda_report.disassembly import find_tool
 from wheel_checks.wheel import Expected, Wheel
 
 BUDGETS = Path(__file__).resolve().parents[2] / "csrc" / "cuda" / "budgets.json"
@@ -28,23 +25,6 @@ class Usage:
 def read_budgets(path: Path) -> dict[str, int]:
     """Kernel, or a pattern for several -> registers a thread may take."""
     return {kernel: budget["registers"] for kernel, budget in json.loads(path.read_text()).items()}
-
-
-def find_cuobjdump() -> str:
-    """$CUOBJDUMP, PATH, the CUDA toolkit, or the package nvidia-cuda-cuobjdump."""
-    try:
-        home = [find_toolkit().home / "bin"]
-    except BuildError:
-        home = []
-    folders = [*home, *Path(sysconfig.get_path("purelib")).glob("nvidia/cu*/bin")]
-    path = os.pathsep.join([os.environ.get("PATH", ""), *map(str, folders)])
-    found = os.environ.get("CUOBJDUMP") or shutil.which("cuobjdump", path=path)
-    if found is None:
-        raise FileNotFoundError(
-            "cuobjdump: not in $CUOBJDUMP, on PATH or in the CUDA toolkit "
-            "(pip install nvidia-cuda-cuobjdump)"
-        )
-    return found
 
 
 def read_usage(cuobjdump: str, library: Path) -> dict[str, dict[str, Usage]]:
@@ -78,7 +58,7 @@ def check_kernels(
     if not library.is_file():
         return ["lepo_kernels/_C_cuda.so: missing"], []
     try:
-        cuobjdump = find_cuobjdump()
+        cuobjdump = find_tool("cuobjdump")
     except FileNotFoundError as error:
         return [str(error)], []
     usage = read_usage(cuobjdump, library)

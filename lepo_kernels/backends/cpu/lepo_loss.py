@@ -17,10 +17,14 @@ from lepo_kernels.backends.cpu.linear_log_probs import (
     HeadPart,
     head_parts,
     new_state,
-    per_row,
     statistics,
 )
-from lepo_kernels.backends.reference.numerics import check_ids, check_positive, check_rows
+from lepo_kernels.backends.reference.numerics import (
+    check_ids,
+    check_positive,
+    check_rows,
+    per_row,
+)
 from lepo_kernels.ops.lepo_gradient import lepo_gradient
 from lepo_kernels.ops.lepo_objective import lepo_objective, used_rows
 

@@ -20,6 +20,7 @@ from lepo_kernels.backends.reference.numerics import (
     check_ids,
     check_positive,
     check_rows,
+    per_row,
 )
 
 # The products of a part of the vocabulary run at full speed from here on.
@@ -102,14 +103,6 @@ class HeadGradient:
 def new_state(rows: int) -> Tensor:  # [rows, 3]
     """The sums of rows of which nothing was seen yet: maximum, and two sums."""
     return torch.tensor([-torch.inf, 0.0, 0.0], dtype=torch.float64).repeat(rows, 1)
-
-
-def per_row(
-    inv_temperature: Tensor,  # [N] or [1]
-    rows: slice | Tensor,
-) -> Tensor:  # [R] or [1]
-    """The temperatures of some of the rows."""
-    return inv_temperature if len(inv_temperature) == 1 else inv_temperature[rows]
 
 
 def linear_log_probs(

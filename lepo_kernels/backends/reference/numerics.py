@@ -33,8 +33,24 @@ def active_rows(
     grad_entropy: Tensor,  # [N]
 ) -> Tensor:  # [M]
     """Rows with a coefficient that is not zero, in ascending order."""
-    active = (grad_logits != 0).any(dim=-1) | (grad_lse != 0) | (grad_entropy != 0)
-    return active.nonzero().squeeze(-1)
+    return has_coefficients(grad_logits, grad_lse, grad_entropy).nonzero().squeeze(-1)
+
+
+def has_coefficients(
+    grad_logits: Tensor,  # [N, K]
+    grad_lse: Tensor,  # [N]
+    grad_entropy: Tensor,  # [N]
+) -> Tensor:  # [N] bool
+    """Whether a row has a coefficient that is not zero."""
+    return (grad_logits != 0).any(dim=-1) | (grad_lse != 0) | (grad_entropy != 0)
+
+
+def per_row(
+    values: Tensor,  # [N] or [1]
+    rows: slice | Tensor,
+) -> Tensor:  # [R] or [1]
+    """The values of some of the rows."""
+    return values if len(values) == 1 else values[rows]
 
 
 def add_rows(

@@ -40,6 +40,8 @@ constexpr int kMostIdleSweeps = 2000;
 
 bool on_fiber = false;
 std::string failure;
+// Every kernel that this process has launched, a name a line.
+std::string launched;
 char launch_begins, launch_ends;
 
 std::string formatted(const char* format, va_list arguments) {
@@ -318,6 +320,8 @@ void launch(const char* kernel, dim3 blocks, dim3 threads, size_t dynamic_bytes,
   g.dynamic_bytes = dynamic_bytes;
   g.body = &body;
   grid = &g;
+  const std::string line = std::string(kernel) + "\n";
+  if (("\n" + launched).find("\n" + line) == std::string::npos) launched += line;
   try {
     check_launch(blocks, threads, dynamic_bytes);
     g.waiting = block_order(uint64_t{blocks.x} * blocks.y * blocks.z);
@@ -332,6 +336,8 @@ void launch(const char* kernel, dim3 blocks, dim3 threads, size_t dynamic_bytes,
 }
 
 }  // namespace lepo_sim
+
+extern "C" const char* lepo_sim_launched() { return lepo_sim::launched.c_str(); }
 
 extern "C" const char* lepo_sim_run(lepo_sim::Entry entry, void* const* arrays,
                                     const double* numbers, const lepo_sim::Options* options) {

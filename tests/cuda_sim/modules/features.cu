@@ -153,6 +153,10 @@ __global__ void fast_math_kernel(const float* x, float* out, int count) {  // [T
   }
 }
 
+__global__ void sine_kernel(const float* x, float* out) {  // [32] -> [2, 32]
+  sincospif(x[threadIdx.x], &out[threadIdx.x], &out[32 + threadIdx.x]);
+}
+
 unsigned count(int64_t number) { return static_cast<unsigned>(number); }
 
 }  // namespace features
@@ -234,4 +238,9 @@ LEPO_ENTRY(bits) {
 LEPO_ENTRY(fast_math) {
   check(lepo_launch(fast_math_kernel, dim3(1), dim3(32), 0, cudaStream_t{}, arrays.get<float>(0),
                     arrays.get<float>(1), static_cast<int>(numbers[0])));
+}
+
+LEPO_ENTRY(sine) {
+  check(lepo_launch(sine_kernel, dim3(1), dim3(32), 0, cudaStream_t{}, arrays.get<float>(0),
+                    arrays.get<float>(1)));
 }

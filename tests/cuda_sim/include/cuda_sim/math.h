@@ -86,6 +86,7 @@ inline float moved(double exact, double error, float x, float y = 0.0f) {
 }
 
 inline double unit_in_last_place(double exact) {
+  if (std::isnan(exact)) return exact;
   const double size = fabs(exact) < FLT_MIN ? FLT_MIN : fabs(exact);
   return ldexp(1.0, std::ilogb(size) - 23);
 }
@@ -118,5 +119,11 @@ inline float __fdividef(float x, float y) {
   // Documented: a divisor above 2^126 gives 0, and NaN where x is infinite.
   if (size > 0x1p126f && size <= FLT_MAX) return std::isinf(x) ? NAN : 0.0f;
   return lepo_sim::moved_by_units(double(x) / y, 2.0, x, y);
+}
+// Sine and cosine of pi x.
+inline void sincospif(float x, float* sine, float* cosine) {
+  const double angle = M_PI * remainder(double(x), 2.0);
+  *sine = static_cast<float>(sin(angle));
+  *cosine = static_cast<float>(cos(angle));
 }
 inline float rsqrtf(float x) { return lepo_sim::moved_by_units(1.0 / sqrt(double(x)), 2.0, x); }

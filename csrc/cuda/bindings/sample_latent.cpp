@@ -1,0 +1,137 @@
+#include "cuda/bindings/sample_latent.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <cmath>
+#include <limits>
+
+#include "cuda/bindings/checks.h"
+#include "cuda/bindings/element_kind.h"
+#include "cuda/bindings/launch.h"
+#include "cuda/sample_latent.h"
+
+namespace lepo {
+namespace {
+
+constexpr int64_t kMostEntries = 1 << 26;
+constexpr int64_t kMostDraws = 64;
+
+// A per-row argument: one entry for all rows, or one for each.
+template <typename T>
+const T* per_row(const char* name, const Tensor& x, int32_t device, ScalarType dtype, int64_t rows,
+                 int64_t& stride) {
+  check_dense(name, x, device, dtype, {x.numel()});
+  stride = per_row_stride(name, x, rows);
+  return x.const_data_ptr<T>();
+}
+
+// The fields of LatentSample, in its order.
+struct Outputs {
+  Tensor ids, weights, scores, logits, count, lse, kept_lse, entropy, shadow, token;
+
+  Outputs(const Tensor& like, int64_t rows, int64_t width)
+      : ids(torch::stable::new_empty(like, {rows, width}, ScalarType::Long)),
+        weights(torch::stable::new_empty(like, {rows, width}, ScalarType::Float)),
+        scores(torch::stable::new_empty(like, {rows, width}, ScalarType::Float)),
+        logits(torch::stable::new_empty(like, {rows, width}, ScalarType::Float)),
+        count(torch::stable::new_empty(like, {rows}, ScalarType::Int)),
+        lse(torch::stable::new_empty(like, {rows}, ScalarType::Float)),
+        kept_lse(torch::stable::new_empty(like, {rows}, ScalarType::Float)),
+        entropy(torch::stable::new_empty(like, {rows}, ScalarType::Float)),
+        shadow(torch::stable::new_empty(like, {rows}, ScalarType::Long)),
+        token(torch::stable::new_empty(like, {rows}, ScalarType::Long)) {}
+
+  void fill(cuda::SampleLatent& problem) {
+    problem.ids = ids.mutable_data_ptr<int64_t>();
+    problem.weights = weights.mutable_data_ptr<float>();
+    problem.scores = scores.mutable_data_ptr<float>();
+    problem.logits_at = logits.mutable_data_ptr<float>();
+    problem.count = count.mutable_data_ptr<int32_t>();
+    problem.lse = lse.mutable_data_ptr<float>();
+    problem.kept_lse = kept_lse.mutable_data_ptr<float>();
+    problem.entropy = entropy.mutable_data_ptr<float>();
+    problem.shadow = shadow.mutable_data_ptr<int64_t>();
+    problem.token = token.mutable_data_ptr<int64_t>();
+  }
+};
+
+}  // namespace
+
+LatentFields sample_latent(const Tensor& logits, const Tensor& tau, const Tensor& temperature,
+                           int64_t top_k, double top_p, double min_p, int64_t noise,
+                           double noise_scale, double clamp_low, double clamp_high,
+                           int64_t num_draws, const std::optional<Tensor>& exclude_ids,
+                           const Tensor& seed, const std::optional<Tensor>& row_keys,
+                           const Tensor& step) {
+  const int32_t device = logits.get_device_index();
+  check_device("logits", logits, device);
+  check_rows("logits", logits);
+  const int64_t rows = logits.size(0), vocab = logits.size(1);
+  STD_TORCH_CHECK(rows <= std::numeric_limits<int32_t>::max(), "logits: too many rows");
+  STD_TORCH_CHECK(vocab >= 1 && vocab <= kMostEntries, "logits: wrong number of columns");
+  STD_TORCH_CHECK(top_k >= 1 && top_k <= vocab, "top_k: expected a number in [1, vocab]");
+  STD_TORCH_CHECK(num_draws >= 1 && num_draws <= kMostDraws, "num_draws: expected 1 to 64");
+  STD_TORCH_CHECK(noise >= 0 && noise <= static_cast<int64_t>(cuda::LatentNoise::kCategorical),
+                  "noise: unknown");
+
+  cuda::SampleLatent problem{};
+  problem.logits = logits.const_data_ptr();
+  problem.element = element_kind("logits", logits);
+  problem.rows = rows;
+  problem.row_stride = logits.stride(0);
+  problem.vocab = static_cast<int>(vocab);
+  problem.top_k = static_cast<int>(top_k);
+  problem.noise = static_cast<cuda::LatentNoise>(noise);
+  problem.width = problem.noise == cuda::LatentNoise::kCategorical ? static_cast<int>(num_draws)
+                                                                   : problem.top_k;
+  problem.top_p = top_p < 1 ? static_cast<float>(top_p) : std::numeric_limits<float>::infinity();
+  problem.log_min_p =
+      min_p > 0 ? static_cast<float>(std::log(min_p)) : -std::numeric_limits<float>::infinity();
+  problem.noise_scale = static_cast<float>(noise_scale);
+  problem.clamp_low = static_cast<float>(clamp_low);
+  problem.clamp_high = static_cast<float>(clamp_high);
+  problem.tau = per_row<double>("tau", tau, device, ScalarType::Double, rows, problem.tau_stride);
+  problem.temperature = per_row<double>("temperature", temperature, device, ScalarType::Double,
+                                        rows, problem.temperature_stride);
+  problem.step =
+      per_row<int64_t>("step", step, device, ScalarType::Long, rows, problem.step_stride);
+  check_dense("seed", seed, device, ScalarType::Long, {});
+  problem.seed = seed.const_data_ptr<int64_t>();
+  if (row_keys.has_value()) {
+    check_dense("row_keys", *row_keys, device, ScalarType::Long, {rows});
+    problem.row_keys = row_keys->const_data_ptr<int64_t>();
+  }
+  if (exclude_ids.has_value()) {
+    const int64_t count = exclude_ids->numel();
+    STD_TORCH_CHECK(count <= kMostEntries, "exclude_ids: too many");
+    check_dense("exclude_ids", *exclude_ids, device, ScalarType::Long, {count});
+    problem.exclude_count = static_cast<int>(count);
+    problem.exclude_ids = exclude_ids->const_data_ptr<int64_t>();
+  }
+
+  Outputs out(logits, rows, problem.width);
+  out.fill(problem);
+  const CudaDevice on(device);
+  check_launch("sample_latent", cuda::choose_splits(problem));
+  Tensor workspace = torch::stable::new_empty(
+      logits, {static_cast<int64_t>(cuda::sample_latent_workspace(problem))}, ScalarType::Byte);
+  problem.workspace = workspace.mutable_data_ptr();
+  check_launch("sample_latent", cuda::launch_sample_latent(problem, on.stream()));
+  return {out.ids, out.weights,  out.scores,  out.logits, out.count,
+          out.lse, out.kept_lse, out.entropy, out.shadow, out.token};
+}
+
+}  // namespace lepo
+
+STABLE_TORCH_LIBRARY_FRAGMENT(lepo_kernels_cuda, m) {
+  m.def(
+      "sample_latent(Tensor logits, Tensor tau, Tensor temperature, int top_k, float top_p, "
+      "float min_p, int noise, float noise_scale, float clamp_low, float clamp_high, "
+      "int num_draws, Tensor? exclude_ids, Tensor seed, Tensor? row_keys, Tensor step) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(lepo_kernels_cuda, LEPO_CUDA_KEY, m) {
+  m.impl("sample_latent", TORCH_BOX(&lepo::sample_latent));
+}

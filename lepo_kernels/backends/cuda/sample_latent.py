@@ -1,0 +1,131 @@
+"""CUDA kernel of the latent draw: csrc/cuda/sample_latent.cuh.
+
+Contract: as the reference's, in float32. Up to top_k = 64 logits are read once, in one launch; no
+tensor of their size is made unless their rows are not dense. Seed, row keys, step, tau, temperature
+and excluded ids are read on the device: nothing waits for it, and a CUDA graph can hold the call,
+unless values are checked. The noise's words are the reference's exactly, and so is what is kept,
+but for an entry whose preceding mass is within rounding of top_p. Every bit of a row is the same in
+any batch, layout and precision of the input.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lepo_kernels.backends.reference.numerics import (
+    check_ids,
+    check_positive,
+    check_rows,
+    check_steps,
+)
+from lepo_kernels.validation import checks_enabled
+
+# As csrc/cuda/sample_latent.h numbers them.
+_NOISES = {"none": 0, "gumbel": 1, "gaussian": 2, "dirichlet": 3, "categorical": 4}
+
+_Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def sample_latent(
+    logits: Tensor,  # [N, V]
+    tau: Tensor,  # [N] or [1]
+    temperature: Tensor,  # [N] or [1]
+    top_k: int,  # in [1, V]
+    top_p: float,
+    min_p: float,
+    noise: str,
+    noise_scale: float,
+    clamp_low: float,
+    clamp_high: float,
+    num_draws: int,
+    exclude_ids: Tensor | None,  # [M]
+    seed: Tensor,  # []
+    row_keys: Tensor | None,  # [N]; None numbers the rows
+    step: Tensor,  # [N] or [1]
+) -> _Outputs:
+    """Fields of `lepo_kernels.ops.sample_latent.LatentSample`, in its order."""
+    arguments = op_arguments(
+        logits,
+        tau,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        noise,
+        noise_scale,
+        clamp_low,
+        clamp_high,
+        num_draws,
+        exclude_ids,
+        seed,
+        row_keys,
+        step,
+    )
+    fields: _Outputs = torch.ops.lepo_kernels_cuda.sample_latent.default(*arguments)
+    check_draw(fields, logits, noise, exclude_ids, step)
+    return fields
+
+
+def op_arguments(
+    logits: Tensor,  # [N, V]
+    tau: Tensor,  # [N] or [1]
+    temperature: Tensor,  # [N] or [1]
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    noise: str,
+    noise_scale: float,
+    clamp_low: float,
+    clamp_high: float,
+    num_draws: int,
+    exclude_ids: Tensor | None,  # [M]
+    seed: Tensor,  # []
+    row_keys: Tensor | None,  # [N]
+    step: Tensor,  # [N] or [1]
+) -> tuple[Any, ...]:
+    """What the binding takes for these; checks those that the kernel divides by."""
+    check_positive("tau", tau, zero_included=True)
+    check_positive("temperature", temperature)
+    return (
+        logits if logits.stride(1) == 1 else logits.contiguous(),
+        tau.contiguous(),
+        temperature.contiguous(),
+        top_k,
+        top_p,
+        min_p,
+        _NOISES[noise],
+        noise_scale,
+        clamp_low,
+        clamp_high,
+        num_draws,
+        None if exclude_ids is None else exclude_ids.contiguous(),
+        seed,
+        None if row_keys is None else row_keys.contiguous(),
+        step.contiguous(),
+    )
+
+
+def check_draw(
+    fields: tuple[Tensor, ...],
+    logits: Tensor,  # [N, V]
+    noise: str,
+    exclude_ids: Tensor | None,  # [M]
+    step: Tensor,  # [N] or [1]
+) -> None:
+    """Raise for values out of range, where they are checked."""
+    check_rows("logits", fields[5])
+    if exclude_ids is not None:
+        check_ids("exclude_ids", exclude_ids, logits.shape[1])
+        _check_survivors(fields[6])
+    if noise != "none":
+        check_steps(step)
+
+
+def _check_survivors(kept_lse: Tensor) -> None:
+    if not checks_enabled(kept_lse.device):
+        return
+    empty = kept_lse.isnan()
+    if empty.any():
+        row = int(empty.int().argmax())
+        raise ValueError(f"exclude_ids: leaves nothing to sample in row {row} of logits")

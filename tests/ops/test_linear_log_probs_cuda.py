@@ -1,0 +1,132 @@
+"""What only the CUDA kernel promises: how the work is cut, bits, and that it need not wait."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import lepo_kernels
+from lepo_kernels import dispatch, gather_log_probs, linear_log_probs
+from lepo_kernels.backends.cuda import linear_log_probs as kernel
+from tests import cuda_backend
+from tests.ops.helpers import HALF_DTYPES, LOW_DTYPES, LargestTensor
+
+# A state of a row.
+UNIT = 512
+
+
+@pytest.fixture(autouse=True)
+def _on_cuda_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    reason = cuda_backend.why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    cuda_backend.serve_cpu_tensors(monkeypatch)
+    with lepo_kernels.backend("cuda"):
+        yield
+
+
+def make(rows, vocab, width=8, kept=3, dtype=torch.float32):
+    chance = torch.Generator().manual_seed(vocab)
+    hidden = torch.randn(rows, width, generator=chance).to(dtype)
+    lm_head = (torch.randn(vocab, width, generator=chance) / 4).to(dtype)
+    bias = torch.randn(vocab, generator=chance).to(dtype)
+    ids = torch.randint(0, vocab, (rows, kept), generator=chance)
+    return hidden, lm_head, bias, ids
+
+
+def with_gradients(hidden, lm_head, bias, ids, **options):
+    """All outputs, and the gradients of the first three arguments."""
+    inputs = [x.detach().clone().requires_grad_() for x in (hidden, lm_head, bias)]
+    ours = linear_log_probs(*inputs[:2], ids, bias=inputs[2], softcap=5.0, **options)
+    chance = torch.Generator().manual_seed(0)
+    upstream = [torch.randn(x.shape, generator=chance).to(x.dtype) for x in ours]
+    return *ours, *torch.autograd.grad(ours, inputs, upstream)
+
+
+# A vocabulary of less than a unit, of one, of some units and a rest, and Qwen's; chunks of a row,
+# of a few, of all, and of more; more rows than one block takes.
+@pytest.mark.parametrize("vocab", [5, UNIT, 3 * UNIT + 7, 151936])
+@pytest.mark.parametrize("rows", [0, 1, 7, 8193, 20000])
+@pytest.mark.parametrize("chunk_size", [1, 3, 441, 1 << 30])
+def test_blocks_cover_all_logits_and_none_is_too_large(rows, vocab, chunk_size):
+    blocks = kernel.blocks_of(rows, vocab, chunk_size)
+    for slices, count in ((blocks.rows, rows), (blocks.columns, vocab)):
+        assert [x.start for x in slices] == [0, *(x.stop for x in slices)][: len(slices)]
+        assert not slices or slices[-1].stop == count
+        sizes = [x.stop - x.start for x in slices]
+        assert all(size > 0 for size in sizes)
+    assert bool(blocks.rows) == (rows > 0)
+    assert all(x.start % UNIT == 0 for x in blocks.columns)
+    widest = max(x.stop - x.start for x in blocks.columns)
+    highest = max((x.stop - x.start for x in blocks.rows), default=0)
+    assert highest * widest <= chunk_size * vocab
+    # The head is read once: a narrow part for all rows rather than a wide one for some.
+    if chunk_size * vocab >= rows * min(vocab, UNIT):
+        assert len(blocks.rows) <= -(-rows // 8192)
+
+
+# Cut into both blocks of rows and parts of the vocabulary; into parts only; not at all.
+@pytest.mark.parametrize("chunk_size", [1, 4, 100])
+@pytest.mark.parametrize("dtype", LOW_DTYPES)
+def test_parts_of_the_vocabulary_make_a_whole(chunk_size, dtype):
+    rows, vocab = 9, 3 * UNIT + 7
+    arguments = make(rows, vocab, dtype=dtype)
+    with LargestTensor() as largest:
+        ours = with_gradients(*arguments, chunk_size=chunk_size)
+    assert largest.numel <= max(chunk_size * vocab, arguments[1].numel())
+    exact = with_gradients(*(x.double() for x in arguments[:3]), arguments[3], backend="reference")
+    for x, y in zip(ours, exact, strict=True):
+        # Sums of float32, up to 1e-6 each; the gradients of halves are rounded twice, and what
+        # cancels in their sums leaves more: a unit of the largest.
+        unit = 1e-5 if x.dtype == torch.float32 else torch.finfo(x.dtype).eps
+        assert (x.double() - y).abs().max() <= unit * y.abs().max()
+
+
+def test_a_rows_bits_do_not_depend_on_its_batch_or_place():
+    logits = 3 * torch.randn(4, 2 * UNIT + 9, generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(0, 2 * UNIT, (4, 3))
+    together = gather_log_probs(logits, ids)
+    for n in range(4):
+        # Rows with gaps, at another address.
+        wide = torch.zeros(1, logits.shape[1] + n + 1)
+        wide[:, n + 1 :] = logits[n]
+        alone = gather_log_probs(wide[:, n + 1 :], ids[n : n + 1])
+        for x, y in zip(alone, together, strict=True):
+            assert torch.equal(x[0], y[n])
+
+
+@pytest.mark.parametrize("dtype", HALF_DTYPES)
+def test_rows_that_share_memory_and_a_vocabulary_of_one(dtype):
+    ids = torch.zeros(3, 2, dtype=torch.int64)
+    row = torch.randn(1, 700, generator=torch.Generator().manual_seed(2)).to(dtype)
+    shared = gather_log_probs(row.expand(3, 700), ids)
+    for x in shared:
+        assert torch.equal(x, x[:1].expand_as(x))
+    one = torch.randn(3, 2).to(dtype)[:, ::2].requires_grad_()
+    ours = gather_log_probs(one, ids)
+    assert torch.equal(ours.lse, one.detach().float()[:, 0])
+    assert torch.autograd.grad(ours.entropy.sum(), one)[0].eq(0).all()
+
+
+def test_backward_gives_the_same_where_it_may_not_wait(monkeypatch):
+    rows, vocab = 6, UNIT + 40
+    hidden, lm_head, bias, ids = make(rows, vocab)
+    chance = torch.Generator().manual_seed(3)
+    alpha, gamma, eta = (torch.randn(s, generator=chance) for s in ((rows, 3), rows, rows))
+    for x in (alpha, gamma, eta):
+        x[[0, 4]] = 0
+    hidden[4] = math.nan
+    arguments = (
+        alpha, gamma, eta, hidden, lm_head, ids, bias, None, torch.ones(1),
+        torch.full((rows,), 7.0), torch.ones(rows), 2, True, True, True,
+    )  # fmt: skip
+    backward = dispatch.load("linear_log_probs_backward", "cuda")
+    compacted = backward(*arguments)
+    monkeypatch.setattr(kernel, "_may_wait", lambda like: False)
+    captured = backward(*arguments)
+    for x, y in zip(captured, compacted, strict=True):
+        assert x.isfinite().all()
+        # Other sums of the same numbers.
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+    assert captured[0][[0, 4]].eq(0).all()

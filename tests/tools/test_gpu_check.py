@@ -1,0 +1,131 @@
+"""The check on a GPU: what it makes of its steps' output, time and machine."""
+
+import json
+import sys
+import time
+
+import pytest
+
+import gpu_check.__main__ as command
+from gpu_check import running
+from gpu_check.report import EXIT_STATUS, Outcome, Report
+from gpu_check.steps import SANITIZER_TOOLS, Step, architecture_of, counts, steps
+
+
+def report(*ends, has_gpu=True):
+    outcomes = [Outcome(f"step {i}", end) for i, end in enumerate(ends)]
+    facts = {"device": {"name": "a GPU"} if has_gpu else {}}
+    return Report("2026-01-01T00:00:00+00:00", 60.0, facts, has_gpu, outcomes)
+
+
+@pytest.mark.parametrize(
+    ("ends", "status", "exit_status"),
+    [
+        (("passed", "passed"), "passed", 0),
+        (("passed", "failed", "not run"), "failed", 1),
+        (("failed", "out of time"), "failed", 1),
+        (("passed", "not run"), "incomplete", 3),
+        (("passed", "out of time"), "incomplete", 3),
+        ((), "incomplete", 3),
+    ],
+)
+def test_the_status_follows_from_the_steps(ends, status, exit_status):
+    assert report(*ends).status == status
+    assert EXIT_STATUS[status] == exit_status
+
+
+def test_without_a_gpu_nothing_passes():
+    assert report("not run", has_gpu=False).status == "no GPU"
+    assert EXIT_STATUS["no GPU"] == 2
+
+
+def test_outcomes_of_tests_are_counted_even_of_half_a_run():
+    output = """
+tests/gpu/test_device.py::test_a[philox_words] PASSED                    [ 10%]
+tests/gpu/test_device.py::test_b[1 - 2] FAILED                           [ 20%]
+tests/gpu/test_device.py::test_c SKIPPED (no GPU: FAILED to find one)    [ 30%]
+tests/gpu/test_device.py::test_d PASSED                                  [ 40%]
+tests/gpu/test_device.py::test_e """
+    assert counts(output) == {"passed": 2, "failed": 1, "skipped": 1}
+
+
+def test_findings_of_sanitizers_are_counted():
+    assert counts("16 calls\n========= ERROR SUMMARY: 0 errors\n") == {"findings": 0}
+    assert counts("========= ERROR SUMMARY: 3 errors\n") == {"findings": 3}
+    racecheck = "========= RACECHECK SUMMARY: 2 hazards displayed (1 error, 1 warning)\n"
+    assert counts(racecheck) == {"findings": 2}
+
+
+@pytest.mark.parametrize(
+    ("capability", "name"),
+    [((8, 0), "8.0"), ((8, 9), "8.9"), ((9, 0), "9.0a"), ((10, 0), "10.0a"), ((12, 0), "12.0")],
+)
+def test_architectures(capability, name):
+    assert architecture_of(capability) == name
+
+
+def test_steps_build_for_the_device_first_and_end_with_the_sanitizers():
+    found = steps("python", "9.0a", "/opt/compute-sanitizer")
+    assert [step.name for step in found[:4]] == ["build", "philox words", "contract", "device"]
+    assert found[0].environment["LEPO_CUDA_ARCH_LIST"] == "9.0a"
+    assert [step.needs_library for step in found] == [False] + [True] * 7
+    assert tuple(step.name for step in found[4:]) == SANITIZER_TOOLS
+    assert all(step.name in step.command for step in found[4:])
+    assert not any(step.command for step in steps("python", "9.0a", None)[4:])
+
+
+def python(name, code, needs_library=True, **environment):
+    return Step(name, (sys.executable, "-c", code), environment, needs_library)
+
+
+def run(todo, folder, seconds=60.0):
+    found = report()
+    running.run_all(todo, found, folder, time.monotonic() + seconds)
+    assert json.loads((folder / "gpu_check.json").read_text())["status"] == found.status
+    return found.outcomes
+
+
+def test_steps_run_in_order_and_leave_logs(tmp_path):
+    build = python("build", "import os; print('built', os.environ['WHAT'])", False, WHAT="it")
+    outcomes = run([build, python("a b", "print('x::t PASSED')")], tmp_path)
+    assert [outcome.outcome for outcome in outcomes] == ["passed", "passed"]
+    assert outcomes[1].counts == {"passed": 1}
+    assert (tmp_path / "build.log").read_text() == "built it\n"
+    assert outcomes[1].log == "a-b.log"
+
+
+def test_a_failure_does_not_stop_what_does_not_need_it(tmp_path):
+    failing, fine = python("one", "raise SystemExit(7)"), python("two", "pass")
+    outcomes = run([failing, fine, Step("tool", ())], tmp_path)
+    assert [(x.outcome, x.reason) for x in outcomes] == [
+        ("failed", "exit status 7"),
+        ("passed", ""),
+        ("not run", "compute-sanitizer was not found"),
+    ]
+    outcomes = run([python("build", "raise SystemExit(1)", False), fine], tmp_path)
+    assert (outcomes[1].outcome, outcomes[1].reason) == ("not run", "the library was not built")
+
+
+# A second is long for the first line of a program, and short to wait for.
+def test_a_step_that_takes_too_long_keeps_what_it_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "LEAST_SECONDS", 0.5)
+    late = "import time; print('x::t PASSED', flush=True); time.sleep(60)"
+    outcomes = run([python("late", late), python("next", "pass")], tmp_path, 2.0)
+    assert outcomes[0].outcome == "out of time"
+    assert outcomes[0].counts == {"passed": 1}
+    assert outcomes[1].outcome == "passed"
+    outcomes = run([python("late", late.replace("PASSED", "FAILED"))], tmp_path, 2.0)
+    assert outcomes[0].outcome == "failed"
+    outcomes = run([python("next", "pass")], tmp_path, 0.1)
+    assert (outcomes[0].outcome, outcomes[0].reason) == ("not run", "the budget had ended")
+
+
+def test_a_machine_without_a_gpu_is_told_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("gpu_check.facts.device", dict)
+    assert command.main(["--out", str(tmp_path / "out"), "--budget", "1"]) == 2
+    found = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
+    assert (found["status"], found["exit_status"], found["device"]) == ("no GPU", 2, {})
+    assert {step["outcome"] for step in found["steps"]} == {"not run"}
+    assert {step["reason"] for step in found["steps"]} == {"no GPU"}
+    assert len(found["steps"]) == 8
+    assert capsys.readouterr().out.startswith("no GPU")

@@ -1,0 +1,1 @@
+"""Confirms on a GPU what was proven without one: docs/gpu.md."""

@@ -1,0 +1,72 @@
+"""Runs the steps, one after the other, until the budget ends."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from gpu_check.facts import ROOT
+from gpu_check.report import Outcome, Report
+from gpu_check.steps import Step, counts
+
+# With less left than this, a step is not begun.
+LEAST_SECONDS = 5.0
+# What one step may take of the time that is left: one that hangs leaves some to the others.
+SHARE = 0.6
+
+
+def run_all(todo: list[Step], report: Report, folder: Path, deadline: float) -> None:
+    """Run what there is time for; the file is up to date after each step."""
+    library_built = True
+    for step in todo:
+        outcome = run_step(step, folder, deadline, library_built)
+        if not step.needs_library and outcome.outcome != "passed":
+            library_built = False
+        report.outcomes.append(outcome)
+        report.write(folder / "gpu_check.json")
+        print(report.lines()[-1], flush=True)
+
+
+def run_step(step: Step, folder: Path, deadline: float, library_built: bool) -> Outcome:
+    """Run one step, or say why not."""
+    if step.needs_library and not library_built:
+        return Outcome(step.name, "not run", "the library was not built")
+    if not step.command:
+        return Outcome(step.name, "not run", "compute-sanitizer was not found")
+    left = deadline - time.monotonic()
+    if left < LEAST_SECONDS:
+        return Outcome(step.name, "not run", "the budget had ended")
+    log = folder / (step.name.replace(" ", "-") + ".log")
+    start = time.monotonic()
+    status = _run(step, log, left * SHARE)
+    outcome = Outcome(step.name, "", seconds=round(time.monotonic() - start, 1), log=log.name)
+    outcome.counts = counts(log.read_text(errors="replace"))
+    if status is None:
+        outcome.outcome, outcome.reason = "out of time", f"stopped after {left * SHARE:.0f} s"
+        if outcome.counts.get("failed") or outcome.counts.get("error"):
+            outcome.outcome = "failed"
+    elif status == 0:
+        outcome.outcome = "passed"
+    else:
+        outcome.outcome, outcome.reason = "failed", f"exit status {status}"
+    return outcome
+
+
+def _run(step: Step, log: Path, seconds: float) -> int | None:
+    """The exit status; None if the time ended first, and with it all that the step had begun."""
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            step.command,
+            cwd=ROOT,
+            env={**os.environ, **step.environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            return process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return None
