@@ -60,7 +60,7 @@ _LOGITS_GRADIENT = {
     "rocm": {"IDS": 64, "COLUMNS": 32, "num_warps": 8, "num_stages": 2, **_UNFUSED},
 }
 _TABLE_GRADIENT = {
-    "bfloat16": {"IDS": 64, "COLUMNS": 128, "num_warps": 8, "num_stages": 1, **_UNFUSED},
+    "bfloat16": {"IDS": 64, "COLUMNS": 256, "num_warps": 8, "num_stages": 1, **_UNFUSED},
     "float": {"IDS": 64, "COLUMNS": 128, "num_warps": 8, "num_stages": 1, **_UNFUSED},
     "rocm": {"IDS": 64, "COLUMNS": 64, "num_warps": 8, "num_stages": 1, **_UNFUSED},
 }
