@@ -24,13 +24,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 # Before pytest leaves out what is slow.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    simulated = {name for name, special in GPU_BACKENDS.items() if not special.has_gpu()}
     for item in items:
         parameters = getattr(item, "callspec", None)
         if parameters is None or item.get_closest_marker("large") is None:
             continue
-        if parameters.params.get("backend") in simulated:
+        if is_simulated(parameters.params.get("backend")):
             item.add_marker(pytest.mark.slow)
+
+
+def is_simulated(backend: str | None) -> bool:
+    """Whether something stands in for the GPU that the backend needs."""
+    return backend in GPU_BACKENDS and not GPU_BACKENDS[backend].has_gpu()
 
 
 def backends_of(module: str) -> list[str]:
@@ -60,6 +64,14 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     serving = nullcontext() if special is None else special.serving(monkeypatch)
     with serving, lepo_kernels.backend(name):
         yield name
+
+
+@pytest.fixture
+def fast_backend(backend: str) -> str:
+    """For a test that a simulated GPU would take minutes for, and has a smaller form of."""
+    if is_simulated(backend):
+        pytest.skip("a simulated GPU takes the smaller form of this test")
+    return backend
 
 
 @pytest.fixture

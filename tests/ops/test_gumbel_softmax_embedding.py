@@ -124,9 +124,10 @@ def test_shapes(rows, vocab, width, backend):
 # mixtures as large as what they are summed from. What such long sums lose to chance falls on other
 # entries on either side, so it is the largest errors that are compared.
 @pytest.mark.slow
+@pytest.mark.usefixtures("fast_backend")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("vocab", [49152, 128256, 151936, 262144])
-def test_large_shapes(vocab, dtype, backend):
+def test_large_shapes(vocab, dtype):
     logits, embedding = make(64, vocab, 8, dtype=dtype)
     inputs = (logits, embedding.detach().abs_().requires_grad_())
     ours = everything(gumbel_softmax_embedding, inputs, 2.0)
