@@ -115,3 +115,13 @@ def test_numbers_do_what_tensors_of_them_do():
             (*step.sample, step.embedding), (*expected.sample, expected.embedding), strict=True
         ):
             assert torch.equal(ours, theirs)
+
+
+def test_results_are_not_made_through_the_dispatcher():
+    logits, table = torch.randn(3, 50), torch.randn(50, 8)
+    lepo_kernels.latent_step(logits, table, top_k=5)
+    with torch.autograd.profiler.profile() as profile:
+        lepo_kernels.latent_step(logits, table, top_k=5)
+    names = {event.name for event in profile.function_events}
+    assert "lepo_kernels_cuda::latent_step" in names
+    assert "aten::new_empty" not in names

@@ -1,13 +1,13 @@
 #include "cuda/bindings/sample_latent.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <cmath>
 #include <limits>
 
 #include "cuda/bindings/checks.h"
 #include "cuda/bindings/element_kind.h"
+#include "cuda/bindings/empty.h"
 #include "cuda/bindings/launch.h"
 #include "cuda/sample_latent.h"
 
@@ -30,17 +30,17 @@ cuda::PerRow<T> per_row(const char* name, const std::optional<Tensor>& x, T numb
 struct Outputs {
   Tensor ids, weights, scores, logits, count, lse, kept_lse, entropy, shadow, token;
 
-  Outputs(const Tensor& like, int64_t rows, int64_t width)
-      : ids(torch::stable::new_empty(like, {rows, width}, ScalarType::Long)),
-        weights(torch::stable::new_empty(like, {rows, width}, ScalarType::Float)),
-        scores(torch::stable::new_empty(like, {rows, width}, ScalarType::Float)),
-        logits(torch::stable::new_empty(like, {rows, width}, ScalarType::Float)),
-        count(torch::stable::new_empty(like, {rows}, ScalarType::Int)),
-        lse(torch::stable::new_empty(like, {rows}, ScalarType::Float)),
-        kept_lse(torch::stable::new_empty(like, {rows}, ScalarType::Float)),
-        entropy(torch::stable::new_empty(like, {rows}, ScalarType::Float)),
-        shadow(torch::stable::new_empty(like, {rows}, ScalarType::Long)),
-        token(torch::stable::new_empty(like, {rows}, ScalarType::Long)) {}
+  Outputs(int32_t device, int64_t rows, int64_t width)
+      : ids(empty_cuda({rows, width}, ScalarType::Long, device)),
+        weights(empty_cuda({rows, width}, ScalarType::Float, device)),
+        scores(empty_cuda({rows, width}, ScalarType::Float, device)),
+        logits(empty_cuda({rows, width}, ScalarType::Float, device)),
+        count(empty_cuda({rows}, ScalarType::Int, device)),
+        lse(empty_cuda({rows}, ScalarType::Float, device)),
+        kept_lse(empty_cuda({rows}, ScalarType::Float, device)),
+        entropy(empty_cuda({rows}, ScalarType::Float, device)),
+        shadow(empty_cuda({rows}, ScalarType::Long, device)),
+        token(empty_cuda({rows}, ScalarType::Long, device)) {}
 
   void fill(cuda::SampleLatent& problem) {
     problem.ids = ids.mutable_data_ptr<int64_t>();
@@ -114,12 +114,12 @@ LatentFields sample_latent(const Tensor& logits, const std::optional<Tensor>& ta
     problem.exclude_ids = exclude_ids->const_data_ptr<int64_t>();
   }
 
-  Outputs out(logits, rows, problem.width);
+  Outputs out(device, rows, problem.width);
   out.fill(problem);
   const CudaDevice on(device);
   check_launch("sample_latent", cuda::choose_splits(problem));
-  Tensor workspace = torch::stable::new_empty(
-      logits, {static_cast<int64_t>(cuda::sample_latent_workspace(problem))}, ScalarType::Byte);
+  Tensor workspace = empty_cuda({static_cast<int64_t>(cuda::sample_latent_workspace(problem))},
+                                ScalarType::Byte, device);
   problem.workspace = workspace.mutable_data_ptr();
   check_launch("sample_latent", cuda::launch_sample_latent(problem, on.stream()));
   return {out.ids, out.weights,  out.scores,  out.logits, out.count,
