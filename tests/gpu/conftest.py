@@ -5,6 +5,7 @@ will be asked has been asked before.
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -29,7 +30,6 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     if reason := cuda_backend.why_not():
         pytest.skip(f"the cuda backend: {reason}")
     found = torch.device("cuda" if cuda_backend.has_gpu() else "cpu")
-    if found.type == "cpu":
-        cuda_backend.serve_cpu_tensors(monkeypatch)
-    with lepo_kernels.backend("cuda"):
+    serving = nullcontext() if cuda_backend.has_gpu() else cuda_backend.serving(monkeypatch)
+    with serving, lepo_kernels.backend("cuda"):
         yield found
