@@ -23,15 +23,20 @@ struct LatentScratch {
   uint64_t entries[kThreads / kWarpSize];
 };
 
+template <typename Result, typename T>
+LEPO_DEVICE Result of_row(const cuda::PerRow<T>& x, int64_t row) {
+  return static_cast<Result>(x.values == nullptr ? x.number : x.values[row * x.stride]);
+}
+
 LEPO_DEVICE PhiloxKey key_of(const cuda::SampleLatent& problem, int64_t row) {
-  return {static_cast<uint64_t>(*problem.seed),
+  return {of_row<uint64_t>(problem.seed, row),
           static_cast<uint64_t>(problem.row_keys == nullptr ? row : problem.row_keys[row]),
-          static_cast<uint32_t>(problem.step[row * problem.step_stride])};
+          of_row<uint32_t>(problem.step, row)};
 }
 
 // 0, which puts all the weight on the token, for numbers whose reciprocal would be infinite.
 LEPO_DEVICE float tau_of(const cuda::SampleLatent& problem, int64_t row) {
-  const auto tau = static_cast<float>(problem.tau[row * problem.tau_stride]);
+  const auto tau = of_row<float>(problem.tau, row);
   return tau < FLT_MIN ? 0.0f : tau;
 }
 
@@ -44,7 +49,6 @@ class LatentWriter {
       : problem_(problem),
         index_(row),
         begin_(row * problem.width),
-        key_(key_of(problem, row)),
         entries_(entries),
         scratch_(scratch),
         found_(found) {}
@@ -135,29 +139,30 @@ class LatentWriter {
       // Here and below, no inf * 0 and no inf - inf.
       sigma = fminf(problem_.noise_scale * root_mean_square(kept), FLT_MAX);
     }
+    const PhiloxKey key = key_of(problem_, index_);
     uint64_t best = 0;
     for (int i = thread(); i < kept; i += kThreads) {
-      const float score = perturbed(i, sigma, mass);
+      const float score = perturbed(key, i, sigma, mass);
       problem_.scores[begin_ + i] = score;
       best = Larger{}(entry_of(score, id(i), last()), best);
     }
     return block_reduce<kThreads>(best, Larger{}, scratch_.entries);
   }
 
-  LEPO_DEVICE float perturbed(int i, float sigma, float mass) const {
+  LEPO_DEVICE float perturbed(const PhiloxKey& key, int i, float sigma, float mass) const {
     switch (problem_.noise) {
       case cuda::LatentNoise::kGumbel: {
-        const float noise = fmaxf(gumbel_number(key_, id(i), 0), problem_.clamp_low);
+        const float noise = fmaxf(gumbel_number(key, id(i), 0), problem_.clamp_low);
         return value(i) + fminf(noise, problem_.clamp_high);
       }
       case cuda::LatentNoise::kGaussian: {
-        const float score = value(i) + sigma * normal_number(key_, id(i), 0);
+        const float score = value(i) + sigma * normal_number(key, id(i), 0);
         return fmaxf(fminf(score, FLT_MAX), -FLT_MAX);
       }
       case cuda::LatentNoise::kDirichlet: {
         constexpr float kFloor = 1e-6f;
         const float alpha = problem_.noise_scale * (mass_of(i) / mass) + kFloor;
-        return log_gamma_number(key_, id(i), alpha);
+        return log_gamma_number(key, id(i), alpha);
       }
       default:
         return value(i);
@@ -197,19 +202,20 @@ class LatentWriter {
   }
 
   // The place of the entry that a Gumbel-max draw picks; the whole warp calls.
-  LEPO_DEVICE int pick(uint32_t draw, int kept) const {
+  LEPO_DEVICE int pick(const PhiloxKey& key, uint32_t draw, int kept) const {
     uint64_t best = 0;
     for (int i = lane_of_thread(); i < kept; i += kWarpSize) {
-      const float score = value(i) + gumbel_number(key_, id(i), draw);
+      const float score = value(i) + gumbel_number(key, id(i), draw);
       best = Larger{}(entry_of(score, i, kept - 1), best);
     }
     return id_of_entry(warp_reduce(best, Larger{}), kept - 1);
   }
 
   LEPO_DEVICE void write_draws(int kept) {
+    const PhiloxKey key = key_of(problem_, index_);
     const float weight = 1.0f / static_cast<float>(problem_.width);
     for (int draw = warp_of_thread(); draw < problem_.width; draw += kWarps) {
-      const int picked = pick(static_cast<uint32_t>(draw), kept);
+      const int picked = pick(key, static_cast<uint32_t>(draw), kept);
       if (lane_of_thread() != 0) continue;
       problem_.ids[begin_ + draw] = id(picked);
       problem_.weights[begin_ + draw] = weight;
@@ -234,7 +240,6 @@ class LatentWriter {
   const cuda::SampleLatent& problem_;
   const int64_t index_;
   const int64_t begin_;  // of the row's part of [rows, width]
-  const PhiloxKey key_;
   const uint64_t* entries_;
   LatentScratch<kThreads>& scratch_;
   const int found_;

@@ -33,7 +33,7 @@ LEPO_DEVICE Row<T> row_of(const cuda::SampleLatent& problem, int64_t row) {
 }
 
 LEPO_DEVICE float inv_temperature_of(const cuda::SampleLatent& problem, int64_t row) {
-  return 1.0f / static_cast<float>(problem.temperature[row * problem.temperature_stride]);
+  return 1.0f / of_row<float>(problem.temperature, row);
 }
 
 LEPO_DEVICE int units_of(int vocab) { return (vocab + kUnitEntries - 1) / kUnitEntries; }

@@ -13,7 +13,16 @@ namespace cuda {
 
 enum class LatentNoise { kNone, kGumbel, kGaussian, kDirichlet, kCategorical };
 
-// All pointers are to device memory. A stride of 0 shares one entry among all rows.
+// A number of each row. One that the host knows is passed by value: a tensor of it would cost a
+// launch of its own.
+template <typename T>
+struct PerRow {
+  const T* values;  // [rows], or [1] with a stride of 0; null: `number` for all rows
+  int64_t stride;
+  T number;
+};
+
+// All pointers are to device memory.
 struct SampleLatent {
   const void* logits;  // [rows, vocab]
   ElementKind element;
@@ -28,15 +37,12 @@ struct SampleLatent {
   float noise_scale;
   float clamp_low;
   float clamp_high;
-  const double* tau;           // [rows] or [1]
-  const double* temperature;   // [rows] or [1]
-  const int64_t* seed;         // []
+  PerRow<double> tau;
+  PerRow<double> temperature;
+  PerRow<int64_t> seed;  // one for all rows
+  PerRow<int64_t> step;
   const int64_t* row_keys;     // [rows], or null to number the rows
-  const int64_t* step;         // [rows] or [1]
   const int64_t* exclude_ids;  // [exclude_count]; those out of range exclude nothing
-  int64_t tau_stride;
-  int64_t temperature_stride;
-  int64_t step_stride;
   int exclude_count;
 
   int64_t* ids;      // [rows, width], written, as all below

@@ -1,7 +1,11 @@
 """Arguments that several ops take as a number or a tensor: checked, and made tensors.
 
-As tensors they cost a compiled graph no recompilation and a captured one no frozen constant.
+As tensors they cost a compiled graph no recompilation and a captured one no frozen constant. But to
+make one on a GPU is a launch. The ops of a decoding step, where that counts, ask for a tensor or a
+number: outside of compiled graphs, a number then stays one.
 """
+
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +14,8 @@ from lepo_kernels.validation import INDEX_DTYPES, check_integer, check_positive_
 
 MAX_DRAWS = 64
 MAX_IDS = 1 << 26
+_LAST_STEP = (1 << 32) - 1
+_Number = TypeVar("_Number", int, float)
 
 
 def as_seed(seed: int | Tensor, device: torch.device) -> Tensor:  # []
@@ -17,9 +23,19 @@ def as_seed(seed: int | Tensor, device: torch.device) -> Tensor:  # []
     if isinstance(seed, Tensor):
         check_tensor("seed", seed, (), (torch.int64,), device)
         return seed
+    return torch.full((), _signed_seed(seed), dtype=torch.int64, device=device)
+
+
+def seed_or_number(seed: int | Tensor, device: torch.device) -> tuple[Tensor | None, int]:
+    """As `as_seed`, or None and the seed as a signed number."""
+    if _stays_number(seed):
+        return None, _signed_seed(seed)
+    return as_seed(seed, device), 0
+
+
+def _signed_seed(seed: int) -> int:
     check_integer("seed", seed, -(1 << 63), (1 << 64) - 1)
-    signed = seed - (1 << 64) if seed >= 1 << 63 else seed
-    return torch.full((), signed, dtype=torch.int64, device=device)
+    return seed - (1 << 64) if seed >= 1 << 63 else seed
 
 
 def as_step(step: int | Tensor, rows: int, device: torch.device) -> Tensor:  # [rows] or [1]
@@ -27,8 +43,18 @@ def as_step(step: int | Tensor, rows: int, device: torch.device) -> Tensor:  # [
     if isinstance(step, Tensor):
         check_tensor("step", step, () if step.dim() == 0 else (rows,), INDEX_DTYPES, device)
         return step.long().reshape(-1)
-    check_integer("step", step, 0, (1 << 32) - 1)
+    check_integer("step", step, 0, _LAST_STEP)
     return torch.full((1,), step, dtype=torch.int64, device=device)
+
+
+def step_or_number(
+    step: int | Tensor, rows: int, device: torch.device
+) -> tuple[Tensor | None, int]:  # [rows] or [1]
+    """As `as_step`, or None and the step."""
+    if _stays_number(step):
+        check_integer("step", step, 0, _LAST_STEP)
+        return None, step
+    return as_step(step, rows, device), 0
 
 
 def as_row_keys(row_keys: Tensor | None, rows: int, device: torch.device) -> Tensor:  # [rows]
@@ -55,3 +81,22 @@ def as_per_row(
         return value.detach().reshape(-1).to(dtype)
     check_positive_number(name, value, zero_included=zero_included)
     return torch.full((1,), float(value), dtype=dtype, device=device)
+
+
+def per_row_or_number(
+    name: str,
+    value: float | Tensor,
+    rows: int,
+    device: torch.device,
+    *,
+    zero_included: bool = False,
+) -> tuple[Tensor | None, float]:  # [rows] or [1]
+    """As `as_per_row`, or None and the number."""
+    if _stays_number(value):
+        check_positive_number(name, value, zero_included=zero_included)
+        return None, float(value)
+    return as_per_row(name, value, rows, device, zero_included=zero_included), 1.0
+
+
+def _stays_number(value: _Number | Tensor) -> TypeGuard[_Number]:
+    return not (isinstance(value, Tensor) or torch.compiler.is_compiling())

@@ -12,7 +12,12 @@ from torch import Tensor
 
 from lepo_kernels import dispatch
 from lepo_kernels.ops._library import torch_op
-from lepo_kernels.ops.sample_latent import LatentSample, draw_arguments, fake_fields
+from lepo_kernels.ops.sample_latent import (
+    LatentSample,
+    draw_arguments,
+    fake_fields,
+    kernel_arguments,
+)
 from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
 
 
@@ -69,7 +74,7 @@ def latent_step(
         ValueError, IndexError: as `lepo_kernels.sample_latent`, where values are checked; elsewhere
             a row without a draw, and no other, yields NaN weights and a NaN mixture.
     """
-    arguments = draw_arguments(
+    arguments, numbers = draw_arguments(
         logits,
         tau,
         temperature,
@@ -93,7 +98,7 @@ def latent_step(
         )
     chosen = dispatch.resolve("latent_step", logits.device, backend, logits.dtype, embedding.dtype)
     *fields, mixed = torch.ops.lepo_kernels.latent_step.default(
-        logits.detach(), embedding, *arguments, chosen
+        logits.detach(), embedding, *arguments, chosen, *numbers
     )
     return LatentStep(LatentSample(*fields), mixed)
 
@@ -107,8 +112,8 @@ _Results = tuple[
 def _latent_step(
     logits: Tensor,  # [N, V]
     embedding: Tensor,  # [V or more, D]
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
+    tau: Tensor | None,  # [N] or [1]
+    temperature: Tensor | None,  # [N] or [1]
     top_k: int,
     top_p: float,
     min_p: float,
@@ -118,15 +123,17 @@ def _latent_step(
     clamp_high: float,
     num_draws: int,
     exclude_ids: Tensor | None,  # [M]
-    seed: Tensor,  # []
+    seed: Tensor | None,  # []
     row_keys: Tensor | None,  # [N]; None numbers the rows
-    step: Tensor,  # [N] or [1]
+    step: Tensor | None,  # [N] or [1]
     backend: str,
+    tau_number: float = 1.0,
+    temperature_number: float = 1.0,
+    seed_number: int = 0,
+    step_number: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The fields of `LatentSample`, in its order, and the mixture."""
-    results: _Results = dispatch.load("latent_step", backend)(
-        logits,
-        embedding,
+    arguments = (
         tau,
         temperature,
         top_k,
@@ -142,6 +149,9 @@ def _latent_step(
         row_keys,
         step,
     )
+    numbers = (tau_number, temperature_number, seed_number, step_number)
+    behind = kernel_arguments(backend, logits.device, arguments, numbers)
+    results: _Results = dispatch.load("latent_step", backend)(logits, embedding, *behind)
     return results
 
 
@@ -149,8 +159,8 @@ def _latent_step(
 def _(
     logits: Tensor,
     embedding: Tensor,
-    tau: Tensor,
-    temperature: Tensor,
+    tau: Tensor | None,
+    temperature: Tensor | None,
     top_k: int,
     top_p: float,
     min_p: float,
@@ -160,10 +170,14 @@ def _(
     clamp_high: float,
     num_draws: int,
     exclude_ids: Tensor | None,
-    seed: Tensor,
+    seed: Tensor | None,
     row_keys: Tensor | None,
-    step: Tensor,
+    step: Tensor | None,
     backend: str,
+    tau_number: float = 1.0,
+    temperature_number: float = 1.0,
+    seed_number: int = 0,
+    step_number: int = 0,
 ) -> _Results:
     mixed = embedding.new_empty(logits.shape[0], embedding.shape[1])
     return *fake_fields(logits, top_k, noise, num_draws), mixed
@@ -172,7 +186,8 @@ def _(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *fields, _ = output
     ids, weights = fields[:2]
-    ctx.inputs, ctx.backend = len(inputs), inputs[-1]
+    # The numbers come behind the backend.
+    ctx.inputs, ctx.backend = len(inputs), inputs[-5]
     ctx.mark_non_differentiable(*fields)
     ctx.save_for_backward(ids, weights, inputs[1])
 

@@ -15,10 +15,10 @@ from lepo_kernels import dispatch
 from lepo_kernels.ops._arguments import (
     MAX_DRAWS,
     MAX_IDS,
-    as_per_row,
     as_row_keys,
-    as_seed,
-    as_step,
+    per_row_or_number,
+    seed_or_number,
+    step_or_number,
 )
 from lepo_kernels.ops._library import torch_op
 from lepo_kernels.validation import (
@@ -30,6 +30,12 @@ from lepo_kernels.validation import (
     check_range,
     check_tensor,
 )
+
+# Backends whose kernels take a number where they are given no tensor for tau, temperature, seed or
+# step.
+BY_VALUE = frozenset(("cuda",))
+# Those of tau, temperature, seed and step; one whose tensor is given counts for nothing.
+Numbers = tuple[float, float, int, int]
 
 NOISES = ("none", "gumbel", "gaussian", "dirichlet", "categorical")
 
@@ -131,7 +137,7 @@ def sample_latent(
             row, and no other, yields NaN weights).
         IndexError: an excluded id is out of range (checked likewise).
     """
-    arguments = draw_arguments(
+    arguments, numbers = draw_arguments(
         logits,
         tau,
         temperature,
@@ -148,7 +154,9 @@ def sample_latent(
         step,
     )
     chosen = dispatch.resolve("sample_latent", logits.device, backend, logits.dtype)
-    fields = torch.ops.lepo_kernels.sample_latent.default(logits.detach(), *arguments, chosen)
+    fields = torch.ops.lepo_kernels.sample_latent.default(
+        logits.detach(), *arguments, chosen, *numbers
+    )
     return LatentSample(*fields)
 
 
@@ -167,8 +175,12 @@ def draw_arguments(
     seed: int | Tensor,
     row_keys: Tensor | None,  # [N]
     step: int | Tensor,
-) -> tuple[Any, ...]:
-    """Check the arguments of a draw; what its torch op takes behind the logits."""
+) -> tuple[tuple[Any, ...], Numbers]:
+    """Check the arguments of a draw.
+
+    Returns:
+        What its torch op takes behind the logits, and the numbers it takes at its end.
+    """
     check_tensor("logits", logits, ("N", "V"), FLOAT_DTYPES)
     (rows, vocab), device = logits.shape, logits.device
     check_integer("logits.shape[1]", vocab, 1, MAX_IDS)
@@ -184,9 +196,13 @@ def draw_arguments(
     low, high = _clamp_range(noise_clamp, noise)
     if exclude_ids is not None:
         check_tensor("exclude_ids", exclude_ids, ("M",), (torch.int64,), device)
-    return (
-        as_per_row("tau", tau, rows, device, zero_included=True),
-        as_per_row("temperature", temperature, rows, device),
+    tau_tensor, tau_number = per_row_or_number("tau", tau, rows, device, zero_included=True)
+    warmth, warmth_number = per_row_or_number("temperature", temperature, rows, device)
+    seed_tensor, seed_number = seed_or_number(seed, device)
+    step_tensor, step_number = step_or_number(step, rows, device)
+    arguments = (
+        tau_tensor,
+        warmth,
         vocab if top_k is None else min(top_k, vocab),
         float(top_p),
         float(min_p),
@@ -196,10 +212,38 @@ def draw_arguments(
         high,
         num_draws,
         exclude_ids,
-        as_seed(seed, device),
+        seed_tensor,
         None if row_keys is None else as_row_keys(row_keys, rows, device),
-        as_step(step, rows, device),
+        step_tensor,
     )
+    return arguments, (tau_number, warmth_number, seed_number, step_number)
+
+
+def kernel_arguments(
+    backend: str,
+    device: torch.device,
+    arguments: tuple[Any, ...],
+    numbers: Numbers,
+) -> tuple[Any, ...]:
+    """What a backend's kernel takes behind the logits."""
+    if backend in BY_VALUE:
+        return (*arguments, *numbers)
+    tau, temperature, *filters, seed, row_keys, step = arguments
+    tau_number, temperature_number, seed_number, step_number = numbers
+    return (
+        _full((1,), tau_number, torch.float64, device) if tau is None else tau,
+        _full((1,), temperature_number, torch.float64, device)
+        if temperature is None
+        else temperature,
+        *filters,
+        _full((), seed_number, torch.int64, device) if seed is None else seed,
+        row_keys,
+        _full((1,), step_number, torch.int64, device) if step is None else step,
+    )
+
+
+def _full(shape: tuple[int, ...], value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full(shape, value, dtype=dtype, device=device)
 
 
 def _clamp_range(noise_clamp: tuple[float, float] | None, noise: str) -> tuple[float, float]:
@@ -216,8 +260,8 @@ Fields = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, T
 @torch_op("sample_latent")
 def _sample_latent(
     logits: Tensor,  # [N, V]
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
+    tau: Tensor | None,  # [N] or [1]
+    temperature: Tensor | None,  # [N] or [1]
     top_k: int,
     top_p: float,
     min_p: float,
@@ -227,14 +271,17 @@ def _sample_latent(
     clamp_high: float,
     num_draws: int,
     exclude_ids: Tensor | None,  # [M]
-    seed: Tensor,  # []
+    seed: Tensor | None,  # []
     row_keys: Tensor | None,  # [N]; None numbers the rows
-    step: Tensor,  # [N] or [1]
+    step: Tensor | None,  # [N] or [1]
     backend: str,
+    tau_number: float = 1.0,
+    temperature_number: float = 1.0,
+    seed_number: int = 0,
+    step_number: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The fields of `LatentSample`, in its order."""
-    fields: Fields = dispatch.load("sample_latent", backend)(
-        logits,
+    arguments = (
         tau,
         temperature,
         top_k,
@@ -250,14 +297,17 @@ def _sample_latent(
         row_keys,
         step,
     )
+    numbers = (tau_number, temperature_number, seed_number, step_number)
+    behind = kernel_arguments(backend, logits.device, arguments, numbers)
+    fields: Fields = dispatch.load("sample_latent", backend)(logits, *behind)
     return fields
 
 
 @_sample_latent.register_fake
 def _(
     logits: Tensor,
-    tau: Tensor,
-    temperature: Tensor,
+    tau: Tensor | None,
+    temperature: Tensor | None,
     top_k: int,
     top_p: float,
     min_p: float,
@@ -267,10 +317,14 @@ def _(
     clamp_high: float,
     num_draws: int,
     exclude_ids: Tensor | None,
-    seed: Tensor,
+    seed: Tensor | None,
     row_keys: Tensor | None,
-    step: Tensor,
+    step: Tensor | None,
     backend: str,
+    tau_number: float = 1.0,
+    temperature_number: float = 1.0,
+    seed_number: int = 0,
+    step_number: int = 0,
 ) -> Fields:
     return fake_fields(logits, top_k, noise, num_draws)
 

@@ -21,8 +21,7 @@ def _on_cuda_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     reason = cuda_backend.why_not()
     if reason is not None:
         pytest.skip(reason)
-    cuda_backend.serve_cpu_tensors(monkeypatch)
-    with lepo_kernels.backend("cuda"):
+    with cuda_backend.serving(monkeypatch), lepo_kernels.backend("cuda"):
         yield
 
 

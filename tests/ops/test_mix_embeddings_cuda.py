@@ -3,10 +3,13 @@
 The kernels themselves are tested in tests/cuda_sim.
 """
 
+import functools
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import lepo_kernels
 from lepo_kernels.backends.cuda import latent_step as both
 from lepo_kernels.backends.cuda import mix_embeddings as mixture
 from lepo_kernels.backends.cuda import sample_latent as draw
@@ -86,3 +89,39 @@ def test_a_decoding_step_is_one_call():
     key = (torch.tensor(0), torch.arange(3), torch.tensor([0]))
     names = operations(both.latent_step, logits, table, one, one, *filters, *key)
     assert names == ["lepo_kernels_cuda.latent_step"]
+
+
+def test_numbers_are_no_launches_of_their_own():
+    logits, table = torch.randn(3, 50), torch.randn(50, 8)
+    numbers = {"tau": 0.5, "temperature": 0.7, "seed": 7, "step": 3}
+    for op, rest in ((lepo_kernels.sample_latent, ()), (lepo_kernels.latent_step, (table,))):
+        names = operations(functools.partial(op, top_k=5, **numbers), logits, *rest)
+        assert names == ["aten.detach", f"lepo_kernels.{op.__name__}"]
+
+
+def test_numbers_do_what_tensors_of_them_do():
+    logits, table = torch.randn(3, 50), torch.randn(50, 8)
+    # Each of them differs from what stands in for it where a tensor is given.
+    numbers = {"tau": 0.5, "temperature": 0.7, "seed": -7, "step": 2**32 - 1}
+    tensors = {
+        name: torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
+        for name, value in numbers.items()
+    }
+    expected = lepo_kernels.latent_step(logits, table, top_k=5, **tensors)
+    for name in (None, *numbers):
+        mixed = numbers | ({} if name is None else {name: tensors[name]})
+        step = lepo_kernels.latent_step(logits, table, top_k=5, **mixed)
+        for ours, theirs in zip(
+            (*step.sample, step.embedding), (*expected.sample, expected.embedding), strict=True
+        ):
+            assert torch.equal(ours, theirs)
+
+
+def test_results_are_not_made_through_the_dispatcher():
+    logits, table = torch.randn(3, 50), torch.randn(50, 8)
+    lepo_kernels.latent_step(logits, table, top_k=5)
+    with torch.autograd.profiler.profile() as profile:
+        lepo_kernels.latent_step(logits, table, top_k=5)
+    names = {event.name for event in profile.function_events}
+    assert "lepo_kernels_cuda::latent_step" in names
+    assert "aten::new_empty" not in names

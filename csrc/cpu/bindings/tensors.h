@@ -1,29 +1,14 @@
 // How a binding makes its results, and names the element types of its inputs.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-
+#include "common/empty.h"
 #include "cpu/bindings/checks.h"
 
 namespace lepo {
 
-// An uninitialised, contiguous CPU tensor. Straight from the C interface: a call through the
-// dispatcher costs several times as much, and a draw makes ten small tensors.
+// An uninitialised, contiguous CPU tensor.
 inline Tensor empty_cpu(std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  constexpr int kMostDimensions = 4;
-  int64_t strides[kMostDimensions];
-  STD_TORCH_CHECK(sizes.size() <= kMostDimensions, "too many dimensions");
-  int64_t stride = 1;
-  for (size_t axis = sizes.size(); axis-- > 0;) {
-    strides[axis] = stride;
-    stride *= sizes.begin()[axis] > 0 ? sizes.begin()[axis] : 1;
-  }
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
-      aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+  return empty(sizes, dtype, aoti_torch_device_type_cpu(), 0);
 }
 
 // The place of a tensor's element type in a kernel table: float32, bfloat16, float16.

@@ -14,15 +14,18 @@ using LatentStep = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Te
                               Tensor, Tensor, Tensor>;
 
 // The draw and the mixture, one behind the other on the current stream.
-LatentStep latent_step(const Tensor& logits, const Tensor& embedding, const Tensor& tau,
-                       const Tensor& temperature, int64_t top_k, double top_p, double min_p,
-                       int64_t noise, double noise_scale, double clamp_low, double clamp_high,
-                       int64_t num_draws, const std::optional<Tensor>& exclude_ids,
-                       const Tensor& seed, const std::optional<Tensor>& row_keys,
-                       const Tensor& step) {
+LatentStep latent_step(const Tensor& logits, const Tensor& embedding,
+                       const std::optional<Tensor>& tau, const std::optional<Tensor>& temperature,
+                       int64_t top_k, double top_p, double min_p, int64_t noise, double noise_scale,
+                       double clamp_low, double clamp_high, int64_t num_draws,
+                       const std::optional<Tensor>& exclude_ids, const std::optional<Tensor>& seed,
+                       const std::optional<Tensor>& row_keys, const std::optional<Tensor>& step,
+                       double tau_number, double temperature_number, int64_t seed_number,
+                       int64_t step_number) {
   const LatentFields fields =
       sample_latent(logits, tau, temperature, top_k, top_p, min_p, noise, noise_scale, clamp_low,
-                    clamp_high, num_draws, exclude_ids, seed, row_keys, step);
+                    clamp_high, num_draws, exclude_ids, seed, row_keys, step, tau_number,
+                    temperature_number, seed_number, step_number);
   const Tensor& ids = std::get<0>(fields);
   const Tensor& weights = std::get<1>(fields);
   return std::tuple_cat(fields, std::make_tuple(mix_embeddings(ids, weights, embedding)));
@@ -33,9 +36,10 @@ LatentStep latent_step(const Tensor& logits, const Tensor& embedding, const Tens
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lepo_kernels_cuda, m) {
   m.def(
-      "latent_step(Tensor logits, Tensor embedding, Tensor tau, Tensor temperature, int top_k, "
+      "latent_step(Tensor logits, Tensor embedding, Tensor? tau, Tensor? temperature, int top_k, "
       "float top_p, float min_p, int noise, float noise_scale, float clamp_low, float clamp_high, "
-      "int num_draws, Tensor? exclude_ids, Tensor seed, Tensor? row_keys, Tensor step) -> "
+      "int num_draws, Tensor? exclude_ids, Tensor? seed, Tensor? row_keys, Tensor? step, "
+      "float tau_number, float temperature_number, int seed_number, int step_number) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 

@@ -1,13 +1,13 @@
 #include "cuda/linear_log_probs.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <optional>
 #include <tuple>
 
 #include "cuda/bindings/checks.h"
 #include "cuda/bindings/element_kind.h"
+#include "cuda/bindings/empty.h"
 #include "cuda/bindings/launch.h"
 
 namespace lepo {
@@ -75,8 +75,8 @@ std::tuple<Tensor, Tensor> statistics_of(const Tensor& states) {
   check_dense("states", states, device, ScalarType::Float, {rows, units, cuda::kStateNumbers});
   STD_TORCH_CHECK(rows <= cuda::kMostRows && units <= states_of(cuda::kMostColumns),
                   "states: too many");
-  Tensor lse = torch::stable::new_empty(states, {rows});
-  Tensor entropy = torch::stable::new_empty(states, {rows});
+  Tensor lse = empty_cuda({rows}, ScalarType::Float, device);
+  Tensor entropy = empty_cuda({rows}, ScalarType::Float, device);
   const CudaDevice on(device);
   check_launch("statistics_of",
                cuda::launch_statistics_of(states.const_data_ptr<float>(), rows, units,

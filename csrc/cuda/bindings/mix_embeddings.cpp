@@ -1,10 +1,10 @@
 #include "cuda/bindings/mix_embeddings.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include "cuda/bindings/checks.h"
 #include "cuda/bindings/element_kind.h"
+#include "cuda/bindings/empty.h"
 #include "cuda/bindings/launch.h"
 #include "cuda/mix_embeddings.h"
 
@@ -48,7 +48,7 @@ Tensor mix_dweights(const Tensor& grad, const Tensor& ids, const Tensor& embeddi
   problem.element = element_kind("embedding", embedding);
   STD_TORCH_CHECK(grad.size(0) == ids.size(0) && grad.size(1) == problem.width, "grad: wrong size");
   STD_TORCH_CHECK(grad.scalar_type() == embedding.scalar_type(), "grad: wrong dtype");
-  Tensor out = torch::stable::new_empty(grad, {ids.size(0), ids.size(1)}, ScalarType::Float);
+  Tensor out = empty_cuda({ids.size(0), ids.size(1)}, ScalarType::Float, device);
   problem.dweights = out.mutable_data_ptr<float>();
   const CudaDevice on(device);
   check_launch("mix_dweights", cuda::launch_mix_dweights(problem, on.stream()));
@@ -65,7 +65,7 @@ Tensor mix_keys(const Tensor& ids, const Tensor& weights, int64_t vocab) {
   check_device("ids", ids, ids.get_device_index());
   cuda::MixEntries entries = entries_of(ids, vocab);
   entries.weights = weights_of(weights, ids);
-  Tensor out = torch::stable::new_empty(ids, {ids.numel()}, ScalarType::Int);
+  Tensor out = empty_cuda({ids.numel()}, ScalarType::Int, ids.get_device_index());
   const CudaDevice on(ids.get_device_index());
   check_launch("mix_keys",
                cuda::launch_mix_keys(entries, out.mutable_data_ptr<int32_t>(), on.stream()));
@@ -84,9 +84,9 @@ Tensor mix_dembedding(const Tensor& grad, const Tensor& weights, const Tensor& k
   check_dense("weights", weights, device, ScalarType::Float, {rows, kept});
   check_dense("keys", keys, device, ScalarType::Int, {rows * kept});
   check_dense("order", order, device, ScalarType::Long, {rows * kept});
-  Tensor out = torch::stable::new_empty(grad, {vocab, width});
-  Tensor workspace = torch::stable::new_empty(grad, {cuda::mix_workspace_size(rows, kept, width)},
-                                              ScalarType::Float);
+  Tensor out = empty_cuda({vocab, width}, grad.scalar_type(), device);
+  Tensor workspace =
+      empty_cuda({cuda::mix_workspace_size(rows, kept, width)}, ScalarType::Float, device);
   problem.entries.weights = weights.const_data_ptr<float>();
   problem.entries.vocab = vocab;
   problem.entries.rows = rows;
@@ -113,7 +113,7 @@ Tensor mix_embeddings(const Tensor& ids, const Tensor& weights, const Tensor& em
   problem.entries.weights = weights_of(weights, ids);
   problem.width = embedding.size(1);
   problem.element = element_kind("embedding", embedding);
-  Tensor out = torch::stable::new_empty(embedding, {ids.size(0), problem.width});
+  Tensor out = empty_cuda({ids.size(0), problem.width}, embedding.scalar_type(), device);
   problem.mixed = out.mutable_data_ptr();
   const CudaDevice on(device);
   check_launch("mix_embeddings", cuda::launch_mix_embeddings(problem, on.stream()));

@@ -1,9 +1,9 @@
 #include "cuda/philox.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include "cuda/bindings/checks.h"
+#include "cuda/bindings/empty.h"
 #include "cuda/bindings/launch.h"
 
 namespace lepo {
@@ -20,7 +20,7 @@ Tensor philox_words(const Tensor& seed, const Tensor& row_keys, const Tensor& st
   check_dense("row_keys", row_keys, device, ScalarType::Long, {rows});
   check_dense("step", step, device, ScalarType::Long, {step.numel()});
   check_dense("ids", ids, device, ScalarType::Long, {shared_ids ? 1 : rows, width});
-  Tensor out = torch::stable::new_empty(ids, {rows, width});
+  Tensor out = empty_cuda({rows, width}, ScalarType::Long, device);
 
   cuda::PhiloxWords problem{};
   problem.seed = seed.const_data_ptr<int64_t>();

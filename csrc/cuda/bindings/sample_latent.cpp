@@ -1,13 +1,13 @@
 #include "cuda/bindings/sample_latent.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <cmath>
 #include <limits>
 
 #include "cuda/bindings/checks.h"
 #include "cuda/bindings/element_kind.h"
+#include "cuda/bindings/empty.h"
 #include "cuda/bindings/launch.h"
 #include "cuda/sample_latent.h"
 
@@ -17,30 +17,30 @@ namespace {
 constexpr int64_t kMostEntries = 1 << 26;
 constexpr int64_t kMostDraws = 64;
 
-// A per-row argument: one entry for all rows, or one for each.
+// A per-row argument: one entry for all rows, or one for each; without a tensor, the number.
 template <typename T>
-const T* per_row(const char* name, const Tensor& x, int32_t device, ScalarType dtype, int64_t rows,
-                 int64_t& stride) {
-  check_dense(name, x, device, dtype, {x.numel()});
-  stride = per_row_stride(name, x, rows);
-  return x.const_data_ptr<T>();
+cuda::PerRow<T> per_row(const char* name, const std::optional<Tensor>& x, T number, int32_t device,
+                        ScalarType dtype, int64_t rows) {
+  if (!x.has_value()) return {nullptr, 0, number};
+  check_dense(name, *x, device, dtype, {x->numel()});
+  return {x->const_data_ptr<T>(), per_row_stride(name, *x, rows), number};
 }
 
 // The fields of LatentSample, in its order.
 struct Outputs {
   Tensor ids, weights, scores, logits, count, lse, kept_lse, entropy, shadow, token;
 
-  Outputs(const Tensor& like, int64_t rows, int64_t width)
-      : ids(torch::stable::new_empty(like, {rows, width}, ScalarType::Long)),
-        weights(torch::stable::new_empty(like, {rows, width}, ScalarType::Float)),
-        scores(torch::stable::new_empty(like, {rows, width}, ScalarType::Float)),
-        logits(torch::stable::new_empty(like, {rows, width}, ScalarType::Float)),
-        count(torch::stable::new_empty(like, {rows}, ScalarType::Int)),
-        lse(torch::stable::new_empty(like, {rows}, ScalarType::Float)),
-        kept_lse(torch::stable::new_empty(like, {rows}, ScalarType::Float)),
-        entropy(torch::stable::new_empty(like, {rows}, ScalarType::Float)),
-        shadow(torch::stable::new_empty(like, {rows}, ScalarType::Long)),
-        token(torch::stable::new_empty(like, {rows}, ScalarType::Long)) {}
+  Outputs(int32_t device, int64_t rows, int64_t width)
+      : ids(empty_cuda({rows, width}, ScalarType::Long, device)),
+        weights(empty_cuda({rows, width}, ScalarType::Float, device)),
+        scores(empty_cuda({rows, width}, ScalarType::Float, device)),
+        logits(empty_cuda({rows, width}, ScalarType::Float, device)),
+        count(empty_cuda({rows}, ScalarType::Int, device)),
+        lse(empty_cuda({rows}, ScalarType::Float, device)),
+        kept_lse(empty_cuda({rows}, ScalarType::Float, device)),
+        entropy(empty_cuda({rows}, ScalarType::Float, device)),
+        shadow(empty_cuda({rows}, ScalarType::Long, device)),
+        token(empty_cuda({rows}, ScalarType::Long, device)) {}
 
   void fill(cuda::SampleLatent& problem) {
     problem.ids = ids.mutable_data_ptr<int64_t>();
@@ -58,12 +58,14 @@ struct Outputs {
 
 }  // namespace
 
-LatentFields sample_latent(const Tensor& logits, const Tensor& tau, const Tensor& temperature,
-                           int64_t top_k, double top_p, double min_p, int64_t noise,
-                           double noise_scale, double clamp_low, double clamp_high,
-                           int64_t num_draws, const std::optional<Tensor>& exclude_ids,
-                           const Tensor& seed, const std::optional<Tensor>& row_keys,
-                           const Tensor& step) {
+LatentFields sample_latent(const Tensor& logits, const std::optional<Tensor>& tau,
+                           const std::optional<Tensor>& temperature, int64_t top_k, double top_p,
+                           double min_p, int64_t noise, double noise_scale, double clamp_low,
+                           double clamp_high, int64_t num_draws,
+                           const std::optional<Tensor>& exclude_ids,
+                           const std::optional<Tensor>& seed, const std::optional<Tensor>& row_keys,
+                           const std::optional<Tensor>& step, double tau_number,
+                           double temperature_number, int64_t seed_number, int64_t step_number) {
   const int32_t device = logits.get_device_index();
   check_device("logits", logits, device);
   check_rows("logits", logits);
@@ -91,13 +93,15 @@ LatentFields sample_latent(const Tensor& logits, const Tensor& tau, const Tensor
   problem.noise_scale = static_cast<float>(noise_scale);
   problem.clamp_low = static_cast<float>(clamp_low);
   problem.clamp_high = static_cast<float>(clamp_high);
-  problem.tau = per_row<double>("tau", tau, device, ScalarType::Double, rows, problem.tau_stride);
-  problem.temperature = per_row<double>("temperature", temperature, device, ScalarType::Double,
-                                        rows, problem.temperature_stride);
-  problem.step =
-      per_row<int64_t>("step", step, device, ScalarType::Long, rows, problem.step_stride);
-  check_dense("seed", seed, device, ScalarType::Long, {});
-  problem.seed = seed.const_data_ptr<int64_t>();
+  problem.tau = per_row("tau", tau, tau_number, device, ScalarType::Double, rows);
+  problem.temperature =
+      per_row("temperature", temperature, temperature_number, device, ScalarType::Double, rows);
+  problem.step = per_row("step", step, step_number, device, ScalarType::Long, rows);
+  problem.seed.number = seed_number;
+  if (seed.has_value()) {
+    check_dense("seed", *seed, device, ScalarType::Long, {});
+    problem.seed.values = seed->const_data_ptr<int64_t>();
+  }
   if (row_keys.has_value()) {
     check_dense("row_keys", *row_keys, device, ScalarType::Long, {rows});
     problem.row_keys = row_keys->const_data_ptr<int64_t>();
@@ -110,12 +114,12 @@ LatentFields sample_latent(const Tensor& logits, const Tensor& tau, const Tensor
     problem.exclude_ids = exclude_ids->const_data_ptr<int64_t>();
   }
 
-  Outputs out(logits, rows, problem.width);
+  Outputs out(device, rows, problem.width);
   out.fill(problem);
   const CudaDevice on(device);
   check_launch("sample_latent", cuda::choose_splits(problem));
-  Tensor workspace = torch::stable::new_empty(
-      logits, {static_cast<int64_t>(cuda::sample_latent_workspace(problem))}, ScalarType::Byte);
+  Tensor workspace = empty_cuda({static_cast<int64_t>(cuda::sample_latent_workspace(problem))},
+                                ScalarType::Byte, device);
   problem.workspace = workspace.mutable_data_ptr();
   check_launch("sample_latent", cuda::launch_sample_latent(problem, on.stream()));
   return {out.ids, out.weights,  out.scores,  out.logits, out.count,
@@ -126,9 +130,10 @@ LatentFields sample_latent(const Tensor& logits, const Tensor& tau, const Tensor
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lepo_kernels_cuda, m) {
   m.def(
-      "sample_latent(Tensor logits, Tensor tau, Tensor temperature, int top_k, float top_p, "
+      "sample_latent(Tensor logits, Tensor? tau, Tensor? temperature, int top_k, float top_p, "
       "float min_p, int noise, float noise_scale, float clamp_low, float clamp_high, "
-      "int num_draws, Tensor? exclude_ids, Tensor seed, Tensor? row_keys, Tensor step) -> "
+      "int num_draws, Tensor? exclude_ids, Tensor? seed, Tensor? row_keys, Tensor? step, "
+      "float tau_number, float temperature_number, int seed_number, int step_number) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 

@@ -1,11 +1,12 @@
 """CUDA kernel of the latent draw: csrc/cuda/sample_latent.cuh.
 
 Contract: as the reference's, in float32. Up to top_k = 64 logits are read once, in one launch; no
-tensor of their size is made unless their rows are not dense. Seed, row keys, step, tau, temperature
-and excluded ids are read on the device: nothing waits for it, and a CUDA graph can hold the call,
-unless values are checked. The noise's words are the reference's exactly, and so is what is kept,
-but for an entry whose preceding mass is within rounding of top_p. Every bit of a row is the same in
-any batch, layout and precision of the input.
+tensor of their size is made unless their rows are not dense. Tau, temperature, seed and step are
+passed by value if they are numbers, and read on the device, as row keys and excluded ids are, if
+they are tensors: nothing waits for it, and a CUDA graph can hold the call, unless values are
+checked. The noise's words are the reference's exactly, and so is what is kept, but for an entry
+whose preceding mass is within rounding of top_p. Every bit of a row is the same in any batch,
+layout and precision of the input.
 """
 
 from typing import Any
@@ -29,8 +30,8 @@ _Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
 
 def sample_latent(
     logits: Tensor,  # [N, V]
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
+    tau: Tensor | None,  # [N] or [1]; None: tau_number, and so for those below
+    temperature: Tensor | None,  # [N] or [1]
     top_k: int,  # in [1, V]
     top_p: float,
     min_p: float,
@@ -40,9 +41,13 @@ def sample_latent(
     clamp_high: float,
     num_draws: int,
     exclude_ids: Tensor | None,  # [M]
-    seed: Tensor,  # []
+    seed: Tensor | None,  # []
     row_keys: Tensor | None,  # [N]; None numbers the rows
-    step: Tensor,  # [N] or [1]
+    step: Tensor | None,  # [N] or [1]
+    tau_number: float = 1.0,
+    temperature_number: float = 1.0,
+    seed_number: int = 0,
+    step_number: int = 0,
 ) -> _Outputs:
     """Fields of `lepo_kernels.ops.sample_latent.LatentSample`, in its order."""
     arguments = op_arguments(
@@ -61,6 +66,10 @@ def sample_latent(
         seed,
         row_keys,
         step,
+        tau_number,
+        temperature_number,
+        seed_number,
+        step_number,
     )
     fields: _Outputs = torch.ops.lepo_kernels_cuda.sample_latent.default(*arguments)
     check_draw(fields, logits, noise, exclude_ids, step)
@@ -69,8 +78,8 @@ def sample_latent(
 
 def op_arguments(
     logits: Tensor,  # [N, V]
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
+    tau: Tensor | None,  # [N] or [1]; None: tau_number, and so for those below
+    temperature: Tensor | None,  # [N] or [1]
     top_k: int,
     top_p: float,
     min_p: float,
@@ -80,17 +89,23 @@ def op_arguments(
     clamp_high: float,
     num_draws: int,
     exclude_ids: Tensor | None,  # [M]
-    seed: Tensor,  # []
+    seed: Tensor | None,  # []
     row_keys: Tensor | None,  # [N]
-    step: Tensor,  # [N] or [1]
+    step: Tensor | None,  # [N] or [1]
+    tau_number: float = 1.0,
+    temperature_number: float = 1.0,
+    seed_number: int = 0,
+    step_number: int = 0,
 ) -> tuple[Any, ...]:
     """What the binding takes for these; checks those that the kernel divides by."""
-    check_positive("tau", tau, zero_included=True)
-    check_positive("temperature", temperature)
+    if tau is not None:
+        check_positive("tau", tau, zero_included=True)
+    if temperature is not None:
+        check_positive("temperature", temperature)
     return (
         logits if logits.stride(1) == 1 else logits.contiguous(),
-        tau.contiguous(),
-        temperature.contiguous(),
+        _dense(tau),
+        _dense(temperature),
         top_k,
         top_p,
         min_p,
@@ -99,11 +114,19 @@ def op_arguments(
         clamp_low,
         clamp_high,
         num_draws,
-        None if exclude_ids is None else exclude_ids.contiguous(),
+        _dense(exclude_ids),
         seed,
-        None if row_keys is None else row_keys.contiguous(),
-        step.contiguous(),
+        _dense(row_keys),
+        _dense(step),
+        tau_number,
+        temperature_number,
+        seed_number,
+        step_number,
     )
+
+
+def _dense(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
 
 
 def check_draw(
@@ -111,14 +134,14 @@ def check_draw(
     logits: Tensor,  # [N, V]
     noise: str,
     exclude_ids: Tensor | None,  # [M]
-    step: Tensor,  # [N] or [1]
+    step: Tensor | None,  # [N] or [1]
 ) -> None:
     """Raise for values out of range, where they are checked."""
     check_rows("logits", fields[5])
     if exclude_ids is not None:
         check_ids("exclude_ids", exclude_ids, logits.shape[1])
         _check_survivors(fields[6])
-    if noise != "none":
+    if noise != "none" and step is not None:
         check_steps(step)
 
 
