@@ -31,6 +31,12 @@ def test_the_committed_traffic_is_up_to_date():
     assert "**Compiled only: predicted, not measured.**" in text
 
 
+def test_a_unit_is_what_the_kernels_take_at_once():
+    header = (SHIPPED / "linear_log_probs.h").read_text()
+    (entries,) = re.findall(r"kStateEntries = (\d+);", header)
+    assert traffic.UNIT_ENTRIES == int(entries)
+
+
 def test_every_kernel_is_in_the_committed_page():
     files = [*SHIPPED.glob("*.cuh"), *SHIPPED.glob("*.cu")]
     # A name stands before its parameters; the bounds of the launch may stand before the name.
