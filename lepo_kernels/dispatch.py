@@ -21,7 +21,7 @@ BACKENDS = ("cuda", "triton", "cpu", "reference")
 
 # Which backends hold a kernel for an op: op -> (family, backends).
 KERNELS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "philox_words": ("philox", ("cuda", "cpu", "reference")),
+    "philox_words": ("philox", ("cuda", "triton", "cpu", "reference")),
     "sample_latent": ("sample_latent", ("cuda", "cpu", "reference")),
     "mix_embeddings": ("mix_embeddings", ("cuda", "triton", "cpu", "reference")),
     "mix_embeddings_backward": ("mix_embeddings", ("cuda", "triton", "cpu", "reference")),
@@ -32,8 +32,11 @@ KERNELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "gather_log_probs_backward": ("linear_log_probs", ("cuda", "cpu", "reference")),
     "lepo_loss": ("lepo_loss", ("cpu",)),
     "lepo_loss_backward": ("lepo_loss", ("cpu",)),
-    "gumbel_softmax_embedding": ("gumbel_softmax_embedding", ("cpu", "reference")),
-    "gumbel_softmax_embedding_backward": ("gumbel_softmax_embedding", ("cpu", "reference")),
+    "gumbel_softmax_embedding": ("gumbel_softmax_embedding", ("triton", "cpu", "reference")),
+    "gumbel_softmax_embedding_backward": (
+        "gumbel_softmax_embedding",
+        ("triton", "cpu", "reference"),
+    ),
 }
 
 # Where no backend has a kernel for an op, the public function makes do with this one.

@@ -27,8 +27,12 @@ def has_gpu() -> bool:
 
 
 @contextmanager
-def serving(patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Offer the backend for CPU tensors, as the last choice."""
+def serving(patch: pytest.MonkeyPatch, *, large_tiles: bool = True) -> Iterator[None]:
+    """Offer the backend for CPU tensors, as the last choice.
+
+    A tile takes the interpreter some ten milliseconds, whatever its size: it gets tiles of 1024 ids
+    where real ones have 64, and of 64 rows where they have one, unless ``large_tiles`` is False.
+    """
     gpu_backends.offer_for_cpu_tensors(patch, "triton")
     if has_gpu():
         gpu_backends.run_on_gpu(patch, "triton")
@@ -37,5 +41,16 @@ def serving(patch: pytest.MonkeyPatch) -> Iterator[None]:
     from tests.triton_sim.interpreter import interpreted
 
     patch.delitem(dispatch.MISSING, "triton")
+    if large_tiles:
+        _enlarge_tiles(patch)
     with interpreted():
         yield
+
+
+def _enlarge_tiles(patch: pytest.MonkeyPatch) -> None:
+    from lepo_kernels.backends.triton import gumbel_softmax_embedding as dense
+
+    for table in (dense._MIX, dense._LOGITS_GRADIENT, dense._TABLE_GRADIENT):
+        for options in table.values():
+            patch.setitem(options, "IDS", 1024)
+    patch.setitem(dense._STATISTICS, "ROWS", 64)

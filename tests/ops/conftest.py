@@ -17,15 +17,20 @@ GPU_BACKENDS = {"cuda": cuda_backend, "triton": triton_backend}
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marks = metafunc.definition.iter_markers("parametrize")
     if "backend" in metafunc.fixturenames and not any("backend" in mark.args[0] for mark in marks):
-        many_rows = metafunc.definition.get_closest_marker("many_rows") is not None
         names = backends_of(metafunc.module.__name__)
-        parameters = [
-            pytest.param(name, marks=pytest.mark.slow)
-            if many_rows and name in GPU_BACKENDS and not GPU_BACKENDS[name].has_gpu()
-            else name
-            for name in names
-        ]
-        metafunc.parametrize("backend", parameters, indirect=True)
+        metafunc.parametrize("backend", names, indirect=True)
+
+
+# Before pytest leaves out what is slow.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    simulated = {name for name, special in GPU_BACKENDS.items() if not special.has_gpu()}
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        if parameters is None or item.get_closest_marker("large") is None:
+            continue
+        if parameters.params.get("backend") in simulated:
+            item.add_marker(pytest.mark.slow)
 
 
 def backends_of(module: str) -> list[str]:

@@ -95,6 +95,10 @@ def test_error_is_no_worse_than_plain_torch(dtype, table_dtype, backend):
         assert_no_worse_than_plain(x, y, z, coarse)
 
 
+def large(*sizes):
+    return pytest.param(*sizes, marks=pytest.mark.large)
+
+
 @pytest.mark.parametrize(
     ("rows", "vocab", "width"),
     [
@@ -103,12 +107,12 @@ def test_error_is_no_worse_than_plain_torch(dtype, table_dtype, backend):
         (64, 7, 3),  # a cut block of noise, many rows
         (3, 1000, 5),  # less than a tile of 1024
         (3, 1025, 5),  # one entry in the second tile
-        (1030, 130, 2),  # more rows than a block of 1024
+        large(1030, 130, 2),  # more rows than a block of 1024
         (2, 30, 8192),  # a wide table
-        (1, 49152, 2),  # the vocabulary of SmolLM2: one row, several chunks
-        (3, 128256, 2),  # of Llama 3
-        (1, 151936, 2),  # of Qwen 2.5
-        (1, 262144, 2),  # of Gemma 3
+        large(1, 49152, 2),  # the vocabulary of SmolLM2: one row, several chunks
+        large(3, 128256, 2),  # of Llama 3
+        large(1, 151936, 2),  # of Qwen 2.5
+        large(1, 262144, 2),  # of Gemma 3
     ],
 )
 def test_shapes(rows, vocab, width, backend):
@@ -216,6 +220,7 @@ def test_log_prob_has_its_gradient_at_tau_zero(backend):
 
 
 # In a vector of lanes, in another vector of the tile, in another tile of 1024, in another chunk.
+@pytest.mark.large
 @pytest.mark.parametrize("second", [701, 900, 2100, 40000])
 def test_ties(second, backend):
     logits, embedding = make(2, 49152, 2)

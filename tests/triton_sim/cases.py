@@ -22,8 +22,30 @@ def mix_embeddings(dtype: torch.dtype) -> None:
     dispatch.load("mix_embeddings_backward", "triton")(grad, ids, weights, embedding, True, True)
 
 
+def gumbel_softmax_embedding(dtype: torch.dtype) -> None:
+    logits, embedding = torch.zeros(64, 4096, dtype=dtype), torch.zeros(4096, 2048, dtype=dtype)
+    one, zero = torch.ones(1, dtype=torch.float64), torch.tensor(0)
+    shared = (logits, embedding, one, one, zero, torch.arange(64), torch.arange(64))
+    grads, known = (
+        (torch.zeros(64, 2048), torch.zeros(64)),
+        (torch.zeros(64, 2048), torch.zeros(64, 5, dtype=torch.float64)),
+    )
+    dispatch.load("gumbel_softmax_embedding", "triton")(*shared)
+    backward = dispatch.load("gumbel_softmax_embedding_backward", "triton")
+    backward(*grads, *shared, *known, True, True)
+
+
+def philox(dtype: torch.dtype) -> None:
+    seed, rows = torch.tensor(0), torch.arange(32)
+    dispatch.load("philox_words", "triton")(seed, rows, rows, rows[None], 0)
+
+
 # What makes every launch of a family.
-CASES: dict[str, Callable[[torch.dtype], None]] = {"mix_embeddings": mix_embeddings}
+CASES: dict[str, Callable[[torch.dtype], None]] = {
+    "mix_embeddings": mix_embeddings,
+    "gumbel_softmax_embedding": gumbel_softmax_embedding,
+    "philox": philox,
+}
 
 
 def planted(name: str) -> Callable[[torch.dtype], None]:

@@ -1,0 +1,85 @@
+"""Triton kernel of the counter-based noise.
+
+Contract: as the reference's, bit for bit. One launch reads the ids and writes the words, once.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lepo_kernels.backends.reference.numerics import check_ids, check_steps
+from lepo_kernels.backends.triton.launching import FUSED, device_of
+from lepo_kernels.ops._arguments import MAX_DRAWS, MAX_IDS
+from lepo_kernels.validation import INDEX_DTYPES, check_integer, check_tensor
+
+# Tile and warps; not measured on a GPU yet.
+_WORDS = {"IDS": 512, "num_warps": 4, **FUSED}
+
+
+@triton.jit
+def philox_words_kernel(
+    seed: tl.tensor,  # []
+    row_keys: tl.tensor,  # [N]
+    step: tl.tensor,  # [N] or [1]
+    step_step: tl.tensor,
+    ids: tl.tensor,  # [N, K] or [1, K]
+    ids_step: tl.tensor,
+    draw: tl.tensor,
+    words: tl.tensor,  # [N, K] int64, written
+    entries: tl.tensor,
+    IDS: tl.constexpr,
+) -> None:
+    """A row per program, and a block of its ids."""
+    row = tl.program_id(0).to(tl.int64)
+    entry = tl.program_id(1) * IDS + tl.arange(0, IDS)
+    inside = entry < entries
+    id = tl.load(ids + row * ids_step + entry, mask=inside, other=0).to(tl.uint32)
+    none = tl.zeros((IDS,), tl.uint32)
+    key = tl.load(row_keys + row)
+    first, second, third, fourth = tl.philox(
+        tl.load(seed),
+        id // 4 + draw.to(tl.uint32) * (1 << 24),
+        none + tl.load(step + row * step_step).to(tl.uint32),
+        none + key.to(tl.uint32),
+        none + (key >> 32).to(tl.uint32),
+    )
+    even = tl.where(id & 2 != 0, third, first)
+    odd = tl.where(id & 2 != 0, fourth, second)
+    word = tl.where(id & 1 != 0, odd, even)
+    tl.store(words + row * entries + entry, word.to(tl.int64), mask=inside)
+
+
+def philox_words(
+    seed: Tensor,  # []
+    row_keys: Tensor,  # [N]
+    step: Tensor,  # [N] or [1]
+    ids: Tensor,  # [N, K] or [1, K]
+    draw: int,
+) -> Tensor:  # [N, K]
+    """The uint32 word of every entry, held in int64."""
+    rows, device = row_keys.numel(), row_keys.device
+    check_tensor("seed", seed, (), (torch.int64,), device)
+    check_tensor("row_keys", row_keys, ("N",), (torch.int64,))
+    check_tensor("step", step, (1 if step.shape == (1,) else rows,), (torch.int64,), device)
+    check_tensor("ids", ids, (1 if ids.shape[:1] == (1,) else rows, "K"), INDEX_DTYPES, device)
+    check_integer("draw", draw, 0, MAX_DRAWS - 1)
+    check_ids("ids", ids, MAX_IDS)
+    check_steps(step)
+    entries = ids.shape[1]
+    words = torch.empty(rows, entries, dtype=torch.int64, device=device)
+    if words.numel() > 0:
+        with device_of(words):
+            philox_words_kernel[(rows, triton.cdiv(entries, _WORDS["IDS"]))](
+                seed,
+                row_keys.contiguous(),
+                step.contiguous(),
+                0 if step.numel() == 1 else 1,
+                ids.contiguous(),
+                0 if ids.shape[0] == 1 else entries,
+                draw,
+                words,
+                entries,
+                **_WORDS,
+            )
+    return words
