@@ -13,22 +13,36 @@ from typing import Any
 import torch
 
 CAPABILITIES = ("baseline", "avx2", "avx512")
-# What backends/cpu calls.
-_CPU_OPS = (
-    "advise_huge_pages",
-    "gather_log_probs",
-    "gather_log_probs_backward",
-    "gumbel_softmax_gradients",
-    "gumbel_softmax_statistics",
-    "gumbel_softmax_weights_beside_peak",
-    "logit_gradient_",
-    "mix_embeddings",
-    "mix_embeddings_backward",
-    "philox_words",
-    "sample_latent",
-    "statistics_of",
-    "summarise_logits",
-)
+# What backends/cpu and backends/cuda call.
+_OPS = {
+    "cpu": (
+        "advise_huge_pages",
+        "gather_log_probs",
+        "gather_log_probs_backward",
+        "gumbel_softmax_gradients",
+        "gumbel_softmax_statistics",
+        "gumbel_softmax_weights_beside_peak",
+        "logit_gradient_",
+        "mix_embeddings",
+        "mix_embeddings_backward",
+        "philox_words",
+        "sample_latent",
+        "statistics_of",
+        "summarise_logits",
+    ),
+    "cuda": (
+        "latent_step",
+        "logit_gradient",
+        "mix_dembedding",
+        "mix_dweights",
+        "mix_embeddings",
+        "mix_keys",
+        "philox_words",
+        "sample_latent",
+        "statistics_of",
+        "summarise_logits",
+    ),
+}
 
 
 def why_not_cpu() -> str | None:
@@ -37,7 +51,7 @@ def why_not_cpu() -> str | None:
     Raises:
         ValueError: ``LEPO_CPU_CAPABILITY`` names no instruction set, or one this machine lacks.
     """
-    reason = _load("cpu") or _why_stale()
+    reason = _load("cpu") or _why_stale("cpu")
     if reason is None:
         _check_capability()
     return reason
@@ -45,7 +59,7 @@ def why_not_cpu() -> str | None:
 
 def why_not_cuda() -> str | None:
     """Load the CUDA library; None if it can be used here, else the reason."""
-    reason = _load("cuda")
+    reason = _load("cuda") or _why_stale("cuda")
     return _why_not_here(build_facts("cuda")["cuda"]) if reason is None else reason
 
 
@@ -89,14 +103,15 @@ def _why_not_here(built_for: str) -> str | None:
     return None
 
 
-def _why_stale() -> str | None:
-    """Why the CPU library does not belong to these Python files: an editable one, not rebuilt."""
-    lacking = [name for name in _CPU_OPS if not hasattr(torch.ops.lepo_kernels_cpu, name)]
+def _why_stale(backend: str) -> str | None:
+    """Why a library does not belong to these Python files: an editable one, not rebuilt."""
+    ops = getattr(torch.ops, f"lepo_kernels_{backend}")
+    lacking = [name for name in _OPS[backend] if not hasattr(ops, name)]
     if not lacking:
         return None
     return (
-        f"_C_cpu.so is older than this package (it lacks {', '.join(lacking)}); build it again: "
-        "python setup.py build_ext --inplace"
+        f"_C_{backend}.so is older than this package (it lacks {', '.join(lacking)}); build it "
+        "again: python setup.py build_ext --inplace"
     )
 
 

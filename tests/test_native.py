@@ -69,6 +69,7 @@ def test_the_cpu_library_says_how_it_was_built():
 )
 def test_why_the_cuda_library_is_not_used(built_for, torch_for, gpus, reason, monkeypatch):
     monkeypatch.setattr(native, "_load", lambda backend: None)
+    monkeypatch.setattr(native, "_why_stale", lambda backend: None)
     monkeypatch.setattr(native, "build_facts", lambda backend: {"cuda": built_for})
     monkeypatch.setattr(torch.version, "cuda", torch_for)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
@@ -97,17 +98,21 @@ def test_the_cuda_library_loads_under_any_torch():
         torch.ops.lepo_kernels_cuda.philox_words(one[0], one, one, one[None], 0)
 
 
-def test_a_library_that_lacks_an_op_is_called_stale(monkeypatch):
-    if "cpu" in dispatch.MISSING:
-        pytest.skip("the CPU library is not here")
-    monkeypatch.setattr(native, "_CPU_OPS", (*native._CPU_OPS, "an_op_of_tomorrow"))
-    reason = native.why_not_cpu()
-    assert "older than this package (it lacks an_op_of_tomorrow)" in reason
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_a_library_that_lacks_an_op_is_called_stale(backend, monkeypatch):
+    if not native.is_loaded(backend):
+        pytest.skip(f"_C_{backend}.so is not here")
+    ops = (*native._OPS[backend], "an_op_of_tomorrow")
+    monkeypatch.setitem(native._OPS, backend, ops)
+    reason = {"cpu": native.why_not_cpu, "cuda": native.why_not_cuda}[backend]()
+    assert f"_C_{backend}.so is older than this package (it lacks an_op_of_tomorrow)" in reason
     assert "build_ext --inplace" in reason
 
 
-def test_the_list_of_native_ops_is_what_the_backend_calls():
-    folder = Path(native.__file__).parent / "backends" / "cpu"
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_the_list_of_native_ops_is_what_the_backend_calls(backend):
+    folder = Path(native.__file__).parent / "backends" / backend
     text = "".join(file.read_text() for file in folder.glob("*.py"))
-    called = set(re.findall(r"lepo_kernels_cpu\.(\w+)", text))
-    assert called == set(native._CPU_OPS)
+    called = set(re.findall(rf"lepo_kernels_{backend}\.(\w+)|\bops\.(\w+)\.default", text))
+    called = {name for names in called for name in names if name}
+    assert called == set(native._OPS[backend])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import lepo_kernels
+from lepo_kernels import dispatch
 from lepo_kernels.cli.options import ALL
 from lepo_kernels.tasks import models
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -52,6 +53,12 @@ def test_command_examples(line: str) -> None:
             assert word.removeprefix("--") in known
         elif word.startswith("configs/"):
             assert (ROOT / word).is_file()
+
+
+def test_the_backends_table_names_what_cuda_lacks() -> None:
+    (row,) = re.findall(r"^\| `cuda` .*$", README, re.MULTILINE)
+    lacking = {family for family, backends in dispatch.KERNELS.values() if "cuda" not in backends}
+    assert set(re.findall(r"`(\w+)`", row)) == {"cuda", *lacking}
 
 
 def test_names_in_the_methods_table_exist() -> None:

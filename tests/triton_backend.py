@@ -12,6 +12,9 @@ import pytest
 from lepo_kernels import dispatch
 from tests import gpu_backends
 
+# Seen once: in the interpreter's place the name is no longer missing.
+_HAS_GPU = "triton" not in dispatch.MISSING
+
 
 def why_not() -> str | None:
     """None if the backend can serve CPU tensors, else the reason."""
@@ -20,7 +23,7 @@ def why_not() -> str | None:
 
 def has_gpu() -> bool:
     """Whether there is a GPU for it."""
-    return "triton" not in dispatch.MISSING
+    return _HAS_GPU
 
 
 @contextmanager

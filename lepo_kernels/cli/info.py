@@ -34,11 +34,13 @@ def _show(found: dict[str, Any]) -> None:
     console = Console()
     console.print(_versions(found))
     for name, library in found["libraries"].items():
-        console.print(f"{name}: {_library(library)}", highlight=False)
+        console.print(f"{name}: {_library(library)}", highlight=False, markup=False)
     console.print(_dispatch(found))
     for name, missing in found["backends"].items():
         if missing is not None:
-            console.print(f"{name}: {missing['reason']}; {missing['remedy']}", highlight=False)
+            # An extra in brackets is no markup.
+            line = f"{name}: {missing['reason']}; {missing['remedy']}"
+            console.print(line, highlight=False, markup=False)
 
 
 def _versions(found: dict[str, Any]) -> "Table":

@@ -173,12 +173,16 @@ def test_info_shows_the_native_libraries(
     assert "_C_other.so: not here" in shown
 
 
-def test_info_says_why_a_backend_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_says_why_a_backend_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(lepo_kernels.dispatch.MISSING, "triton", "no reason")
     found = lepo_kernels.info()
     assert found["backends"]["reference"] is None
     assert found["backends"]["triton"]["reason"] == "no reason"
     assert "triton" in found["backends"]["triton"]["remedy"]
+    assert main(["info"]) == 0
+    assert "pip install 'lepo_kernels[triton]'" in " ".join(capsys.readouterr().out.split())
     assert found["kernels"]["sample_latent"]["chosen"] in found["backends"]
     assert found["kernels"]["sample_latent"]["backends"]["reference"] is None
 

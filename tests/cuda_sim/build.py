@@ -36,6 +36,10 @@ VARIANTS = {
 }
 
 
+# What this process could not build, and why: hundreds of tests may ask for it.
+_failed: dict[Path, str] = {}
+
+
 class BuildError(Exception):
     """The compiler's messages."""
 
@@ -106,6 +110,8 @@ def built(
     target = cache() / f"{name}-{hash_of([*nameless, *last], with_includes(sources, csrc))}"
     if target.exists():
         return target
+    if target in _failed:
+        raise BuildError(_failed[target])
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{target}.lock", "w") as lock:
         # Another process of the same test run may be at it.
@@ -115,6 +121,7 @@ def built(
             command = [*compiler(), *words, *map(str, sources), "-o", str(half), *last, "-ldl"]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode != 0:
+                _failed[target] = done.stderr
                 raise BuildError(done.stderr)
             half.replace(target)
     Path(f"{target}.lock").unlink(missing_ok=True)

@@ -1,10 +1,12 @@
 """The simulator does what CUDA does, in every order of threads and blocks."""
 
 import math
+import subprocess
 
 import pytest
 import torch
 
+from tests.cuda_sim import build
 from tests.cuda_sim.simulator import SCHEDULES, Module, Schedule
 
 in_every_order = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
@@ -235,3 +237,18 @@ def test_orders_of_blocks_and_repetition():
     assert shuffled == [winner("shuffled", seed) for seed in range(8)]
     assert len({(number - 3) // 40 for number in shuffled}) > 1
     assert len(set(shuffled)) > 3
+
+
+def test_what_does_not_compile_is_tried_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("LEPO_SIM_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "_failed", {})
+    source = tmp_path / "broken.cpp"
+    source.write_text("no C++ at all\n")
+    build.compiler_version()
+    tried = []
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: tried.append(a) or run(*a, **k))
+    for _ in range(2):
+        with pytest.raises(build.BuildError, match="error"):
+            build.built("broken.o", ["-c"], [source], tmp_path)
+    assert len(tried) == 1

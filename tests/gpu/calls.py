@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from lepo_kernels import dispatch
-from tests.ops.native_cases import Case, cases
+from tests.ops.native_cases import NATIVE_OPS, Case, cases, same_bits
 
 
 def widths_on(device: torch.device) -> tuple[int, ...]:
@@ -34,6 +34,22 @@ def calls_of(op: str, device: torch.device) -> Iterator[Case]:
     """The example calls of ``op``, on the device; made on the CPU, so that no other kernel runs."""
     for case in cases(op, widths_on(device)):
         yield case._replace(arguments=moved(case.arguments, device))
+
+
+def assert_agree(case: Case, ours: Tensor, expected: Tensor) -> None:
+    """The same bits; of an op with matrix products, as close as two orders of its sums are.
+
+    torch's products need not have the same bits on another stream or in a graph.
+    """
+    if not NATIVE_OPS[case.op].has_matrix_product:
+        assert same_bits(ours, expected), case.name
+        return
+    assert ours.shape == expected.shape, case.name
+    # Both round once to their dtype; what cancels in float32 sums leaves more than a rounding.
+    unit = 1e-5 if ours.dtype == torch.float32 else 2 * torch.finfo(ours.dtype).eps
+    if ours.numel() > 0:
+        error = (ours.double() - expected.double()).abs().amax()
+        assert error <= unit * expected.double().abs().amax(), case.name
 
 
 def moved(values: Any, device: torch.device) -> Any:

@@ -3,9 +3,7 @@
 import pytest
 import torch
 
-from lepo_kernels.backends.cuda import linear_log_probs
-from tests.gpu.calls import calls_of, cuda_ops
-from tests.ops.native_cases import same_bits
+from tests.gpu.calls import assert_agree, calls_of, cuda_ops
 
 
 def position(op, name):
@@ -49,7 +47,7 @@ def test_a_replay_sees_what_its_tensors_hold_then(op, device, monkeypatch):
                     case.arguments[i].fill_(number)
             replay()
             for a, b in zip(outputs, case.run("cuda"), strict=True):
-                assert same_bits(a, b), case.name
+                assert_agree(case, a, b)
 
 
 def test_seeds_and_steps_are_found():

@@ -173,6 +173,8 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(mixture, make(dtype=torch.float64))
 
 
+# Hundreds of calls.
+@pytest.mark.large
 @pytest.mark.filterwarnings("ignore:Input #. requires gradient and is not a double")
 def test_gradcheck_in_float32(backend):
     # A step of 1e-2 leaves rounding of 2^-24 / 1e-2 = 6e-6 and a cubic term of about 1e-4 times the

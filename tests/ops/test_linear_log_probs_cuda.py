@@ -1,28 +1,21 @@
 """What only the CUDA kernel promises: how the work is cut, bits, and that it need not wait."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 
-import lepo_kernels
 from lepo_kernels import dispatch, gather_log_probs, linear_log_probs
 from lepo_kernels.backends.cuda import linear_log_probs as kernel
-from tests import cuda_backend
 from tests.ops.helpers import HALF_DTYPES, LOW_DTYPES, LargestTensor
+
+pytestmark = [
+    pytest.mark.usefixtures("backend"),
+    pytest.mark.parametrize("backend", ["cuda"], indirect=True),
+]
 
 # A state of a row.
 UNIT = 512
-
-
-@pytest.fixture(autouse=True)
-def _on_cuda_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    reason = cuda_backend.why_not()
-    if reason is not None:
-        pytest.skip(reason)
-    with cuda_backend.serving(monkeypatch), lepo_kernels.backend("cuda"):
-        yield
 
 
 def make(rows, vocab, width=8, kept=3, dtype=torch.float32):

@@ -67,6 +67,8 @@ def test_a_table_without_columns(shape, real):
 
 # In float32, a step of 1e-2 makes rounding (1e-7 of numbers near 1) a relative error of about 1e-5
 # of the difference, and there is none of the step itself: the mixture is bilinear.
+# Hundreds of calls.
+@pytest.mark.large
 def test_gradcheck_with_duplicates(real):
     ids, weights, embedding = make(dtype=real)
     ids[:, 1] = ids[:, 0]

@@ -14,6 +14,7 @@ from lepo_kernels.backends.cuda import latent_step as both
 from lepo_kernels.backends.cuda import mix_embeddings as mixture
 from lepo_kernels.backends.cuda import sample_latent as draw
 from lepo_kernels.backends.reference import numerics
+from tests import cuda_backend
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
@@ -41,7 +42,7 @@ def unchecked(monkeypatch):
 
 
 def operations(kernel, *arguments):
-    place = "cuda" if torch.cuda.is_available() else "cpu"
+    place = "cuda" if cuda_backend.has_gpu() else "cpu"
     there = [x.to(place) if isinstance(x, torch.Tensor) else x for x in arguments]
     with Operations() as recorded:
         kernel(*there)

@@ -161,7 +161,12 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
         tensor(FLOAT, "V", optional=True),
     ),
 }
-OPS_AND_BACKENDS = [(op, b) for op in dispatch.KERNELS for b in backends_of(op)]
+# A call takes Triton's interpreter some ten milliseconds, and here are hundreds.
+OPS_AND_BACKENDS = [
+    pytest.param(op, b, marks=[pytest.mark.large] if b == "triton" else [])
+    for op in dispatch.KERNELS
+    for b in backends_of(op)
+]
 each_op_and_backend = pytest.mark.parametrize(
     ("op", "backend"), OPS_AND_BACKENDS, indirect=["backend"]
 )

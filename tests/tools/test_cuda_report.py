@@ -31,6 +31,12 @@ def test_the_committed_traffic_is_up_to_date():
     assert "**Compiled only: predicted, not measured.**" in text
 
 
+def test_a_unit_is_what_the_kernels_take_at_once():
+    header = (SHIPPED / "linear_log_probs.h").read_text()
+    (entries,) = re.findall(r"kStateEntries = (\d+);", header)
+    assert int(entries) == traffic.UNIT_ENTRIES
+
+
 def test_every_kernel_is_in_the_committed_page():
     files = [*SHIPPED.glob("*.cuh"), *SHIPPED.glob("*.cu")]
     # A name stands before its parameters; the bounds of the launch may stand before the name.
@@ -80,7 +86,7 @@ def test_every_op_of_the_backend_has_a_model():
         ),
         ("latent_step", Sizes(1, 10, 3, 8), 20 + 24 + 36 + 16 + 16 + 16 + 48 + 24 + 12 + 16),
         # one whole unit and a rest
-        ("gather_log_probs", Sizes(1, 1025, 3), 2050 + 2 * 24 + 3 * 12 + 8),
+        ("gather_log_probs", Sizes(1, 513, 3), 1026 + 2 * 24 + 3 * 12 + 8),
         ("gather_log_probs_backward", Sizes(1, 10, 3, element=4), 80 + 3 * 12 + 16),
     ],
 )

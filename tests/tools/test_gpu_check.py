@@ -1,6 +1,7 @@
 """The check on a GPU: what it makes of its steps' output, time and machine."""
 
 import json
+import subprocess
 import sys
 import time
 
@@ -8,8 +9,9 @@ import pytest
 
 import gpu_check.__main__ as command
 from gpu_check import running
+from gpu_check.facts import ROOT
 from gpu_check.report import EXIT_STATUS, Outcome, Report
-from gpu_check.steps import SANITIZER_TOOLS, Step, architecture_of, counts, steps
+from gpu_check.steps import LOAD, SANITIZER_TOOLS, Step, architecture_of, counts, steps
 
 
 def report(*ends, has_gpu=True):
@@ -49,6 +51,16 @@ tests/gpu/test_device.py::test_e """
     assert counts(output) == {"passed": 2, "failed": 1, "skipped": 1}
 
 
+def test_outcomes_of_tests_in_several_processes_are_counted():
+    output = """
+tests/ops/test_philox.py::test_a[cuda]
+[gw0] [  1%] PASSED tests/ops/test_philox.py::test_a[cuda]
+[gw11] [ 99%] FAILED tests/ops/test_philox.py::test_b[cuda]
+FAILED tests/ops/test_philox.py::test_b[cuda] - assert 1 == 2
+"""
+    assert counts(output) == {"passed": 1, "failed": 1}
+
+
 def test_findings_of_sanitizers_are_counted():
     assert counts("16 calls\n========= ERROR SUMMARY: 0 errors\n") == {"findings": 0}
     assert counts("========= ERROR SUMMARY: 3 errors\n") == {"findings": 3}
@@ -66,16 +78,28 @@ def test_architectures(capability, name):
 
 def test_steps_build_for_the_device_first_and_end_with_the_sanitizers():
     found = steps("python", "9.0a", "/opt/compute-sanitizer")
-    assert [step.name for step in found[:4]] == ["build", "philox words", "contract", "device"]
+    names = ["build", "load", "philox words", "contract", "device", "triton"]
+    assert [step.name for step in found] == [*names, *SANITIZER_TOOLS]
     assert found[0].environment["LEPO_CUDA_ARCH_LIST"] == "9.0a"
-    assert [step.needs_library for step in found] == [False] + [True] * 7
-    assert tuple(step.name for step in found[4:]) == SANITIZER_TOOLS
-    assert all(step.name in step.command for step in found[4:])
-    assert not any(step.command for step in steps("python", "9.0a", None)[4:])
+    assert [step.name for step in found if not step.needs_library] == ["build", "triton"]
+    assert [step.name for step in found if step.gives_library] == ["build", "load"]
+    assert all(step.name in step.command for step in found[-4:])
+    assert not any(step.command for step in steps("python", "9.0a", None)[-4:])
 
 
-def python(name, code, needs_library=True, **environment):
-    return Step(name, (sys.executable, "-c", code), environment, needs_library)
+# What is not there, or does not load, must not be taken for what the simulator has shown.
+def test_a_library_that_cannot_be_used_ends_the_step_with_its_reason():
+    code = f"from lepo_kernels import dispatch; dispatch.MISSING['cuda'] = 'why not'; {LOAD}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("why not")
+    code = f"from lepo_kernels import dispatch; dispatch.MISSING.pop('cuda', None); {LOAD}"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def python(name, code, needs_library=True, gives_library=False, **environment):
+    words = (sys.executable, "-c", code)
+    return Step(name, words, environment, needs_library, gives_library)
 
 
 def run(todo, folder, seconds=60.0):
@@ -102,8 +126,22 @@ def test_a_failure_does_not_stop_what_does_not_need_it(tmp_path):
         ("passed", ""),
         ("not run", "compute-sanitizer was not found"),
     ]
-    outcomes = run([python("build", "raise SystemExit(1)", False), fine], tmp_path)
-    assert (outcomes[1].outcome, outcomes[1].reason) == ("not run", "the library was not built")
+    other = python("other", "pass", needs_library=False)
+    build = python("build", "raise SystemExit(1)", False, gives_library=True)
+    outcomes = run([build, fine, other], tmp_path)
+    reason = "there is no library that can be used"
+    assert (outcomes[1].outcome, outcomes[1].reason) == ("not run", reason)
+    assert outcomes[2].outcome == "passed"
+
+
+def test_the_end_of_a_log_of_failure_is_shown(tmp_path, capsys):
+    code = "import sys; print(*range(1000), sep='\\n'); sys.exit('it broke')"
+    run([python("one", code), python("two", "print('not shown')")], tmp_path)
+    shown = capsys.readouterr().out
+    assert "it broke" in shown
+    assert "\n    999\n" in shown
+    assert "    900\n" not in shown
+    assert "not shown" not in shown
 
 
 # A second is long for the first line of a program, and short to wait for.
@@ -127,5 +165,5 @@ def test_a_machine_without_a_gpu_is_told_so(tmp_path, monkeypatch, capsys):
     assert (found["status"], found["exit_status"], found["device"]) == ("no GPU", 2, {})
     assert {step["outcome"] for step in found["steps"]} == {"not run"}
     assert {step["reason"] for step in found["steps"]} == {"no GPU"}
-    assert len(found["steps"]) == 8
+    assert len(found["steps"]) == 10
     assert capsys.readouterr().out.startswith("no GPU")

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 # What a good copy reaches on an H100, of 3.35 TB/s.
 BYTES_PER_SECOND = 3.0e12
-# What a warp of the row kernels takes at once, and leaves of it for the join: see linear_log_probs.
-UNIT_ENTRIES = 1024
+# What a warp of the row kernels takes at once (kStateEntries in csrc/cuda/linear_log_probs.h), and
+# leaves of it for the join.
+UNIT_ENTRIES = 512
 UNIT_BYTES = 12
 
 
@@ -72,11 +73,11 @@ def latent_step(s: Sizes) -> Traffic:
 
 
 def row_statistics(s: Sizes) -> Traffic:
-    """The logits once; units of 1024 entries leave 12 bytes, which are read again. Of a selected
+    """The logits once; units of 512 entries leave 12 bytes, which are read again. Of a selected
     entry the id is read and the logit written; of a row, two statistics are written."""
     units = -(-s.vocab // UNIT_ENTRIES) * 2 * UNIT_BYTES
     return Traffic(
-        {"V E": s.vocab * s.element, "24 ceil(V / 1024)": units, "12 K": 12 * s.kept, "8": 8}
+        {"V E": s.vocab * s.element, "24 ceil(V / 512)": units, "12 K": 12 * s.kept, "8": 8}
     )
 
 

@@ -3,9 +3,9 @@
     python -m tools.gpu_check --out DIR [--budget SECONDS]
 
 Builds the native libraries for the GPU at hand into the tree, compares Philox words, runs the tests
-on the device, and lets compute-sanitizer watch every kernel. It needs torch for CUDA, a CUDA
-toolkit, pytest, hypothesis, scipy, cmake and ninja, and no network. DIR/gpu_check.json is written
-after each step, beside a log of each.
+on the device, Triton's too, and lets compute-sanitizer watch every kernel. It needs torch for CUDA,
+a CUDA toolkit, pytest, hypothesis, scipy, cmake and ninja, and no network. DIR/gpu_check.json is
+written after each step, beside a log of each.
 
 Exit status: 0 all passed; 1 something failed; 2 there is no GPU, and nothing was run; 3 nothing
 failed, and not all was run.

@@ -14,6 +14,9 @@ from gpu_check.steps import Step, counts
 LEAST_SECONDS = 5.0
 # What one step may take of the time that is left: one that hangs leaves some to the others.
 SHARE = 0.6
+# What is shown of the log of a step that fails.
+LAST_LINES = 25
+LINE_WIDTH = 160
 
 
 def run_all(todo: list[Step], report: Report, folder: Path, deadline: float) -> None:
@@ -21,17 +24,20 @@ def run_all(todo: list[Step], report: Report, folder: Path, deadline: float) -> 
     library_built = True
     for step in todo:
         outcome = run_step(step, folder, deadline, library_built)
-        if not step.needs_library and outcome.outcome != "passed":
+        if step.gives_library and outcome.outcome != "passed":
             library_built = False
         report.outcomes.append(outcome)
         report.write(folder / "gpu_check.json")
         print(report.lines()[-1], flush=True)
+        if outcome.outcome == "failed":
+            # The log may stay behind on a machine that is gone.
+            print(last_lines(folder / outcome.log), flush=True)
 
 
 def run_step(step: Step, folder: Path, deadline: float, library_built: bool) -> Outcome:
     """Run one step, or say why not."""
     if step.needs_library and not library_built:
-        return Outcome(step.name, "not run", "the library was not built")
+        return Outcome(step.name, "not run", "there is no library that can be used")
     if not step.command:
         return Outcome(step.name, "not run", "compute-sanitizer was not found")
     left = deadline - time.monotonic()
@@ -51,6 +57,12 @@ def run_step(step: Step, folder: Path, deadline: float, library_built: bool) -> 
     else:
         outcome.outcome, outcome.reason = "failed", f"exit status {status}"
     return outcome
+
+
+def last_lines(log: Path) -> str:
+    """The end of a log, where pytest names what failed, and a compiler why."""
+    lines = log.read_text(errors="replace").rstrip().splitlines()[-LAST_LINES:]
+    return "\n".join("    " + line[:LINE_WIDTH] for line in lines)
 
 
 def _run(step: Step, log: Path, seconds: float) -> int | None:

@@ -26,6 +26,7 @@ class CudaDevice {
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/c/shim.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #define LEPO_CUDA_KEY CUDA
 
@@ -45,7 +46,7 @@ class CudaDevice {
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
                     "lepo_kernels: this torch is built without CUDA");
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
     return static_cast<cudaStream_t>(stream);
   }
 
