@@ -35,10 +35,7 @@ def recorded(call, device):
 
 
 @pytest.mark.parametrize("op", cuda_ops())
-def test_a_replay_sees_what_its_tensors_hold_then(op, device, monkeypatch):
-    # A captured backward pass takes rows without a gradient along: only one that does, too, makes
-    # products of the same shapes, and so of the same bits.
-    monkeypatch.setattr(linear_log_probs, "_may_wait", lambda like: False)
+def test_a_replay_sees_what_its_tensors_hold_then(op, device):
     for case in calls_of(op, device):
         outputs, replay = recorded(lambda case=case: case.run("cuda"), device)
         for number in (101, 102):
