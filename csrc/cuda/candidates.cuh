@@ -7,6 +7,7 @@
 // but rows made to rise.
 #pragma once
 
+#include "cuda/bitonic_sort.cuh"
 #include "cuda/radix_select.cuh"
 
 namespace lepo {

@@ -120,7 +120,7 @@ LEPO_DEVICE RadixBound radix_bound(Visit visit, int count, int k, RadixScratch<k
 }
 
 // Puts the k largest entries, in any order, into `entries` (shared or global memory, room for k).
-// They are there, and the scratch is free, after the next barrier: sort_entries begins with one.
+// They are there, and the scratch is free, after the next barrier: the sorts begin with one.
 template <int kThreads, typename Visit>
 LEPO_DEVICE void radix_select(Visit visit, int count, int k, uint64_t* entries,  // [k]
                               RadixScratch<kThreads>& scratch) {
@@ -131,44 +131,6 @@ LEPO_DEVICE void radix_select(Visit visit, int count, int k, uint64_t* entries, 
     const uint64_t entry = entry_of(x, id, last);
     if (bound.holds(entry)) entries[atomicAdd(&scratch.collected, 1)] = entry;
   });
-}
-
-LEPO_DEVICE int next_power_of_two(int x) {
-  int power = 1;
-  while (power < x) power *= 2;
-  return power;
-}
-
-// Sorts `entries` in place, the largest first (bitonic); there is room for next_power_of_two(k).
-// As long as strides are at most a warp's width, a warp stays among entries of its own: then it
-// waits for no other.
-template <int kThreads>
-LEPO_DEVICE void sort_entries(uint64_t* entries, int k) {
-  const int size = next_power_of_two(k);
-  // No entry is 0: what fills up stays behind.
-  for (int i = k + static_cast<int>(threadIdx.x); i < size; i += kThreads) entries[i] = 0;
-  __syncthreads();
-  for (int run = 2; run <= size; run *= 2) {
-    for (int stride = run / 2; stride > 0; stride /= 2) {
-      for (int pair = static_cast<int>(threadIdx.x); pair < size / 2; pair += kThreads) {
-        const int low = 2 * pair - (pair & (stride - 1));
-        const uint64_t a = entries[low];
-        const uint64_t b = entries[low + stride];
-        const bool descending = (low & run) == 0;
-        if ((a < b) == descending) {
-          entries[low] = b;
-          entries[low + stride] = a;
-        }
-      }
-      // The next stride; behind the last step the whole block reads.
-      const int next = stride > 1 ? stride / 2 : run < size ? run : kThreads;
-      if (stride > kWarpSize || next > kWarpSize) {
-        __syncthreads();
-      } else {
-        __syncwarp();
-      }
-    }
-  }
 }
 
 }  // namespace lepo

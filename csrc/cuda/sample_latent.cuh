@@ -10,9 +10,10 @@
 // to finish merges what the others left in the workspace (k entries each, and the states of units)
 // and draws. Nothing is waited for.
 // Wide, any k: one block per row reads it once for the statistics, then two to six times to select
-// the k-th entry, and once more to collect; it sorts in the workspace.
+// the k-th entry, and once more to collect; it sorts in the workspace, tile by tile.
 #pragma once
 
+#include "cuda/bitonic_sort.cuh"
 #include "cuda/candidates.cuh"
 #include "cuda/excluded_ids.cuh"
 #include "cuda/latent_row.cuh"
@@ -274,9 +275,12 @@ __global__ void __launch_bounds__(kNarrowThreads, kNarrowBlocks<T>)
 constexpr int kWideThreads = 512;
 constexpr int kWideWarps = kWideThreads / kWarpSize;
 constexpr int kWideTile = kWideWarps * kTileUnits * kUnitEntries;
+// Entries that are sorted in shared memory: 32 KiB.
+constexpr int kSortTile = 4096;
 
 struct WideScratch {
   RadixScratch<kWideThreads> radix;
+  uint64_t tile[kSortTile];
   LatentScratch<kWideThreads> latent;
 };
 
@@ -332,7 +336,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
   uint64_t* const entries = workspace.entries + index * next_power_of_two(problem.top_k);
   const auto visit = [&](auto f) { visit_kept(problem, row, inv_temperature, f); };
   radix_select<kWideThreads>(visit, row.count, problem.top_k, entries, scratch[0].radix);
-  sort_entries<kWideThreads>(entries, problem.top_k);
+  sort_long_entries<kWideThreads, kSortTile>(entries, problem.top_k, scratch[0].tile);
   const RowStatistics statistics = merge_units<kWideThreads>(units, count, scratch[0].latent.sums);
   LatentWriter<kWideThreads>(problem, index, entries, count_real(entries, problem.top_k),
                              scratch[0].latent)

@@ -203,8 +203,11 @@ def exercise_block_reduce(module, schedule):
 
 def exercise_radix_select(module, schedule):
     # One row that needs every pass; k above the number of threads.
-    x = all_rows(300)[2:3]
-    check_top_k(x, 70, top_k(x, 70, schedule, suffix="_of_64_threads", module=module))
+    x = all_rows(503)[2:3]
+    options = {"suffix": "_of_64_threads", "module": module}
+    check_top_k(x, 70, top_k(x, 70, schedule, **options))
+    # Four tiles of 128, which are full but for the last places.
+    check_top_k(x, 500, top_k(x, 500, schedule, in_global=True, **options))
 
 
 def exercise_sample_latent(module, schedule):

@@ -37,6 +37,7 @@ class Subject:
 
 SUBJECTS = (
     Subject(Path("csrc/cuda/block_reduce.cuh"), "block_reduce", checks.exercise_block_reduce),
+    Subject(Path("csrc/cuda/bitonic_sort.cuh"), "radix_select", checks.exercise_radix_select),
     Subject(Path("csrc/cuda/radix_select.cuh"), "radix_select", checks.exercise_radix_select),
     Subject(Path("csrc/cuda/candidates.cuh"), "sample_latent", checks.exercise_sample_latent),
     Subject(Path("csrc/cuda/sample_latent.cuh"), "sample_latent", checks.exercise_sample_latent),

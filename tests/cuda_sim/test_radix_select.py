@@ -57,9 +57,11 @@ def test_blocks_of_other_sizes(threads, schedule):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-def test_more_entries_than_shared_memory_holds(schedule):
-    x = all_rows(1000)[::4]
-    check_top_k(x, 700, top_k(x, 700, schedule, in_global=True))
+# Tiles of 512: less than one, one, two, and 16, whose runs are merged in several steps.
+@pytest.mark.parametrize("k", [300, 512, 700, 4099])
+def test_more_entries_than_shared_memory_holds(schedule, k):
+    x = all_rows(max(1000, k))[::4]
+    check_top_k(x, k, top_k(x, k, schedule, in_global=True))
 
 
 def test_ids_beyond_two_digits():
@@ -73,7 +75,10 @@ def test_sanitizers_find_nothing(variant):
     # Two rows, one that needs every pass; 64 threads, for the time that the race check takes.
     x = all_rows(1000)[[0, 2]]
     module = Module("radix_select", variant)
-    check_top_k(x, 70, top_k(x, 70, Schedule("reverse"), suffix="_of_64_threads", module=module))
+    options = {"suffix": "_of_64_threads", "module": module}
+    check_top_k(x, 70, top_k(x, 70, Schedule("reverse"), **options))
+    # Four tiles of 128, which are full but for the last places.
+    check_top_k(x, 500, top_k(x, 500, Schedule("reverse"), in_global=True, **options))
 
 
 def test_the_address_sanitizer_finds_nothing_at_any_address():

@@ -94,6 +94,13 @@ def test_wide_selections(top_k, schedule):
     assert torch.equal(ours.entropy, narrow.entropy)
 
 
+def test_a_selection_that_is_sorted_tile_by_tile():
+    # Two tiles of 4096 places; ties across both.
+    x = torch.cat([rows_of(4200)[:2], torch.zeros(1, 4200)])
+    draw = dataclasses.replace(EXACT, top_k=4150)
+    check_latent(x, draw, latent(x, draw))
+
+
 @pytest.mark.parametrize("noise", NOISES)
 # One chunk of entries for a block's threads, and two.
 @pytest.mark.parametrize("top_k", [40, 700])

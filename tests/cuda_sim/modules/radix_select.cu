@@ -1,3 +1,4 @@
+#include "cuda/bitonic_sort.cuh"
 #include "cuda/radix_select.cuh"
 #include "cuda/row.cuh"
 #include "cuda_sim/entry.h"
@@ -5,7 +6,7 @@
 namespace selection {
 
 // One block per row: the k largest, sorted. The entries are in dynamic shared memory, or, where
-// `room` is given, in global memory.
+// `room` is given, in global memory, and sorted by tiles.
 template <int kThreads, typename T>
 __global__ void __launch_bounds__(kThreads)
     top_k_kernel(const T* __restrict__ x,  // [N, V]
@@ -15,14 +16,20 @@ __global__ void __launch_bounds__(kThreads)
                  uint64_t* room) {            // [N, next_power_of_two(k)] or nullptr
   LEPO_DYNAMIC_SHARED(uint64_t, shared_entries);
   LEPO_SHARED(lepo::RadixScratch<kThreads>, scratch, 1);
+  LEPO_SHARED(uint64_t, tile, 2 * kThreads);
   const size_t row = blockIdx.x;
   const T* mine = x + row * static_cast<size_t>(columns);
   uint64_t* entries = shared_entries;
   if (room != nullptr) entries = room + row * static_cast<size_t>(lepo::next_power_of_two(k));
   const auto visit = [&](auto f) { lepo::visit_row<kThreads>(mine, columns, f); };
   lepo::radix_select<kThreads>(visit, columns, k, entries, scratch[0]);
-  lepo::sort_entries<kThreads>(entries, k);
-  for (int i = static_cast<int>(threadIdx.x); i < k; i += kThreads) {
+  if (room == nullptr) {
+    lepo::sort_entries<kThreads>(entries, k);
+  } else {
+    lepo::sort_long_entries<kThreads, 2 * kThreads>(entries, k, tile);
+  }
+  // Backwards: not the places that the thread sorted.
+  for (int i = k - 1 - static_cast<int>(threadIdx.x); i >= 0; i -= kThreads) {
     values[row * static_cast<size_t>(k) + i] = lepo::value_of_entry(entries[i]);
     ids[row * static_cast<size_t>(k) + i] = lepo::id_of_entry(entries[i], columns - 1);
   }
