@@ -24,6 +24,7 @@ LEPO_DEVICE int next_power_of_two(int x) {
 // turn; entries[0] is entry `offset` of the whole.
 template <int kThreads>
 LEPO_DEVICE void order_pairs(uint64_t* entries, int size, int run, int stride, int offset) {
+  LEPO_UNROLL_BY(2)
   for (int pair = static_cast<int>(threadIdx.x); pair < size / 2; pair += kThreads) {
     const int low = 2 * pair - (pair & (stride - 1));
     const uint64_t a = entries[low];
@@ -42,6 +43,7 @@ LEPO_DEVICE void order_pairs(uint64_t* entries, int size, int run, int stride, i
 template <int kThreads>
 LEPO_DEVICE void order_runs(uint64_t* entries, int size, int run, int stride, int offset,
                             int next) {
+  LEPO_ROLLED
   for (; stride > 0; stride /= 2) {
     order_pairs<kThreads>(entries, size, run, stride, offset);
     if (stride > kWarpSize || (stride > 1 ? stride / 2 : next) > kWarpSize) {
@@ -55,6 +57,7 @@ LEPO_DEVICE void order_runs(uint64_t* entries, int size, int run, int stride, in
 // Sorts entries[0], which is entry `offset` of the whole, to entries[size - 1].
 template <int kThreads>
 LEPO_DEVICE void sort_places(uint64_t* entries, int size, int offset) {
+  LEPO_ROLLED
   for (int run = 2; run <= size; run *= 2) {
     order_runs<kThreads>(entries, size, run, run / 2, offset, run < size ? run : kThreads);
   }
@@ -76,17 +79,18 @@ LEPO_DEVICE void sort_entries(uint64_t* entries, int k) {
   sort_places<kThreads>(entries, size, 0);
 }
 
-// work(first) for each tile of the entries, in shared memory: first is its first entry. It ends
+// work(first) for each tile of `count` entries, in shared memory: first is its first entry. It ends
 // with a barrier.
-template <int kThreads, int kTile, typename Work>
-LEPO_DEVICE void for_each_tile(uint64_t* entries, int size, uint64_t* tile, Work work) {
-  for (int first = 0; first < size; first += kTile) {
-    for (int i = static_cast<int>(threadIdx.x); i < kTile; i += kThreads) {
+template <int kThreads, typename Work>
+LEPO_DEVICE void for_each_tile(uint64_t* entries, int size, uint64_t* tile, int count, Work work) {
+  LEPO_ROLLED
+  for (int first = 0; first < size; first += count) {
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
       tile[i] = entries[first + i];
     }
     __syncthreads();
     work(first);
-    for (int i = static_cast<int>(threadIdx.x); i < kTile; i += kThreads) {
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
       entries[first + i] = tile[i];
     }
   }
@@ -98,17 +102,19 @@ LEPO_DEVICE void for_each_tile(uint64_t* entries, int size, uint64_t* tile, Work
 template <int kThreads, int kTile>
 LEPO_DEVICE void sort_long_entries(uint64_t* entries, int k,
                                    uint64_t* tile) {  // [kTile], in shared memory
-  static_assert(kTile >= 2 * kThreads, "the last step of a tile ends with a barrier");
+  static_assert(kTile >= kThreads, "pairs a tile apart belong to one thread");
   const int size = next_power_of_two(k);
-  if (size <= kTile) return sort_entries<kThreads>(entries, k);
+  const int count = size < kTile ? size : kTile;
   fill_places<kThreads>(entries, k, size);
-  for_each_tile<kThreads, kTile>(entries, size, tile,
-                                 [&](int first) { sort_places<kThreads>(tile, kTile, first); });
+  for_each_tile<kThreads>(entries, size, tile, count,
+                          [&](int first) { sort_places<kThreads>(tile, count, first); });
+  LEPO_ROLLED
   for (int run = 2 * kTile; run <= size; run *= 2) {
+    LEPO_ROLLED
     for (int stride = run / 2; stride >= kTile; stride /= 2) {
       order_pairs<kThreads>(entries, size, run, stride, 0);
     }
-    for_each_tile<kThreads, kTile>(entries, size, tile, [&](int first) {
+    for_each_tile<kThreads>(entries, size, tile, kTile, [&](int first) {
       order_runs<kThreads>(tile, kTile, run, kTile / 2, first, kThreads);
     });
   }

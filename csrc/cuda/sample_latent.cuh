@@ -275,6 +275,9 @@ __global__ void __launch_bounds__(kNarrowThreads, kNarrowBlocks<T>)
 constexpr int kWideThreads = 512;
 constexpr int kWideWarps = kWideThreads / kWarpSize;
 constexpr int kWideTile = kWideWarps * kTileUnits * kUnitEntries;
+// Blocks on a multiprocessor, as registers allow.
+template <typename T>
+constexpr int kWideBlocks = sizeof(T) == 2 ? 2 : 1;
 // Entries that are sorted in shared memory: 32 KiB.
 constexpr int kSortTile = 4096;
 
@@ -320,7 +323,7 @@ LEPO_DEVICE int count_real(const uint64_t* entries, int k) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kWideThreads, 1)
+__global__ void __launch_bounds__(kWideThreads, kWideBlocks<T>)
     wide_latent_kernel(const cuda::SampleLatent problem, const LatentWorkspace workspace) {
   LEPO_SHARED(WideScratch, scratch, 1);
   const int64_t index = blockIdx.x;
