@@ -30,8 +30,8 @@ KERNELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "linear_log_probs_backward": ("linear_log_probs", ("cuda", "cpu", "reference")),
     "gather_log_probs": ("linear_log_probs", ("cuda", "cpu", "reference")),
     "gather_log_probs_backward": ("linear_log_probs", ("cuda", "cpu", "reference")),
-    "lepo_loss": ("lepo_loss", ("cpu",)),
-    "lepo_loss_backward": ("lepo_loss", ("cpu",)),
+    "lepo_loss": ("lepo_loss", ("cuda", "triton", "cpu")),
+    "lepo_loss_backward": ("lepo_loss", ("cuda", "triton", "cpu")),
     "gumbel_softmax_embedding": ("gumbel_softmax_embedding", ("triton", "cpu", "reference")),
     "gumbel_softmax_embedding_backward": (
         "gumbel_softmax_embedding",
