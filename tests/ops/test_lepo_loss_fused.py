@@ -68,15 +68,7 @@ def run(function, leaves, facts, with_bias, **options):
     return *result, *torch.autograd.grad(1.7 * result.loss, trained)
 
 
-@pytest.mark.usefixtures("_small_blocks")
-@pytest.mark.parametrize("kept", [1, 4])
-@pytest.mark.parametrize("with_old", [False, True])
-@pytest.mark.parametrize(
-    ("beta", "latent_kl"), [(None, "k3"), (0.0, "k3"), (0.4, "k3"), (0.4, "exact")]
-)
-@pytest.mark.parametrize("delta", [None, 1.5])
-@pytest.mark.parametrize("with_head_options", [False, True])
-def test_it_agrees_with_what_it_fuses(kept, with_old, beta, latent_kl, delta, with_head_options):
+def assert_agrees(kept, with_old, beta, latent_kl, delta, with_head_options):
     leaves, facts = make(kept)
     old, ref = off_policy(N, kept)
     options = {"delta": delta, "latent_kl": latent_kl, "epsilon": 0.1, "epsilon_high": 0.2}
@@ -91,6 +83,28 @@ def test_it_agrees_with_what_it_fuses(kept, with_old, beta, latent_kl, delta, wi
         assert x.dtype == y.dtype
         # Products over other numbers of rows round differently; ratios are up to exp(3).
         torch.testing.assert_close(x, y, rtol=3e-6, atol=3e-6)
+
+
+@pytest.mark.large
+@pytest.mark.usefixtures("_small_blocks")
+@pytest.mark.parametrize("kept", [1, 4])
+@pytest.mark.parametrize("with_old", [False, True])
+@pytest.mark.parametrize(
+    ("beta", "latent_kl"), [(None, "k3"), (0.0, "k3"), (0.4, "k3"), (0.4, "exact")]
+)
+@pytest.mark.parametrize("delta", [None, 1.5])
+@pytest.mark.parametrize("with_head_options", [False, True])
+def test_it_agrees_with_what_it_fuses(kept, with_old, beta, latent_kl, delta, with_head_options):
+    assert_agrees(kept, with_old, beta, latent_kl, delta, with_head_options)
+
+
+# The least that the loss and the head may have; and all that both may have.
+@pytest.mark.usefixtures("_small_blocks")
+@pytest.mark.parametrize(
+    "options", [(1, False, None, "k3", None, False), (4, True, 0.4, "exact", 1.5, True)]
+)
+def test_it_agrees_with_few_and_with_all_options(options):
+    assert_agrees(*options)
 
 
 @pytest.mark.usefixtures("_small_blocks")
@@ -116,6 +130,7 @@ def test_error_is_no_worse_than_plain_torch(dtype):
     assert ours_error <= plain_error + 4 * torch.finfo(dtype).eps * terms
 
 
+@pytest.mark.large
 def test_gradcheck():
     leaves, facts = make()
     old, ref = off_policy(N, 4)
