@@ -10,10 +10,10 @@ rows are held, two bytes each, until one product makes the head's gradient of th
 is less memory, those of some rows, and the products are summed in a float32 copy of the head. In
 float32 a block's gradients overwrite its logits, and the products are summed in the result.
 
-Beside inputs and results, memory holds the float32 logits of a block, 512 MiB or 1024 rows, and
-what is held for a head that is trained: together no more than 3 GiB, or, where that is not enough,
-than a float32 copy of the head and the gradients of two blocks. Each float32 sum of the head's
-gradient reads and writes it once for the rows that are held.
+Beside inputs, results and a copy of the hidden states, memory holds the float32 logits of a block,
+512 MiB or 1024 rows, and what is held for a head that is trained: together no more than 3 GiB, or,
+where that is not enough, than a float32 copy of the head, a block and the gradients of two. Such a
+copy is read and written once for each group of rows whose gradients are held.
 
 Rows that are left out are dropped first. Their number must be known on the host: the forward pass
 waits once for the GPU. While a CUDA graph is captured they take part with gradients of 0 instead.
@@ -205,7 +205,7 @@ class _Gradients:
         self._lm_head = lm_head
         # The head's, or their float32 sum; made when there is something to write.
         self._sum: Tensor | None = None
-        self.dhidden = torch.empty_like(hidden) if needs.dhidden else hidden.new_empty(0)
+        self.dhidden = hidden.new_empty(hidden.shape if needs.dhidden else (0,))
         count = len(lm_head) if needs.dbias else 0
         self.dbias = hidden.new_zeros(count, dtype=torch.float32)
 
@@ -241,7 +241,7 @@ class _Gradients:
         if not self.needs.dlm_head:
             return self._lm_head.new_empty(0)
         if self._sum is None:
-            return torch.zeros_like(self._lm_head)
+            return self._lm_head.new_zeros(self._lm_head.shape)
         return self._sum.to(self._lm_head.dtype)
 
 

@@ -11,7 +11,12 @@ import lepo_kernels
 from lepo_kernels import dispatch, lepo_loss, lepo_objective, linear_log_probs
 from lepo_kernels.backends import chunked_loss
 from lepo_kernels.backends.cpu import lepo_loss as cpu_kernel
-from tests.ops.helpers import LOW_DTYPES, LargestTensor, assert_no_worse_than_plain
+from tests.ops.helpers import (
+    LOW_DTYPES,
+    LargestTensor,
+    assert_no_worse_than_plain,
+    transposed,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
@@ -335,6 +340,19 @@ def test_opcheck(backend):
         (torch.tensor(2.0), *detached, *detached, backend),
         test_utils=("test_schema", "test_faketensor"),
     )
+
+
+# All rows used, and some: as they lie, and taken out.
+@pytest.mark.parametrize("advantage", [0.0, 1.0])
+def test_opcheck_of_transposed_inputs(advantage, backend):
+    (hidden, lm_head, _), (*facts, advantages, row_weights) = make()
+    advantages[2], row_weights = advantage, torch.ones(N)
+    torch.library.opcheck(
+        torch.ops.lepo_kernels.lepo_loss.default,
+        (transposed(hidden), transposed(lm_head), *facts, advantages, row_weights, None, None, None,
+         None, torch.ones(1), 0.0, 0.2, 0.2, None, "k3", True, True, False, backend),
+        test_utils=("test_schema", "test_faketensor"),
+    )  # fmt: skip
 
 
 def test_compiled_is_eager_bitwise():
