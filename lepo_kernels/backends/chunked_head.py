@@ -10,7 +10,7 @@ What every part is added to is the gradient of the hidden states, in float32.
 The gradient of the logits is formed in float32 and rounded once, to the dtype of the inputs, in
 which the two products of the backward pass are made; float32 gradients overwrite the logits. Beside
 inputs and results, memory holds one chunk of logits (half as much again for gradients in bfloat16
-or float16), 12 bytes for each 512 entries of up to 8192 rows in the forward pass, and two float32
+or float16), 12 bytes for each 512 entries of up to 8192 rows in the forward pass, and a float32
 [N, D] in the backward pass.
 
 Rows whose upstream gradients are all zero are dropped from the backward pass. Their number must be
@@ -75,12 +75,12 @@ def blocks_of(rows: int, vocab: int, chunk_size: int) -> Blocks:
     # In units; a vocabulary of less than one is not cut.
     width = max(1, entries // height // UNIT)
     return Blocks(
-        _even_slices(rows, height, 1),
-        _even_slices(vocab, width * UNIT, UNIT),
+        even_slices(rows, height, 1),
+        even_slices(vocab, width * UNIT, UNIT),
     )
 
 
-def _even_slices(count: int, most: int, unit: int) -> list[slice]:
+def even_slices(count: int, most: int, unit: int) -> list[slice]:
     """Slices of at most ``most``, a multiple of ``unit``, cut at multiples of it."""
     pieces = -(-count // most)
     size = -(-count // (max(pieces, 1) * unit)) * unit
@@ -138,14 +138,13 @@ class Upstream(NamedTuple):
 def wide_product(
     left: Tensor,  # [A, B]
     right: Tensor,  # [B, C]
+    out: Tensor | None = None,  # [A, C] float32, written
 ) -> Tensor:  # [A, C] float32
     """The matrix product in float32."""
-    if left.dtype == torch.float32:
-        return torch.mm(left, right)
-    if left.is_cuda:
-        return torch.mm(left, right, out_dtype=torch.float32)
+    if left.is_cuda and left.dtype != torch.float32:
+        return torch.mm(left, right, out_dtype=torch.float32, out=out)
     # The simulated library's tensors: what the line above gives on a GPU.
-    return torch.mm(left.float(), right.float())
+    return torch.mm(left.float(), right.float(), out=out)
 
 
 def add_product(
@@ -153,11 +152,11 @@ def add_product(
     left: Tensor,  # [A, B]
     right: Tensor,  # [B, C]
 ) -> None:
-    """``total += left @ right``."""
-    if left.dtype == torch.float32:
-        total.addmm_(left, right)
+    """``total += left @ right``, in the product's own pass over it."""
+    if left.is_cuda and left.dtype != torch.float32:
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
     else:
-        total.add_(wide_product(left, right))
+        total.addmm_(left.float(), right.float())
 
 
 def linear_log_probs(
@@ -174,18 +173,30 @@ def linear_log_probs(
     check_ids("ids", ids, lm_head.shape[0])
     check_positive("inv_temperature", inv_temperature)
     rows = Rows(hidden, ids.long().contiguous(), inv_temperature.contiguous())
-    blocks = blocks_of(len(hidden), len(lm_head), chunk_size)
+    outputs = statistics(kernels, rows, lm_head, bias, softcap, chunk_size)
+    check_rows("logits of hidden", outputs[1])
+    return outputs
+
+
+def statistics(
+    kernels: RowKernels,
+    rows: Rows,
+    lm_head: Tensor,  # [V, D]
+    bias: Tensor | None,  # [V]
+    softcap: float | None,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # [M, K], [M], [M]
+    """`linear_log_probs` without its checks."""
+    blocks = blocks_of(len(rows.hidden), len(lm_head), chunk_size)
     parts = list(head_parts(blocks.columns, lm_head, bias, softcap))
     pieces = [
         _statistics(kernels, rows.block(block), parts) for block in blocks.rows or [slice(0, 0)]
     ]
-    outputs = (
+    return (
         torch.cat([piece[0] for piece in pieces]),
         torch.cat([piece[1] for piece in pieces]),
         torch.cat([piece[2] for piece in pieces]),
     )
-    check_rows("logits of hidden", outputs[1])
-    return outputs
 
 
 def linear_log_probs_backward(
@@ -245,7 +256,7 @@ def gather_log_probs(
     check_ids("ids", ids, logits.shape[1])
     check_positive("inv_temperature", inv_temperature)
     rows = Rows(logits, ids.long().contiguous(), inv_temperature.contiguous())
-    states = _States(kernels, rows.ids, logits.shape[1])
+    states = States(kernels, rows.ids, logits.shape[1])
     states.add(_dense_rows(logits), 0, rows, None, 0.0)
     outputs = states.outputs()
     check_rows("logits", outputs[1])
@@ -285,7 +296,7 @@ def _statistics(
     parts: list[HeadPart],
 ) -> tuple[Tensor, Tensor, Tensor]:  # [R, K], [R], [R]
     """Selected logits, log-sum-exp and entropy."""
-    states = _States(kernels, rows.ids, parts[-1].columns.stop)
+    states = States(kernels, rows.ids, parts[-1].columns.stop)
     for part in parts:
         logits = wide_product(rows.hidden, part.weight.T)
         states.add(logits, part.columns.start, rows, part.bias, part.softcap)
@@ -294,7 +305,7 @@ def _statistics(
     return states.outputs()
 
 
-class _States:
+class States:
     """What is known of rows after some parts of the vocabulary."""
 
     def __init__(
@@ -329,6 +340,7 @@ class _States:
         )
 
     def outputs(self) -> tuple[Tensor, Tensor, Tensor]:  # [R, K], [R], [R]
+        """Selected logits, log-sum-exp and entropy."""
         lse, entropy = self._kernels.statistics(self._states)
         return self._selected, lse, entropy
 

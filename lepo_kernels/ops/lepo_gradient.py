@@ -7,11 +7,30 @@ it is what autograd gives: an edge belongs to the inside, and a tie of the two b
 minimum is shared.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from lepo_kernels.ops.lepo_objective import LARGEST_EXPONENT, ratio_of, used_rows
 from lepo_kernels.ops.scores import soft_log_prob
+
+
+class RowFacts(NamedTuple):
+    """What the loss needs to know of each row, by the names that `lepo_objective` has for it."""
+
+    weights: Tensor  # [N, K]
+    latent: Tensor  # [N] bool
+    advantages: Tensor  # [N]
+    row_weights: Tensor  # [N]
+    old_log_prob: Tensor | None  # [N]
+    ref_log_probs: Tensor | None  # [N, K]
+
+    def at(self, rows: slice | Tensor) -> "RowFacts":
+        """Of some of the rows."""
+        old, ref = (None if x is None else x[rows] for x in self[4:])
+        weights, latent, advantages, row_weights = (x[rows] for x in self[:4])
+        return RowFacts(weights, latent, advantages, row_weights, old, ref)
 
 
 def lepo_gradient(

@@ -49,7 +49,13 @@ def lepo_loss(
     A fused kernel computes the gradients in the forward pass, and only those that autograd will ask
     for; the backward pass hands them over, multiplied by the loss's own gradient. On the CPU that
     multiplication, and the copy it makes, is spared where that is 1: put factors into
-    ``row_weights``. A fused kernel does not look at rows that are left out (`LepoLoss`).
+    ``row_weights``. On a GPU it is always made: to look at that number would be to wait. A fused
+    kernel does not look at rows that are left out (`LepoLoss`); on a GPU it waits once for their
+    number, unless a CUDA graph is captured.
+
+    On a GPU it holds up to 3 GiB beside its results, or more for a head that alone is larger
+    (`lepo_kernels.backends.chunked_loss`): what it takes not to compute the logits again.
+    `linear_log_probs` has a ``chunk_size`` where that is too much.
 
     Args:
         hidden: [N, D] final hidden states, one row per scored step.

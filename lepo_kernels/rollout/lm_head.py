@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lepo_kernels.ops.lepo_loss import lepo_loss
+from lepo_kernels.ops.lepo_objective import LepoLoss, lepo_objective
 from lepo_kernels.ops.linear_log_probs import LinearLogProbs, gather_log_probs, linear_log_probs
 from lepo_kernels.rollout._modules import (
     output_embeddings,
@@ -93,6 +95,46 @@ class LmHead:
             softcap=self.softcap,
             inv_temperature=self.scale / temperature,
             backend=self._backend,
+        )
+
+    def lepo_loss(
+        self,
+        hidden: Tensor,  # [N, D]
+        ids: Tensor,  # [N, K]
+        weights: Tensor,  # [N, K]
+        latent: Tensor,  # [N] bool
+        advantages: Tensor,  # [N]
+        row_weights: Tensor,  # [N]
+        *,
+        temperature: float = 1.0,
+        **settings: Any,
+    ) -> LepoLoss:
+        """LEPO's loss on softmax(logits / temperature).
+
+        Args:
+            hidden: [N, D], the input of the output projection.
+            ids, weights, latent, advantages, row_weights: see `lepo_loss`.
+            temperature: divides the logits.
+            **settings: the other arguments of `lepo_objective`.
+
+        Returns:
+            See `lepo_loss`; differentiable in ``hidden`` and the head's parameters.
+        """
+        facts = (weights, latent, advantages, row_weights)
+        if not self.fused:
+            scored = self._unfused(hidden, ids, temperature)
+            return lepo_objective(scored.logits, scored.lse, *facts, **settings)
+        linear: Any = self.module
+        return lepo_loss(
+            hidden,
+            linear.weight,
+            ids,
+            *facts,
+            bias=linear.bias,
+            softcap=self.softcap,
+            inv_temperature=self.scale / temperature,
+            backend=self._backend,
+            **settings,
         )
 
     def _unfused(self, hidden: Tensor, ids: Tensor, temperature: float) -> LinearLogProbs:

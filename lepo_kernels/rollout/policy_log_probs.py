@@ -1,21 +1,19 @@
 """The policy's log-probabilities on the steps of a rollout, with gradient.
 
-Contract: one forward over prompt and completion, the mixtures formed again from the stored
-(ids, weights) with the current table; agrees with the rollout's own ``log_probs``. Old, current and
-reference log-probabilities all come from here, so none is computed on shadow ids.
+Contract: one forward over prompt and completion (`run_on_steps`); agrees with the rollout's own
+``log_probs``. Old and reference log-probabilities come from here: none is computed on shadow ids.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lepo_kernels.ops.scores import soft_log_prob
 from lepo_kernels.rollout.lm_head import LmHead
 from lepo_kernels.rollout.record import LatentRollout
-from lepo_kernels.rollout.soft_embedding import soft_inputs
-from lepo_kernels.validation import check_number, check_tensor, checks_enabled
+from lepo_kernels.rollout.selected_steps import SelectedSteps, run_on_steps
+from lepo_kernels.validation import check_number
 
 
 @dataclass(frozen=True)
@@ -69,46 +67,10 @@ def policy_log_probs(
             on the CPU, or with ``LEPO_CHECK_VALUES=1``); a model that cannot be served (see
             ``SoftEmbedding`` and ``LmHead``).
     """
-    B, T = rollout.completion_ids.shape
-    check_tensor("rows", rows, (B, T), (torch.bool,), rollout.device)
     check_number("temperature", temperature, 0.0, low_included=False)
-    if checks_enabled(rows.device) and bool((rows & ~rollout.completion_mask).any()):
-        raise ValueError("rows: expected steps inside completion_mask, got steps past a row's end")
-    row, step = rows.nonzero(as_tuple=True)
-    part = rollout.crop(int(step.max()) + 1 if step.numel() else 1)
-    ids, weights = _targets(part, row, step)
-    head = LmHead(model, backend=backend)
-    columns = part.prompt_ids.shape[1] - 1 + step
 
-    def compute(hidden: Tensor) -> tuple[Tensor, ...]:
-        return tuple(head.log_probs(hidden[row, columns], ids, temperature=temperature))
+    def score(head: LmHead, hidden: Tensor, steps: SelectedSteps) -> tuple[Tensor, ...]:
+        return head.log_probs(hidden, steps.ids, temperature=temperature)
 
-    # The last step is predicted, never fed.
-    input_ids = torch.cat([part.prompt_ids, part.completion_ids[:, :-1]], dim=1)
-    mask = torch.cat([part.prompt_mask, part.completion_mask[:, :-1]], dim=1).long()
-    with soft_inputs(model, part, backend=backend), head.replaced(compute):
-        logits, lse, entropy = model(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-            use_cache=False,
-        )
-    return PolicyLogProbs(ids, weights, logits, lse, entropy)
-
-
-def _targets(rollout: LatentRollout, row: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """Ids and weights [M, K] of the selected steps."""
-    ids = rollout.completion_ids[row, step][:, None]
-    weights = torch.ones(ids.shape, dtype=torch.float32, device=ids.device)
-    latent = rollout.latent_mask[row, step]
-    if not bool(latent.any()):
-        return ids, weights
-    L, K = rollout.latent_ids.shape[1:]
-    ids = ids.expand(-1, K)
-    weights = torch.nn.functional.pad(weights, (0, K - 1))
-    stored = step.clamp(max=L - 1)
-    mixed = latent[:, None]
-    return (
-        torch.where(mixed, rollout.latent_ids[row, stored], ids),
-        torch.where(mixed, rollout.latent_weights[row, stored], weights),
-    )
+    steps, outputs = run_on_steps(model, rollout, rows, score, backend=backend)
+    return PolicyLogProbs(steps.ids, steps.weights, *outputs)

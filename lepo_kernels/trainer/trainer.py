@@ -18,9 +18,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import TrainerCallback, TrainerControl
 
-from lepo_kernels.ops.lepo_objective import lepo_objective
 from lepo_kernels.report.run_folder import RunFolder
-from lepo_kernels.rollout.policy_log_probs import policy_log_probs
+from lepo_kernels.rollout.policy_loss import policy_loss
 from lepo_kernels.trainer.checkpoint import (
     checkpoint_step,
     discard_stale_state,
@@ -265,21 +264,15 @@ class LEPOTrainer(Trainer):
         args = self.args
         batch = inputs.contributing(args.beta)
         rows = batch.rollout.action_mask & (batch.token_weights != 0)
-        scored = policy_log_probs(model, batch.rollout, rows, temperature=args.temperature)
-        advantages = batch.advantages[:, None].expand(rows.shape)[rows]
-        result = lepo_objective(
-            scored.logits,
-            scored.lse,
-            scored.weights,
-            batch.rollout.latent_mask[rows],
-            advantages,
+        result = policy_loss(
+            model,
+            batch.rollout,
+            rows,
+            batch.advantages[:, None].expand(rows.shape)[rows],
             batch.token_weights[rows],
             old_log_prob=None if batch.old_log_prob is None else batch.old_log_prob[rows],
-            ref_log_probs=(
-                None
-                if batch.ref_log_probs is None
-                else batch.ref_log_probs[rows][:, : scored.ids.shape[1]]
-            ),
+            ref_log_probs=None if batch.ref_log_probs is None else batch.ref_log_probs[rows],
+            temperature=args.temperature,
             beta=args.beta,
             epsilon=args.epsilon,
             epsilon_high=args.epsilon_high,

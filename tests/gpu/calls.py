@@ -41,7 +41,7 @@ def assert_agree(case: Case, ours: Tensor, expected: Tensor) -> None:
 
     torch's products need not have the same bits on another stream or in a graph.
     """
-    if not NATIVE_OPS[case.op].has_matrix_product:
+    if not (NATIVE_OPS[case.op].has_matrix_product and ours.is_floating_point()):
         assert same_bits(ours, expected), case.name
         return
     assert ours.shape == expected.shape, case.name

@@ -9,9 +9,9 @@ from tests.gpu.calls import assert_agree, calls_of, cuda_ops, needs
 from tests.ops.native_cases import NATIVE_OPS, same_bits
 
 each_op = pytest.mark.parametrize("op", cuda_ops())
-# How many rows have a gradient must be known on the host; in a graph, test_graphs.py has it wait
-# for nothing.
-WAITING = ("linear_log_probs_backward",)
+# How many rows have a gradient, or take part, must be known on the host; in a graph, test_graphs.py
+# has them wait for nothing.
+WAITING = ("linear_log_probs_backward", "lepo_loss")
 
 
 def test_every_op_has_example_calls():
@@ -137,3 +137,54 @@ def test_gather_log_probs_has_gradients(device):
     (a,) = torch.autograd.grad((chosen - lse[:, None]).sum(), logits)
     (b,) = torch.autograd.grad(logits.log_softmax(1).gather(1, ids).sum(), logits)
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@needs("lepo_loss", "lepo_loss_backward")
+def test_lepo_loss_has_gradients(device):
+    hidden, head, facts = loss_of(40, 1029, 24, device)
+    ours = lepo_kernels.lepo_loss(hidden, head, *facts)
+    scored = lepo_kernels.linear_log_probs(hidden, head, facts[0])
+    plain = lepo_kernels.lepo_objective(scored.logits, scored.lse, *facts[1:])
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    for a, b in zip(
+        torch.autograd.grad(1.7 * ours.loss, (hidden, head)),
+        torch.autograd.grad(1.7 * plain.loss, (hidden, head)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@needs("lepo_loss")
+def test_lepo_loss_holds_no_more_memory_than_it_says(device):
+    # One block of logits of several; the gradients of all rows.
+    rows, vocab, width = 8192, 65536, 256
+    hidden, head, facts = loss_of(rows, vocab, width, device, torch.bfloat16)
+    lepo_kernels.lepo_loss(*(x[:64] for x in (hidden, head)), *loss_of(64, 64, 1, device)[2])
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    loss = lepo_kernels.lepo_loss(hidden, head, *facts).loss
+    peak = torch.cuda.max_memory_allocated() - before
+    results = 2 * (hidden.numel() + head.numel())
+    # What is in the results, what is held for them, and 1/16 for what each row has.
+    assert peak <= 17 / 16 * (results + (512 << 20) + 2 * rows * vocab)
+    loss.backward()
+    assert hidden.grad.isfinite().all()
+
+
+def loss_of(rows, vocab, width, device, dtype=torch.float32):
+    """Hidden states, a head, and what the loss needs to know of each row."""
+    torch.manual_seed(0)
+    hidden, head = (torch.randn(n, width, device=device).to(dtype) for n in (rows, vocab))
+    advantages = torch.randn(rows, device=device)
+    advantages[::4] = 0
+    facts = (
+        torch.randint(vocab, (rows, 5), device=device),
+        torch.rand(rows, 5, device=device).softmax(-1),
+        torch.arange(rows, device=device) % 2 == 0,
+        advantages,
+        torch.rand(rows, device=device),
+    )
+    return hidden.requires_grad_(), head.requires_grad_(), facts

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.gpu.calls import assert_agree, calls_of, cuda_ops
+from tests.gpu.calls import assert_agree, calls_of, cuda_ops, needs
 
 
 def position(op, name):
@@ -43,6 +43,30 @@ def test_a_replay_sees_what_its_tensors_hold_then(op, device):
                 if (i := position(op, name)) is not None:
                     case.arguments[i].fill_(number)
             replay()
+            for a, b in zip(outputs, case.run("cuda"), strict=True):
+                assert_agree(case, a, b)
+
+
+@needs("lepo_loss")
+def test_a_replay_of_the_loss_takes_the_rows_that_are_used_then(device):
+    names = ("hidden", "advantages", "ref_log_probs")
+    hidden_at, advantages_at, ref_at = (position("lepo_loss", name) for name in names)
+    for case in calls_of("lepo_loss", device):
+        arguments = list(case.arguments)
+        arguments[ref_at] = None
+        # No KL to the reference, so that a row without advantage is left out: here all of them.
+        arguments[position("lepo_loss", "beta")] = 0.0
+        plain = arguments[hidden_at]
+        arguments[hidden_at] = plain.clone()
+        arguments[advantages_at] = torch.zeros_like(arguments[advantages_at])
+        case = case._replace(arguments=tuple(arguments))
+        outputs, replay = recorded(lambda case=case: case.run("cuda"), device)
+        for row in range(len(plain) - 1):
+            arguments[advantages_at].zero_()[row] = 1.0
+            # What a row that is left out holds does not matter.
+            arguments[hidden_at].fill_(torch.nan)[row] = plain[row]
+            replay()
+            assert outputs[0] != 0, case.name
             for a, b in zip(outputs, case.run("cuda"), strict=True):
                 assert_agree(case, a, b)
 

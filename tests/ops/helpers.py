@@ -48,7 +48,7 @@ def transposed(x: Tensor) -> Tensor:
 
 
 class LargestTensor(TorchDispatchMode):
-    """Records the size of the largest tensor that any op, kernels' own included, returns within."""
+    """Records the size of the largest tensor that any op, kernels' own included, makes within."""
 
     numel = 0
 
@@ -59,8 +59,10 @@ class LargestTensor(TorchDispatchMode):
                 result = dispatch.load(func._opname, args[-1])(*args[:-1])
         else:
             result = func(*args, **(kwargs or {}))
-        for out in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(out, Tensor):
+        made = result if isinstance(result, tuple | list) else (result,)
+        for out, declared in zip(made, func._schema.returns, strict=False):
+            # Not a view, nor what it was given to write to.
+            if isinstance(out, Tensor) and declared.alias_info is None:
                 self.numel = max(self.numel, out.numel())
         return result
 

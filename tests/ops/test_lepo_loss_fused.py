@@ -9,27 +9,32 @@ import torch
 
 import lepo_kernels
 from lepo_kernels import dispatch, lepo_loss, lepo_objective, linear_log_probs
-from lepo_kernels.backends.cpu import lepo_loss as kernel
-from tests.ops.helpers import LOW_DTYPES, LargestTensor, assert_no_worse_than_plain
+from lepo_kernels.backends import chunked_loss
+from lepo_kernels.backends.cpu import lepo_loss as cpu_kernel
+from tests.ops.helpers import (
+    LOW_DTYPES,
+    LargestTensor,
+    assert_no_worse_than_plain,
+    transposed,
+)
 
-pytestmark = pytest.mark.skipif("cpu" in dispatch.MISSING, reason="needs the native library")
+pytestmark = [
+    pytest.mark.usefixtures("backend"),
+    pytest.mark.parametrize("backend", dispatch.KERNELS["lepo_loss"][1], indirect=True),
+]
 
-# 10 rows in blocks of 4, 4 and 2; the vocabulary is one part of the head and a ragged one.
+# 10 rows in blocks of 4, 4 and 2, or 4, 3 and 3; the vocabulary is one part of the head and a
+# ragged one.
 N, D, PART = 10, 6, 1024
 V = PART + 37
 
 
-@pytest.fixture(autouse=True)
-def _on_cpu_backend():
-    with lepo_kernels.backend("cpu"):
-        yield
-
-
 @pytest.fixture
 def _small_blocks(monkeypatch):
-    monkeypatch.setattr(kernel, "_BLOCK_BYTES", 4 * 4 * V)
-    monkeypatch.setattr(kernel, "_LEAST_ROWS", 1)
-    monkeypatch.setattr(kernel, "_COLUMNS", PART)
+    monkeypatch.setattr(cpu_kernel, "_BLOCK_BYTES", 4 * 4 * V)
+    monkeypatch.setattr(cpu_kernel, "_LEAST_ROWS", 1)
+    monkeypatch.setattr(cpu_kernel, "_COLUMNS", PART)
+    monkeypatch.setattr(chunked_loss, "sizes", lambda *shape: chunked_loss.Sizes(4, 4))
 
 
 def make(kept=4, dtype=torch.float32, seed=0):
@@ -68,15 +73,7 @@ def run(function, leaves, facts, with_bias, **options):
     return *result, *torch.autograd.grad(1.7 * result.loss, trained)
 
 
-@pytest.mark.usefixtures("_small_blocks")
-@pytest.mark.parametrize("kept", [1, 4])
-@pytest.mark.parametrize("with_old", [False, True])
-@pytest.mark.parametrize(
-    ("beta", "latent_kl"), [(None, "k3"), (0.0, "k3"), (0.4, "k3"), (0.4, "exact")]
-)
-@pytest.mark.parametrize("delta", [None, 1.5])
-@pytest.mark.parametrize("with_head_options", [False, True])
-def test_it_agrees_with_what_it_fuses(kept, with_old, beta, latent_kl, delta, with_head_options):
+def assert_agrees(kept, with_old, beta, latent_kl, delta, with_head_options):
     leaves, facts = make(kept)
     old, ref = off_policy(N, kept)
     options = {"delta": delta, "latent_kl": latent_kl, "epsilon": 0.1, "epsilon_high": 0.2}
@@ -91,6 +88,28 @@ def test_it_agrees_with_what_it_fuses(kept, with_old, beta, latent_kl, delta, wi
         assert x.dtype == y.dtype
         # Products over other numbers of rows round differently; ratios are up to exp(3).
         torch.testing.assert_close(x, y, rtol=3e-6, atol=3e-6)
+
+
+@pytest.mark.large
+@pytest.mark.usefixtures("_small_blocks")
+@pytest.mark.parametrize("kept", [1, 4])
+@pytest.mark.parametrize("with_old", [False, True])
+@pytest.mark.parametrize(
+    ("beta", "latent_kl"), [(None, "k3"), (0.0, "k3"), (0.4, "k3"), (0.4, "exact")]
+)
+@pytest.mark.parametrize("delta", [None, 1.5])
+@pytest.mark.parametrize("with_head_options", [False, True])
+def test_it_agrees_with_what_it_fuses(kept, with_old, beta, latent_kl, delta, with_head_options):
+    assert_agrees(kept, with_old, beta, latent_kl, delta, with_head_options)
+
+
+# The least that the loss and the head may have; and all that both may have.
+@pytest.mark.usefixtures("_small_blocks")
+@pytest.mark.parametrize(
+    "options", [(1, False, None, "k3", None, False), (4, True, 0.4, "exact", 1.5, True)]
+)
+def test_it_agrees_with_few_and_with_all_options(options):
+    assert_agrees(*options)
 
 
 @pytest.mark.usefixtures("_small_blocks")
@@ -116,6 +135,7 @@ def test_error_is_no_worse_than_plain_torch(dtype):
     assert ours_error <= plain_error + 4 * torch.finfo(dtype).eps * terms
 
 
+@pytest.mark.large
 def test_gradcheck():
     leaves, facts = make()
     old, ref = off_policy(N, 4)
@@ -298,7 +318,7 @@ def test_autocast_is_that_of_the_head():
     assert ours[-1].dtype == torch.float32
 
 
-def test_opcheck():
+def test_opcheck(backend):
     leaves, facts = make()
     old, ref = off_policy(N, 4)
     scale = torch.rand(N) + 0.5
@@ -307,19 +327,32 @@ def test_opcheck():
     torch.library.opcheck(
         ops.lepo_loss.default,
         (*leaves[:2], *facts, old["old_log_prob"], ref["ref_log_probs"], leaves[2], 3.0, scale,
-         *settings, True, True, True, "cpu"),
+         *settings, True, True, True, backend),
     )  # fmt: skip
     detached = [x.detach() for x in leaves]
     torch.library.opcheck(
         ops.lepo_loss.default,
         (*detached[:2], *facts, None, None, None, None, scale[:1], 0.0, *settings[1:], False, False,
-         False, "cpu"),
+         False, backend),
     )  # fmt: skip
     torch.library.opcheck(
         ops.lepo_loss_backward.default,
-        (torch.tensor(2.0), *detached, *detached, "cpu"),
+        (torch.tensor(2.0), *detached, *detached, backend),
         test_utils=("test_schema", "test_faketensor"),
     )
+
+
+# All rows used, and some: as they lie, and taken out.
+@pytest.mark.parametrize("advantage", [0.0, 1.0])
+def test_opcheck_of_transposed_inputs(advantage, backend):
+    (hidden, lm_head, _), (*facts, advantages, row_weights) = make()
+    advantages[2], row_weights = advantage, torch.ones(N)
+    torch.library.opcheck(
+        torch.ops.lepo_kernels.lepo_loss.default,
+        (transposed(hidden), transposed(lm_head), *facts, advantages, row_weights, None, None, None,
+         None, torch.ones(1), 0.0, 0.2, 0.2, None, "k3", True, True, False, backend),
+        test_utils=("test_schema", "test_faketensor"),
+    )  # fmt: skip
 
 
 def test_compiled_is_eager_bitwise():
@@ -345,13 +378,13 @@ def test_no_more_than_a_block_of_logits_is_held():
     assert largest.numel <= max(4 * V, V * D)
 
 
-def test_float64_is_served_by_the_parts(monkeypatch):
+def test_float64_is_served_by_the_parts(monkeypatch, backend):
     monkeypatch.setattr(dispatch, "_override", None)
     leaves, facts = make(dtype=torch.float64)
-    monkeypatch.setattr(kernel, "_with_gradients", None)
+    monkeypatch.setattr(cpu_kernel, "lepo_loss", None)
     assert lepo_loss(*leaves[:2], *facts).loss.dtype == torch.float64
     with pytest.raises(lepo_kernels.BackendUnavailableError, match="float64 is served by"):
-        lepo_loss(*leaves[:2], *facts, backend="cpu")
+        lepo_loss(*leaves[:2], *facts, backend=backend)
 
 
 @pytest.mark.parametrize(

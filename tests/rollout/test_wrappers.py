@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lepo_kernels.rollout.latent_generate import latent_generate
 from lepo_kernels.rollout.lm_head import LmHead
 from lepo_kernels.rollout.policy_log_probs import policy_log_probs
+from lepo_kernels.rollout.policy_loss import policy_loss
 from tests.rollout.models import prompts, settings, tiny_model, train_with_checkpointing
 
 # Which modules an adapter sits on: only inside the layers, on the head, on the table, on both.
@@ -115,27 +116,43 @@ def one_rank(tmp_path_factory):
     dist.destroy_process_group()
 
 
-def gradients(model, base, rollout):
-    policy_log_probs(model, rollout, rollout.action_mask).log_prob.sum().backward()
+def sum_of_log_probs(model, rollout):
+    return policy_log_probs(model, rollout, rollout.action_mask).log_prob.sum()
+
+
+def loss(model, rollout):
+    rows = rollout.action_mask
+    advantages = torch.linspace(-1, 1, int(rows.sum()))
+    return policy_loss(model, rollout, rows, advantages, torch.ones_like(advantages)).loss
+
+
+# A gradient that is formed after the forward, and one that is formed in it.
+each_result = pytest.mark.parametrize("result", [sum_of_log_probs, loss])
+
+
+def gradients(model, base, rollout, result):
+    result(model, rollout).backward()
     full = {name: p.grad for name, p in base.named_parameters()}
     return {n: g.full_tensor() if hasattr(g, "full_tensor") else g for n, g in full.items()}
 
 
-def test_ddp_gives_the_same_gradients(one_rank):
+@each_result
+def test_ddp_gives_the_same_gradients(one_rank, result):
     plain = tiny_model("gemma2")
     rollout = latent_generate(plain, *prompts(), settings())
     wrapped = DistributedDataParallel(copy.deepcopy(plain))
     assert torch.equal(
         latent_generate(wrapped, *prompts(), settings()).completion_ids, rollout.completion_ids
     )
-    expected = gradients(plain, plain, rollout)
-    got = gradients(wrapped, wrapped.module, rollout)
+    expected = gradients(plain, plain, rollout, result)
+    got = gradients(wrapped, wrapped.module, rollout, result)
     for name, gradient in expected.items():
         torch.testing.assert_close(got[name], gradient, msg=name)
 
 
+@each_result
 @pytest.mark.parametrize("apart", [False, True])
-def test_fsdp2_gives_the_same_gradients(one_rank, apart):
+def test_fsdp2_gives_the_same_gradients(one_rank, apart, result):
     """Table and head in the root's group, or each in a group of its own."""
     plain = tiny_model("llama", tie_word_embeddings=False)
     rollout = latent_generate(plain, *prompts(), settings())
@@ -147,7 +164,7 @@ def test_fsdp2_gives_the_same_gradients(one_rank, apart):
     for group in groups:
         fully_shard(group, mesh=mesh)
     fully_shard(sharded, mesh=mesh)
-    expected = gradients(plain, plain, rollout)
-    got = gradients(sharded, sharded, rollout)
+    expected = gradients(plain, plain, rollout, result)
+    got = gradients(sharded, sharded, rollout, result)
     for name, gradient in expected.items():
         torch.testing.assert_close(got[name], gradient, msg=name)

@@ -35,6 +35,24 @@ def gumbel_softmax_embedding(dtype: torch.dtype) -> None:
     backward(*grads, *shared, *known, True, True)
 
 
+def linear_log_probs(dtype: torch.dtype) -> None:
+    rows, width, vocab, kept = 64, 1024, 4096, 30
+    hidden, lm_head = torch.zeros(rows, width, dtype=dtype), torch.zeros(vocab, width, dtype=dtype)
+    ids, one = torch.zeros(rows, kept, dtype=torch.int64), torch.ones(1)
+    row, saved = torch.ones(rows), (torch.ones(rows, kept), *torch.ones(4, rows))
+    alpha, gamma, eta, lse, entropy = saved
+    logits, chunk = torch.zeros(rows, vocab, dtype=dtype), rows
+    dispatch.load("gather_log_probs", "triton")(logits, ids, one)
+    gather_backward = dispatch.load("gather_log_probs_backward", "triton")
+    gather_backward(alpha, gamma, eta, logits, ids, one, lse, entropy)
+    # With all that makes a kernel larger, and without.
+    for bias, softcap, scale in ((hidden.new_zeros(vocab), 30.0, row), (None, None, one)):
+        shared = (hidden, lm_head, ids, bias, softcap, scale)
+        dispatch.load("linear_log_probs", "triton")(*shared, chunk)
+        backward = dispatch.load("linear_log_probs_backward", "triton")
+        backward(alpha, gamma, eta, *shared, lse, entropy, chunk, True, True, True)
+
+
 def philox(dtype: torch.dtype) -> None:
     seed, rows = torch.tensor(0), torch.arange(32)
     dispatch.load("philox_words", "triton")(seed, rows, rows, rows[None], 0)
@@ -44,6 +62,7 @@ def philox(dtype: torch.dtype) -> None:
 CASES: dict[str, Callable[[torch.dtype], None]] = {
     "mix_embeddings": mix_embeddings,
     "gumbel_softmax_embedding": gumbel_softmax_embedding,
+    "linear_log_probs": linear_log_probs,
     "philox": philox,
 }
 

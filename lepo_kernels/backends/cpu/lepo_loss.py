@@ -25,7 +25,7 @@ from lepo_kernels.backends.reference.numerics import (
     check_rows,
     per_row,
 )
-from lepo_kernels.ops.lepo_gradient import lepo_gradient
+from lepo_kernels.ops.lepo_gradient import RowFacts, lepo_gradient
 from lepo_kernels.ops.lepo_objective import lepo_objective, used_rows
 
 _BLOCK_BYTES = 48 << 20
@@ -67,7 +67,7 @@ def lepo_loss(
         "delta": delta,
         "latent_kl": latent_kl,
     }
-    facts = _Facts(weights, latent, advantages, row_weights, old_log_prob, ref_log_probs)
+    facts = RowFacts(weights, latent, advantages, row_weights, old_log_prob, ref_log_probs)
     used = used_rows(advantages, row_weights, ref_log_probs).nonzero()[:, 0]
     head = _Head(lm_head, bias, softcap)
     rows = _Rows(
@@ -115,29 +115,13 @@ class _Head(NamedTuple):
     softcap: float | None
 
 
-class _Facts(NamedTuple):
-    """What the loss needs to know of each row."""
-
-    weights: Tensor  # [M, K]
-    latent: Tensor  # [M]
-    advantages: Tensor  # [M]
-    row_weights: Tensor  # [M]
-    old_log_prob: Tensor | None  # [M]
-    ref_log_probs: Tensor | None  # [M, K]
-
-    def at(self, rows: slice | Tensor) -> "_Facts":
-        old, ref = (None if x is None else x[rows] for x in self[4:])
-        weights, latent, advantages, row_weights = (x[rows] for x in self[:4])
-        return _Facts(weights, latent, advantages, row_weights, old, ref)
-
-
 class _Rows(NamedTuple):
     """The rows that are used."""
 
     hidden: Tensor  # [M, D] float32
     ids: Tensor  # [M, K] int64
     inv_temperature: Tensor  # [M] or [1]
-    facts: _Facts
+    facts: RowFacts
 
     def block(self, rows: slice) -> "_Rows":
         return _Rows(

@@ -29,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lepo_kernels.backends.reference.numerics import check_positive, check_rows, check_steps
-from lepo_kernels.backends.triton.launching import device_of, programs_wanted
+from lepo_kernels.backends.triton.launching import device_of, programs_wanted, step_of
 from lepo_kernels.backends.triton.noise import gumbel_tile
 from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
 
@@ -638,14 +638,14 @@ class _Noisy:
             self.logits,
             self.logits.stride(0),
             self.tau,
-            _stride_of(self.tau),
+            step_of(self.tau),
             self.temperature,
-            _stride_of(self.temperature),
+            step_of(self.temperature),
         )
 
     def arguments(self) -> tuple[Any, ...]:
         """Arguments of a kernel, from the logits to the steps."""
-        return (*self.tempered(), self.seed, self.row_keys, self.step, _stride_of(self.step))
+        return (*self.tempered(), self.seed, self.row_keys, self.step, step_of(self.step))
 
 
 def _noisy(
@@ -677,10 +677,6 @@ def _noisy(
 def _dense_rows(x: Tensor) -> Tensor:  # [rows, columns]
     """Rows may lie apart, and be the same one; their entries are neighbours."""
     return x if x.stride(1) == 1 else x.contiguous()
-
-
-def _stride_of(per_row: Tensor) -> int:
-    return 0 if per_row.numel() == 1 else 1
 
 
 def _options(table: dict[str, dict[str, int]], rows: int, like: Tensor, **least: int) -> Any:

@@ -21,3 +21,8 @@ def programs_wanted(device: torch.device) -> int:
         return 8
     count: int = torch.cuda.get_device_properties(device).multi_processor_count
     return count
+
+
+def step_of(per_row: Tensor) -> int:
+    """From the value of one row to that of the next: a single value is that of all."""
+    return 0 if per_row.numel() == 1 else 1

@@ -1,0 +1,274 @@
+"""Triton kernels on the rows of a block of logits: their statistics, and their gradient.
+
+Contract: ``a = cap(x + bias) / T`` of logits x in float32, bfloat16 or float16; computes in
+float32. The numbers are those of csrc/cuda/linear_log_probs.h: the state of a unit of 512 entries
+of a row is its largest ``a``, ``sum p`` and ``sum p (a - largest)`` with ``p = exp(a - largest)``;
+a row's states are merged in float64.
+
+- ``summarise`` reads the logits once, and those of the K selected ids once more while they are in
+  the cache.
+- ``gradient`` reads each logit once and writes its gradient once, rounded once; the output may be
+  the logits' own memory. Rows without a coefficient are written as 0, unread.
+
+A row's bits depend on its numbers, on V, and on whether the rows lie at multiples of 16 entries:
+not on the other rows, nor on how the vocabulary is cut. No atomics; deterministic. A row that is
+all -inf, or holds NaN or +inf, gets NaN statistics.
+"""
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lepo_kernels.backends.chunked_head import STATE, UNIT
+from lepo_kernels.backends.triton.launching import FUSED, device_of, step_of
+from lepo_kernels.backends.triton.logit_math import (
+    LOWEST,
+    biased,
+    capped,
+    softmax_gradient,
+    state_of,
+    times_slope,
+)
+
+# Tiles and warps; not measured on a GPU yet. Each thread has four loads of 16 bytes on their way.
+_SUMMARISE = {"UNITS": 4, "num_warps": 4, **FUSED}
+_GRADIENT = {"COLUMNS": 2048, "num_warps": 4, **FUSED}
+_MERGE = {"num_warps": 4, **FUSED}
+_KEPT = tl.constexpr(32)  # selected ids that are looked at together
+_UNIT = tl.constexpr(UNIT)
+_STATE = tl.constexpr(STATE)
+
+
+@triton.jit
+def summarise_kernel(
+    logits: tl.tensor,  # [R, C]
+    row_stride: tl.tensor,
+    bias: tl.tensor,  # [C]
+    softcap: tl.tensor,
+    inv_temperature: tl.tensor,  # [R] or [1]
+    inv_temperature_step: tl.tensor,
+    ids: tl.tensor,  # [R, K]
+    first: tl.tensor,  # the id of the first column
+    states: tl.tensor,  # [R, units, 3], written
+    selected: tl.tensor,  # [R, K], written
+    columns: tl.tensor,
+    kept: tl.tensor,
+    units: tl.tensor,  # of the whole vocabulary
+    HAS_BIAS: tl.constexpr,
+    CAPPED: tl.constexpr,
+    UNITS: tl.constexpr,
+) -> None:
+    """Some units of a row per program."""
+    row = tl.program_id(0).to(tl.int64)
+    begin = tl.program_id(1) * UNITS * _UNIT
+    scale = tl.load(inv_temperature + row * inv_temperature_step)
+    unit = tl.arange(0, UNITS)
+    column = begin + unit[:, None] * _UNIT + tl.arange(0, _UNIT)[None, :]
+    inside = column < columns
+    of_row = logits + row * row_stride
+    x = tl.load(of_row + column, mask=inside, other=-float("inf")).to(tl.float32)
+    x = capped(biased(x, bias, column, inside, HAS_BIAS), softcap, CAPPED)
+    largest, mass, weighted = state_of(tl.where(inside, x * scale, -float("inf")))
+    at = states + (row * units + first // _UNIT + begin // _UNIT + unit) * _STATE
+    exists = begin + unit * _UNIT < columns
+    tl.store(at, largest, mask=exists)
+    tl.store(at + 1, mass, mask=exists)
+    tl.store(at + 2, weighted, mask=exists)
+    for start in range(0, kept, _KEPT):
+        k = start + tl.arange(0, _KEPT)
+        place = tl.load(ids + row * kept + k, mask=k < kept, other=-1) - first
+        here = (place >= begin) & (place < tl.minimum(begin + UNITS * _UNIT, columns))
+        again = tl.load(of_row + place, mask=here, other=0.0).to(tl.float32)
+        again = capped(biased(again, bias, place, here, HAS_BIAS), softcap, CAPPED)
+        tl.store(selected + row * kept + k, again * scale, mask=here)
+
+
+@triton.jit
+def merge_states_kernel(
+    states: tl.tensor,  # [R, units, 3]
+    lse: tl.tensor,  # [R], written
+    entropy: tl.tensor,  # [R], written
+    units: tl.tensor,
+    UNITS: tl.constexpr,
+) -> None:
+    """One row per program."""
+    row = tl.program_id(0).to(tl.int64)
+    unit = tl.arange(0, UNITS)
+    here = unit < units
+    at = states + (row * units + unit) * _STATE
+    largest = tl.load(at, mask=here, other=LOWEST)
+    sums = tl.load(at + 1, mask=here, other=0.0).to(tl.float64)
+    weighted = tl.load(at + 2, mask=here, other=0.0).to(tl.float64)
+    top = tl.max(largest, axis=0).to(tl.float64)
+    # Finite in float64, whatever is -inf.
+    distance = largest.to(tl.float64) - top
+    scale = tl.exp(distance.to(tl.float32)).to(tl.float64)
+    mass = tl.sum(scale * sums, axis=0)
+    shift = tl.sum(scale * (weighted + distance * sums), axis=0)
+    log_mass = tl.log(mass)
+    value = (top + log_mass).to(tl.float32)
+    # False for NaN, too.
+    good = tl.abs(value) < float("inf")
+    tl.store(lse + row, tl.where(good, value, float("nan")))
+    value = (log_mass - shift / mass).to(tl.float32)
+    tl.store(entropy + row, tl.where(good, value, float("nan")))
+
+
+@triton.jit
+def row_gradient_kernel(
+    logits: tl.tensor,  # [R, C]
+    row_stride: tl.tensor,
+    bias: tl.tensor,  # [C]
+    softcap: tl.tensor,
+    inv_temperature: tl.tensor,  # [R] or [1]
+    inv_temperature_step: tl.tensor,
+    ids: tl.tensor,  # [R, K]
+    first: tl.tensor,  # the id of the first column
+    alpha: tl.tensor,  # [R, K]
+    gamma: tl.tensor,  # [R]
+    eta: tl.tensor,  # [R]
+    lse: tl.tensor,  # [R]
+    entropy: tl.tensor,  # [R]
+    da: tl.tensor,  # [R, C], written; may be the logits
+    da_stride: tl.tensor,
+    columns: tl.tensor,
+    kept: tl.tensor,
+    HAS_BIAS: tl.constexpr,
+    CAPPED: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> None:
+    """Some columns of a row per program."""
+    row = tl.program_id(0).to(tl.int64)
+    begin = tl.program_id(1) * COLUMNS
+    column = begin + tl.arange(0, COLUMNS)
+    inside = column < columns
+    of_gamma, of_eta = tl.load(gamma + row), tl.load(eta + row)
+    active = (of_gamma != 0) | (of_eta != 0)
+    selects = False
+    for start in range(0, kept, _KEPT):
+        k = start + tl.arange(0, _KEPT)
+        place = tl.load(ids + row * kept + k, mask=k < kept, other=-1) - first - begin
+        of_alpha = tl.load(alpha + row * kept + k, mask=k < kept, other=0.0)
+        active |= tl.max((of_alpha != 0).to(tl.int32), axis=0) > 0
+        here = (place >= 0) & (place < COLUMNS)
+        selects |= tl.max(here.to(tl.int32), axis=0) > 0
+    gradient = tl.zeros((COLUMNS,), tl.float32)
+    # Else not even read: what a row that is left out holds may be NaN.
+    if active:
+        x = tl.load(logits + row * row_stride + column, mask=inside, other=0.0).to(tl.float32)
+        x = capped(biased(x, bias, column, inside, HAS_BIAS), softcap, CAPPED)
+        scale = tl.load(inv_temperature + row * inv_temperature_step)
+        of_lse, of_entropy = tl.load(lse + row), tl.load(entropy + row)
+        gradient = softmax_gradient(x * scale, of_lse, of_entropy, of_gamma, of_eta)
+        if selects:
+            for one in range(kept):
+                at = tl.load(ids + row * kept + one) - first - begin
+                if (at >= 0) & (at < COLUMNS):
+                    is_it = tl.arange(0, COLUMNS) == at.to(tl.int32)
+                    gradient += tl.where(is_it, tl.load(alpha + row * kept + one), 0.0)
+        gradient = times_slope(gradient * scale, x, softcap, CAPPED)
+    tl.store(da + row * da_stride + column, gradient.to(da.dtype.element_ty), mask=inside)
+
+
+def summarise(
+    logits: Tensor,  # [R, C]
+    bias: Tensor | None,  # [C] float32
+    softcap: float,
+    inv_temperature: Tensor,  # [R] or [1]
+    ids: Tensor,  # [R, K] int64
+    first: int,
+    states: Tensor,  # [R, units, 3], written: those of the block's units
+    selected: Tensor,  # [R, K], written where an id is in the block
+) -> None:
+    """States and selected logits of a block, vocabulary entries ``first`` and on."""
+    rows, columns = logits.shape
+    if rows == 0:
+        return
+    grid = (rows, triton.cdiv(columns, _SUMMARISE["UNITS"] * UNIT))
+    with device_of(logits):
+        summarise_kernel[grid](
+            *_head_arguments(logits, bias, softcap, inv_temperature),
+            ids,
+            first,
+            states,
+            selected,
+            columns,
+            ids.shape[1],
+            states.shape[1],
+            **_variant(bias, softcap),
+            **_SUMMARISE,
+        )
+
+
+def statistics(
+    states: Tensor,  # [R, units, 3]
+) -> tuple[Tensor, Tensor]:  # [R], [R]
+    """Log-sum-exp and entropy of rows."""
+    rows, units, _ = states.shape
+    lse, entropy = states.new_empty(rows), states.new_empty(rows)
+    if rows > 0:
+        with device_of(states):
+            merge_states_kernel[(rows,)](
+                states, lse, entropy, units, UNITS=triton.next_power_of_2(units), **_MERGE
+            )
+    return lse, entropy
+
+
+def gradient(
+    logits: Tensor,  # [R, C]
+    bias: Tensor | None,  # [C] float32
+    softcap: float,
+    inv_temperature: Tensor,  # [R] or [1]
+    ids: Tensor,  # [R, K] int64
+    first: int,
+    grad_logits: Tensor,  # [R, K]
+    grad_lse: Tensor,  # [R]
+    grad_entropy: Tensor,  # [R]
+    lse: Tensor,  # [R]
+    entropy: Tensor,  # [R]
+    da: Tensor,  # [R, C], written; may be the logits
+) -> None:
+    """Gradient of the logits of a block, vocabulary entries ``first`` and on."""
+    rows, columns = logits.shape
+    if rows == 0:
+        return
+    with device_of(logits):
+        row_gradient_kernel[(rows, triton.cdiv(columns, _GRADIENT["COLUMNS"]))](
+            *_head_arguments(logits, bias, softcap, inv_temperature),
+            ids,
+            first,
+            grad_logits,
+            grad_lse,
+            grad_entropy,
+            lse,
+            entropy,
+            da,
+            da.stride(0),
+            columns,
+            ids.shape[1],
+            **_variant(bias, softcap),
+            **_GRADIENT,
+        )
+
+
+def _head_arguments(
+    logits: Tensor,  # [R, C]
+    bias: Tensor | None,  # [C]
+    softcap: float,
+    inv_temperature: Tensor,  # [R] or [1]
+) -> tuple[Any, ...]:
+    """Arguments of a kernel, from the logits to the step of the temperature."""
+    return (
+        logits,
+        logits.stride(0),
+        inv_temperature if bias is None else bias,
+        softcap,
+        inv_temperature,
+        step_of(inv_temperature),
+    )
+
+
+def _variant(bias: Tensor | None, softcap: float) -> dict[str, bool]:
+    return {"HAS_BIAS": bias is not None, "CAPPED": softcap != 0.0}

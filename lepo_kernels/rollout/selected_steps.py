@@ -1,0 +1,103 @@
+"""One forward of the policy over a rollout, for what is computed from its hidden states.
+
+Contract: prompt and completion are run once, the mixtures formed again from the stored (ids,
+weights) with the current table; what the caller computes from the selected steps' hidden states
+runs in the place of the output projection (`LmHead.replaced`). Logits are formed for these only.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lepo_kernels.rollout.lm_head import LmHead
+from lepo_kernels.rollout.record import LatentRollout
+from lepo_kernels.rollout.soft_embedding import soft_inputs
+from lepo_kernels.validation import check_tensor, checks_enabled
+
+
+class SelectedSteps(NamedTuple):
+    """What was chosen at M selected steps, in row-major order of the selection."""
+
+    ids: Tensor  # [M, K] int64; on a discrete step its id, repeated
+    weights: Tensor  # [M, K] float32; on a discrete step (1, 0, ..., 0)
+    latent: Tensor  # [M] bool
+
+
+# From the head, the hidden states [M, D] that predict the steps, and the steps.
+Compute = Callable[[LmHead, Tensor, SelectedSteps], tuple[Tensor, ...]]
+
+
+def run_on_steps(
+    model: Any,
+    rollout: LatentRollout,
+    rows: Tensor,  # [B, T]
+    compute: Compute,
+    *,
+    backend: str | None = None,
+) -> tuple[SelectedSteps, tuple[Tensor, ...]]:
+    """Run the model over a rollout, and ``compute`` in the place of its head.
+
+    Args:
+        model: a decoder-only transformers model, possibly inside DDP, FSDP or peft. It is run in
+            the mode (train or eval) it is in.
+        rollout: B rows of at most T steps, on the model's device.
+        rows: [B, T] bool, the steps.
+        compute: what to return for the steps.
+        backend: see `lepo_kernels.backend`.
+
+    Returns:
+        The steps, and the tensors of ``compute`` as the call of the model returns them.
+
+    Raises:
+        TypeError, ValueError: a wrong shape, dtype or device; a step that does not exist (checked
+            on the CPU, or with ``LEPO_CHECK_VALUES=1``); a model that cannot be served (see
+            ``SoftEmbedding`` and ``LmHead``).
+    """
+    B, T = rollout.completion_ids.shape
+    check_tensor("rows", rows, (B, T), (torch.bool,), rollout.device)
+    if checks_enabled(rows.device) and bool((rows & ~rollout.completion_mask).any()):
+        raise ValueError("rows: expected steps inside completion_mask, got steps past a row's end")
+    row, step = rows.nonzero(as_tuple=True)
+    part = rollout.crop(int(step.max()) + 1 if step.numel() else 1)
+    steps = _steps(part, row, step)
+    head = LmHead(model, backend=backend)
+    columns = part.prompt_ids.shape[1] - 1 + step
+
+    def in_place_of_head(hidden: Tensor) -> tuple[Tensor, ...]:
+        return compute(head, hidden[row, columns], steps)
+
+    # The last step is predicted, never fed.
+    input_ids = torch.cat([part.prompt_ids, part.completion_ids[:, :-1]], dim=1)
+    mask = torch.cat([part.prompt_mask, part.completion_mask[:, :-1]], dim=1).long()
+    with soft_inputs(model, part, backend=backend), head.replaced(in_place_of_head):
+        outputs = model(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+            use_cache=False,
+        )
+    return steps, outputs
+
+
+def _steps(
+    rollout: LatentRollout,
+    row: Tensor,  # [M]
+    step: Tensor,  # [M]
+) -> SelectedSteps:
+    ids = rollout.completion_ids[row, step][:, None]
+    weights = torch.ones(ids.shape, dtype=torch.float32, device=ids.device)
+    latent = rollout.latent_mask[row, step]
+    if not bool(latent.any()):
+        return SelectedSteps(ids, weights, latent)
+    L, K = rollout.latent_ids.shape[1:]
+    ids = ids.expand(-1, K)
+    weights = torch.nn.functional.pad(weights, (0, K - 1))
+    stored = step.clamp(max=L - 1)
+    mixed = latent[:, None]
+    return SelectedSteps(
+        torch.where(mixed, rollout.latent_ids[row, stored], ids),
+        torch.where(mixed, rollout.latent_weights[row, stored], weights),
+        latent,
+    )
