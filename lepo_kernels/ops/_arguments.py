@@ -65,6 +65,13 @@ def as_row_keys(row_keys: Tensor | None, rows: int, device: torch.device) -> Ten
     return row_keys
 
 
+def check_first_id(first_id: int, vocab: int) -> None:
+    """Check the id of the first of ``vocab`` columns: a counter of the noise covers four ids."""
+    check_integer("first_id", first_id, 0, MAX_IDS - vocab)
+    if first_id % 4 != 0:
+        raise ValueError(f"first_id: expected a multiple of 4, got {first_id}")
+
+
 def as_per_row(
     name: str,
     value: float | Tensor,

@@ -43,9 +43,10 @@ def dense_philox_words(
     row_keys: Tensor,  # [N]
     step: Tensor,  # [N] or [1]
     vocab: int,
+    first_id: int = 0,
 ) -> Tensor:  # [N, vocab]
-    """Draw 0 of ids 0 .. vocab-1, at one Philox block per four ids."""
-    blocks = torch.arange((vocab + 3) // 4, device=row_keys.device)[None]
+    """Draw 0 of ``vocab`` ids from ``first_id``, a multiple of 4: one Philox block per four ids."""
+    blocks = first_id // 4 + torch.arange((vocab + 3) // 4, device=row_keys.device)[None]
     counter = _counter(row_keys, step, blocks, 0)
     words = torch.stack(philox_blocks(counter, (seed & _WORD, (seed >> 32) & _WORD)), dim=-1)
     return words.flatten(1)[:, :vocab]
