@@ -29,13 +29,14 @@ from lepo_kernels.backends.reference.numerics import (
     check_ids,
     check_positive,
     check_rows,
+    fill_empty_sums,
     has_coefficients,
     per_row,
 )
 
 # The row kernels' unit of summation: where the vocabulary may be cut.
 UNIT = 512
-# Numbers in the state of a unit.
+# Numbers in the state of a unit; the second is 0 where all of the unit's logits are -inf.
 STATE = 3
 # More rows would not make the products faster, and leave narrower parts of the vocabulary.
 MOST_ROWS = 8192
@@ -169,6 +170,7 @@ def linear_log_probs(
     softcap: float | None,
     inv_temperature: Tensor,  # [N] or [1]
     chunk_size: int,
+    shard: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """Selected logits, log-sum-exp and entropy of ``cap(hidden @ lm_head^T + bias) / T``."""
     check_ids("ids", ids, lm_head.shape[0])
@@ -177,14 +179,16 @@ def linear_log_probs(
     blocks = blocks_of(len(hidden), len(lm_head), chunk_size)
     parts = list(head_parts(blocks.columns, lm_head, bias, softcap))
     pieces = [
-        _statistics(kernels, rows.block(block), parts) for block in blocks.rows or [slice(0, 0)]
+        _statistics(kernels, rows.block(block), parts, shard)
+        for block in blocks.rows or [slice(0, 0)]
     ]
     outputs = (
         torch.cat([piece[0] for piece in pieces]),
         torch.cat([piece[1] for piece in pieces]),
         torch.cat([piece[2] for piece in pieces]),
     )
-    check_rows("logits of hidden", outputs[1])
+    if not shard:
+        check_rows("logits of hidden", outputs[1])
     return outputs
 
 
@@ -283,6 +287,7 @@ def _statistics(
     kernels: RowKernels,
     rows: Rows,  # R of them
     parts: list[HeadPart],
+    shard: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [R, K], [R], [R]
     """Selected logits, log-sum-exp and entropy."""
     states = _States(kernels, rows.ids, parts[-1].columns.stop)
@@ -291,7 +296,7 @@ def _statistics(
         states.add(logits, part.columns.start, rows, part.bias, part.softcap)
         # Before the next ones are allocated.
         del logits
-    return states.outputs()
+    return states.outputs(shard)
 
 
 class _States:
@@ -328,8 +333,10 @@ class _States:
             self._selected,
         )
 
-    def outputs(self) -> tuple[Tensor, Tensor, Tensor]:  # [R, K], [R], [R]
+    def outputs(self, shard: bool = False) -> tuple[Tensor, Tensor, Tensor]:  # [R, K], [R], [R]
         lse, entropy = self._kernels.statistics(self._states)
+        if shard:
+            fill_empty_sums(lse, entropy, (self._states[:, :, 1] == 0).all(dim=1))
         return self._selected, lse, entropy
 
 

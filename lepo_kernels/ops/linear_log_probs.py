@@ -101,6 +101,7 @@ def linear_log_probs(
         head.softcap,
         head.inv_temperature,
         chunk_size,
+        False,
         chosen,
     )
     return LinearLogProbs(*fields)
@@ -205,10 +206,18 @@ def _linear_log_probs(
     softcap: float | None,
     inv_temperature: Tensor,  # [N] or [1]
     chunk_size: int,
+    shard: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """The fields of `LinearLogProbs`.
+
+    A row without a finite log-sum-exp is an error, unless the head is a ``shard`` of a larger one:
+    then a row that is all -inf has the log-sum-exp -inf and the entropy 0, and one that holds NaN
+    or +inf has NaN for both. `lepo_kernels.parallel.linear_log_probs` joins shards. The backward op
+    takes the whole's log-sum-exp and entropy, and then returns the shard's part of the gradients.
+    """
     fields: tuple[Tensor, Tensor, Tensor] = dispatch.load("linear_log_probs", backend)(
-        hidden, lm_head, ids, bias, softcap, inv_temperature, chunk_size
+        hidden, lm_head, ids, bias, softcap, inv_temperature, chunk_size, shard
     )
     return fields
 
@@ -222,6 +231,7 @@ def _(
     softcap: float | None,
     inv_temperature: Tensor,
     chunk_size: int,
+    shard: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _fake_outputs(hidden, ids)
@@ -294,7 +304,9 @@ def _(
 
 
 def _setup_linear(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    hidden, lm_head, ids, bias, ctx.softcap, inv_temperature, ctx.chunk_size, ctx.backend = inputs
+    hidden, lm_head, ids, bias, ctx.softcap, inv_temperature, ctx.chunk_size, _, ctx.backend = (
+        inputs
+    )
     _, lse, entropy = output
     ctx.save_for_backward(hidden, lm_head, ids, bias, inv_temperature, lse, entropy)
 
@@ -327,7 +339,7 @@ def _backward_linear(
         dlm_head if need_dlm_head else None,
         None,
         dbias if need_dbias else None,
-        *(None,) * 4,
+        *(None,) * 5,
     )
 
 
