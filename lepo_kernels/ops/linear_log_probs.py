@@ -86,13 +86,7 @@ def linear_log_probs(
         RuntimeError: a second derivative is asked for.
     """
     head = prepare_head(hidden, lm_head, ids, bias, softcap, inv_temperature)
-    vocab, dtype = head.lm_head.shape[0], head.hidden.dtype
-    if chunk_size is None:
-        entry_bytes = 8 if dtype == torch.float64 else 4
-        chunk_bytes = _CUDA_CHUNK_BYTES if hidden.is_cuda else _CHUNK_BYTES
-        chunk_size = max(1, chunk_bytes // (entry_bytes * vocab))
-    check_integer("chunk_size", chunk_size, 1, _MAX_CHUNK)
-    chosen = dispatch.resolve("linear_log_probs", hidden.device, backend, dtype)
+    chosen = dispatch.resolve("linear_log_probs", hidden.device, backend, head.hidden.dtype)
     fields = torch.ops.lepo_kernels.linear_log_probs(
         head.hidden,
         head.lm_head,
@@ -100,7 +94,7 @@ def linear_log_probs(
         head.bias,
         head.softcap,
         head.inv_temperature,
-        chunk_size,
+        head.rows_per_chunk(chunk_size),
         False,
         chosen,
     )
@@ -146,6 +140,19 @@ class Head(NamedTuple):
     softcap: float | None
     inv_temperature: Tensor  # [N] or [1]
 
+    def rows_per_chunk(self, chunk_size: int | None) -> int:
+        """Check ``chunk_size``, or choose it.
+
+        Raises:
+            TypeError, ValueError: it is not an int, or out of range.
+        """
+        if chunk_size is None:
+            entry_bytes = 8 if self.hidden.dtype == torch.float64 else 4
+            chunk_bytes = _CUDA_CHUNK_BYTES if self.hidden.is_cuda else _CHUNK_BYTES
+            chunk_size = max(1, chunk_bytes // (entry_bytes * max(1, self.lm_head.shape[0])))
+        check_integer("chunk_size", chunk_size, 1, _MAX_CHUNK)
+        return chunk_size
+
 
 def prepare_head(
     hidden: Tensor,  # [N, D]
@@ -154,8 +161,14 @@ def prepare_head(
     bias: Tensor | None,  # [V]
     softcap: float | None,
     inv_temperature: float | Tensor,  # [] or [N]
+    *,
+    least_rows: int = 1,
 ) -> Head:
     """Check these arguments of `linear_log_probs`, and cast them as autocast says.
+
+    Args:
+        hidden, lm_head, ids, bias, softcap, inv_temperature: as there.
+        least_rows: how many rows the head has at least.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
@@ -164,7 +177,7 @@ def prepare_head(
     (rows, width), device = hidden.shape, hidden.device
     check_tensor("lm_head", lm_head, ("V", width), FLOAT_DTYPES, device)
     vocab = lm_head.shape[0]
-    check_integer("lm_head.shape[0]", vocab, 1)
+    check_integer("lm_head.shape[0]", vocab, least_rows)
     if bias is not None:
         check_tensor("bias", bias, (vocab,), FLOAT_DTYPES, device)
     if torch.is_autocast_enabled(device.type):
@@ -304,9 +317,8 @@ def _(
 
 
 def _setup_linear(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    hidden, lm_head, ids, bias, ctx.softcap, inv_temperature, ctx.chunk_size, _, ctx.backend = (
-        inputs
-    )
+    hidden, lm_head, ids, bias, ctx.softcap, inv_temperature, *rest = inputs
+    ctx.chunk_size, _, ctx.backend = rest
     _, lse, entropy = output
     ctx.save_for_backward(hidden, lm_head, ids, bias, inv_temperature, lse, entropy)
 
