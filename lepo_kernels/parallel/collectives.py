@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from lepo_kernels.ops._library import torch_op
 
 
 def rank_in(group: str) -> int:
@@ -18,6 +21,20 @@ def add_over_ranks(
     """Replace ``x`` by its sum over all ranks, and return it."""
     dist.all_reduce(x, group=_group(group))
     return x
+
+
+@torch_op("sum_over_ranks")
+def _sum_over_ranks(x: Tensor, group: str) -> Tensor:
+    """The sum of ``x`` over all ranks: what a backward pass may call in a compiled graph, too."""
+    return add_over_ranks(x.clone(), group)
+
+
+@_sum_over_ranks.register_fake
+def _(x: Tensor, group: str) -> Tensor:
+    return torch.empty_like(x)
+
+
+_sum_over_ranks.refuse_double_backward()
 
 
 def exchange(

@@ -17,17 +17,20 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lepo_kernels import dispatch
-from lepo_kernels.backends.reference.gumbel_softmax_embedding import log_density_of
-from lepo_kernels.backends.reference.numerics import check_positive, check_rows, check_steps
-from lepo_kernels.ops._arguments import MAX_IDS, as_per_row, as_row_keys, as_seed, as_step
+from lepo_kernels.ops._arguments import MAX_IDS
 from lepo_kernels.ops._library import torch_op
-from lepo_kernels.ops.gumbel_softmax_embedding import GumbelSoftmaxEmbedding, fake_outputs
-from lepo_kernels.parallel.mixtures import join_mixtures, join_rows, outputs_of_nothing
+from lepo_kernels.ops.gumbel_softmax_embedding import GumbelSoftmaxEmbedding
+from lepo_kernels.parallel.mixtures import (
+    NOISE_UNIT,
+    Noise,
+    check_values,
+    fake_joined,
+    join,
+    outputs_of_nothing,
+    prepare_noise,
+)
 from lepo_kernels.parallel.shards import Ranks
 from lepo_kernels.validation import FLOAT_DTYPES, check_integer, check_tensor
-
-# A counter of the noise covers this many ids: where a vocabulary may be cut.
-_NOISE_UNIT = 4
 
 
 def vocab_parallel_gumbel_softmax_embedding(
@@ -68,23 +71,17 @@ def vocab_parallel_gumbel_softmax_embedding(
         ValueError: a row of logits is bad; see `lepo_kernels.gumbel_softmax_embedding`.
         RuntimeError: a second derivative is asked for.
     """
-    ranks = Ranks(group, first_id, vocab_size, unit=_NOISE_UNIT)
+    ranks = Ranks(group, first_id, vocab_size, unit=NOISE_UNIT)
 
-    def check() -> tuple[tuple[Tensor, ...], str]:
+    def check() -> tuple[Noise, str]:
         check_tensor("logits", logits, ("N", "V"), FLOAT_DTYPES)
-        (rows, width), device = logits.shape, logits.device
+        width, device = logits.shape[1], logits.device
         check_tensor("embedding", embedding, (width, "D"), FLOAT_DTYPES, device)
-        options = (
-            as_per_row("tau", tau, rows, device, zero_included=True),
-            as_per_row("temperature", temperature, rows, device),
-            as_seed(seed, device),
-            as_row_keys(row_keys, rows, device),
-            as_step(step, rows, device),
-        )
+        noise = prepare_noise(logits, tau, temperature, seed, row_keys, step)
         op, dtypes = "gumbel_softmax_embedding", (logits.dtype, embedding.dtype)
-        return options, dispatch.resolve(op, device, backend, *dtypes)
+        return noise, dispatch.resolve(op, device, backend, *dtypes)
 
-    options, chosen = ranks.prepare(check)
+    noise, chosen = ranks.prepare(check)
     need_deviation = logits.requires_grad and torch.is_grad_enabled()
     shard = ranks.locate(
         logits.shape[1],
@@ -101,7 +98,7 @@ def vocab_parallel_gumbel_softmax_embedding(
         torch.ops.lepo_kernels.vocab_parallel_gumbel_softmax_embedding(
             logits[:, : shard.rows],
             embedding[: shard.rows],
-            *options,
+            *noise,
             shard.first_id,
             shard.group,
             need_deviation,
@@ -125,26 +122,15 @@ def _gumbel_softmax_embedding(
     need_deviation: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `lepo_kernels.ops.gumbel_softmax_embedding`, of the whole; deviations, if not needed, [0].
-
-    Deviations are right where the rank holds the peak, and 0 elsewhere.
-    """
-    # What the ranks have in common is checked before they wait for each other: it raises on all.
-    check_positive("tau", tau, zero_included=True)
-    check_positive("temperature", temperature)
-    check_steps(step)
+    """As ``torch.ops.lepo_kernels.gumbel_softmax_embedding``, but see `join`."""
+    check_values(tau, temperature, step)
     if logits.shape[1] == 0:
         part = outputs_of_nothing(logits, embedding)
     else:
         part = dispatch.load("gumbel_softmax_embedding", backend)(
             logits, embedding, tau, temperature, seed, row_keys, step, first_id, True
         )
-    mixed, log_prob, _, deviation, statistics = part
-    whole = join_rows(statistics, log_prob, tau, group)
-    check_rows("logits", whole.log_prob)
-    mixed, deviation = join_mixtures(mixed, deviation, whole, group, need_deviation)
-    log_density = log_density_of(whole.statistics, tau, log_prob.dtype)
-    return mixed, whole.log_prob, log_density, deviation, whole.statistics
+    return join("logits", part, tau, group, need_deviation)
 
 
 @_gumbel_softmax_embedding.register_fake
@@ -161,10 +147,7 @@ def _(
     need_deviation: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    mixed, log_prob, log_density, deviation, statistics = fake_outputs(logits, embedding)
-    if not need_deviation:
-        deviation = mixed.new_empty(0)
-    return mixed, log_prob, log_density, deviation, statistics
+    return fake_joined(logits, embedding, need_deviation)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -20,7 +20,7 @@ from lepo_kernels import dispatch
 from lepo_kernels.backends.reference.numerics import check_ids, check_positive, check_rows
 from lepo_kernels.ops._library import torch_op
 from lepo_kernels.ops.linear_log_probs import Head, LinearLogProbs, prepare_head
-from lepo_kernels.parallel.collectives import add_over_ranks, exchange
+from lepo_kernels.parallel.collectives import exchange
 from lepo_kernels.parallel.shards import Ranks
 
 
@@ -156,84 +156,6 @@ def _(
     return selected, selected.new_empty(ids.shape[0]), selected.new_empty(ids.shape[0])
 
 
-@torch_op("vocab_parallel_linear_log_probs_backward")
-def _linear_log_probs_backward(
-    grad_logits: Tensor,  # [N, K]
-    grad_lse: Tensor,  # [N]
-    grad_entropy: Tensor,  # [N]
-    hidden: Tensor,  # [N, D]
-    lm_head: Tensor,  # [V_r, D]
-    ids: Tensor,  # [N, K]
-    bias: Tensor | None,  # [V_r]
-    softcap: float | None,
-    inv_temperature: Tensor,  # [N] or [1]
-    lse: Tensor,  # [N]
-    entropy: Tensor,  # [N]
-    chunk_size: int,
-    first_id: int,
-    group: str,
-    need_dhidden: bool,
-    need_dlm_head: bool,
-    need_dbias: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of hidden, of all ranks, and of lm_head and bias; one not needed is empty."""
-    own, elsewhere = _own_ids(ids, first_id, lm_head.shape[0])
-    if lm_head.shape[0] == 0:
-        dhidden = hidden.new_zeros(hidden.shape if need_dhidden else (0,))
-        dlm_head = lm_head.new_zeros(lm_head.shape if need_dlm_head else (0,))
-        dbias = lm_head.new_zeros(0)
-    else:
-        dhidden, dlm_head, dbias = dispatch.load("linear_log_probs_backward", backend)(
-            grad_logits.masked_fill(elsewhere, 0),
-            grad_lse,
-            grad_entropy,
-            hidden,
-            lm_head,
-            own,
-            bias,
-            softcap,
-            inv_temperature,
-            lse,
-            entropy,
-            chunk_size,
-            need_dhidden,
-            need_dlm_head,
-            need_dbias,
-        )
-    if need_dhidden:
-        add_over_ranks(dhidden, group)
-    return dhidden, dlm_head, dbias
-
-
-@_linear_log_probs_backward.register_fake
-def _(
-    grad_logits: Tensor,
-    grad_lse: Tensor,
-    grad_entropy: Tensor,
-    hidden: Tensor,
-    lm_head: Tensor,
-    ids: Tensor,
-    bias: Tensor | None,
-    softcap: float | None,
-    inv_temperature: Tensor,
-    lse: Tensor,
-    entropy: Tensor,
-    chunk_size: int,
-    first_id: int,
-    group: str,
-    need_dhidden: bool,
-    need_dlm_head: bool,
-    need_dbias: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        hidden.new_empty(hidden.shape if need_dhidden else (0,)),
-        lm_head.new_empty(lm_head.shape if need_dlm_head else (0,)),
-        lm_head.new_empty(lm_head.shape[0] if need_dbias else 0),
-    )
-
-
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     hidden, lm_head, ids, bias, ctx.softcap, inv_temperature, *rest = inputs
     ctx.chunk_size, ctx.first_id, _, ctx.group, ctx.backend = rest
@@ -246,26 +168,30 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     hidden, lm_head, ids, bias, inv_temperature, lse, entropy = ctx.saved_tensors
     need_dhidden, need_dlm_head, _, need_dbias = ctx.needs_input_grad[:4]
-    dhidden, dlm_head, dbias = torch.ops.lepo_kernels.vocab_parallel_linear_log_probs_backward(
-        grad_logits,
-        grad_lse,
-        grad_entropy,
-        hidden,
-        lm_head,
-        ids,
-        bias,
-        ctx.softcap,
-        inv_temperature,
-        lse,
-        entropy,
-        ctx.chunk_size,
-        ctx.first_id,
-        ctx.group,
-        need_dhidden,
-        need_dlm_head,
-        need_dbias,
-        ctx.backend,
-    )
+    own, elsewhere = _own_ids(ids, ctx.first_id, lm_head.shape[0])
+    if lm_head.shape[0] == 0:
+        dhidden, dlm_head, dbias = (torch.zeros_like(x) for x in (hidden, lm_head, lm_head[:, 0]))
+    else:
+        dhidden, dlm_head, dbias = torch.ops.lepo_kernels.linear_log_probs_backward(
+            grad_logits.masked_fill(elsewhere, 0),
+            grad_lse,
+            grad_entropy,
+            hidden,
+            lm_head,
+            own,
+            bias,
+            ctx.softcap,
+            inv_temperature,
+            lse,
+            entropy,
+            ctx.chunk_size,
+            need_dhidden,
+            need_dlm_head,
+            need_dbias,
+            ctx.backend,
+        )
+    if need_dhidden:
+        dhidden = torch.ops.lepo_kernels.sum_over_ranks(dhidden, ctx.group)
     return (
         dhidden if need_dhidden else None,
         dlm_head if need_dlm_head else None,
@@ -276,7 +202,6 @@ def _backward(
 
 
 _linear_log_probs.register_autograd(_backward, setup_context=_setup)
-_linear_log_probs_backward.refuse_double_backward()
 
 
 def _own_ids(
