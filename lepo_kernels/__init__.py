@@ -12,6 +12,7 @@ from lepo_kernels.ops.gumbel_softmax_embedding import (
 from lepo_kernels.ops.latent_step import LatentStep, latent_step
 from lepo_kernels.ops.lepo_loss import lepo_loss
 from lepo_kernels.ops.lepo_objective import LepoLoss, lepo_objective
+from lepo_kernels.ops.linear_gumbel_softmax_embedding import linear_gumbel_softmax_embedding
 from lepo_kernels.ops.linear_log_probs import LinearLogProbs, gather_log_probs, linear_log_probs
 from lepo_kernels.ops.mix_embeddings import mix_embeddings
 from lepo_kernels.ops.philox import gumbel_noise, normal_noise, philox_words
@@ -28,6 +29,9 @@ from lepo_kernels.ops.scores import (
 )
 from lepo_kernels.parallel.gumbel_softmax_embedding import vocab_parallel_gumbel_softmax_embedding
 from lepo_kernels.parallel.lepo_loss import vocab_parallel_lepo_loss
+from lepo_kernels.parallel.linear_gumbel_softmax_embedding import (
+    vocab_parallel_linear_gumbel_softmax_embedding,
+)
 from lepo_kernels.parallel.linear_log_probs import vocab_parallel_linear_log_probs
 
 if TYPE_CHECKING:
@@ -79,6 +83,7 @@ __all__ = [
     "latent_step",
     "lepo_loss",
     "lepo_objective",
+    "linear_gumbel_softmax_embedding",
     "linear_log_probs",
     "mix_embeddings",
     "multiplex_log_probs",
@@ -89,6 +94,7 @@ __all__ = [
     "soft_log_prob",
     "vocab_parallel_gumbel_softmax_embedding",
     "vocab_parallel_lepo_loss",
+    "vocab_parallel_linear_gumbel_softmax_embedding",
     "vocab_parallel_linear_log_probs",
 ]
 

@@ -85,7 +85,8 @@ def linear_log_probs(
         IndexError: an id is out of range (checked likewise).
         RuntimeError: a second derivative is asked for.
     """
-    head = prepare_head(hidden, lm_head, ids, bias, softcap, inv_temperature)
+    head = prepare_head(hidden, lm_head, bias, softcap)
+    scale = prepare_rows(head, ids, inv_temperature)
     chosen = dispatch.resolve("linear_log_probs", hidden.device, backend, head.hidden.dtype)
     fields = torch.ops.lepo_kernels.linear_log_probs(
         head.hidden,
@@ -93,8 +94,8 @@ def linear_log_probs(
         ids,
         head.bias,
         head.softcap,
-        head.inv_temperature,
-        head.rows_per_chunk(chunk_size),
+        scale,
+        rows_at_a_time(chunk_size, head),
         False,
         chosen,
     )
@@ -138,43 +139,27 @@ class Head(NamedTuple):
     lm_head: Tensor  # [V, D]
     bias: Tensor | None  # [V]
     softcap: float | None
-    inv_temperature: Tensor  # [N] or [1]
-
-    def rows_per_chunk(self, chunk_size: int | None) -> int:
-        """Check ``chunk_size``, or choose it.
-
-        Raises:
-            TypeError, ValueError: it is not an int, or out of range.
-        """
-        if chunk_size is None:
-            entry_bytes = 8 if self.hidden.dtype == torch.float64 else 4
-            chunk_bytes = _CUDA_CHUNK_BYTES if self.hidden.is_cuda else _CHUNK_BYTES
-            chunk_size = max(1, chunk_bytes // (entry_bytes * max(1, self.lm_head.shape[0])))
-        check_integer("chunk_size", chunk_size, 1, _MAX_CHUNK)
-        return chunk_size
 
 
 def prepare_head(
     hidden: Tensor,  # [N, D]
     lm_head: Tensor,  # [V, D]
-    ids: Tensor,  # [N, K]
     bias: Tensor | None,  # [V]
     softcap: float | None,
-    inv_temperature: float | Tensor,  # [] or [N]
     *,
     least_rows: int = 1,
 ) -> Head:
     """Check these arguments of `linear_log_probs`, and cast them as autocast says.
 
     Args:
-        hidden, lm_head, ids, bias, softcap, inv_temperature: as there.
+        hidden, lm_head, bias, softcap: as there.
         least_rows: how many rows the head has at least.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
     """
     check_tensor("hidden", hidden, ("N", "D"), FLOAT_DTYPES)
-    (rows, width), device = hidden.shape, hidden.device
+    width, device = hidden.shape[1], hidden.device
     check_tensor("lm_head", lm_head, ("V", width), FLOAT_DTYPES, device)
     vocab = lm_head.shape[0]
     check_integer("lm_head.shape[0]", vocab, least_rows)
@@ -187,11 +172,38 @@ def prepare_head(
     check_tensor("lm_head", lm_head, (vocab, width), (hidden.dtype,))
     if bias is not None:
         check_tensor("bias", bias, (vocab,), (hidden.dtype,))
-    check_tensor("ids", ids, (rows, "K"), INDEX_DTYPES, device)
     if softcap is not None:
         check_positive_number("softcap", softcap)
         softcap = float(softcap)
-    return Head(hidden, lm_head, bias, softcap, _as_scale(inv_temperature, hidden))
+    return Head(hidden, lm_head, bias, softcap)
+
+
+def prepare_rows(
+    head: Head,
+    ids: Tensor,  # [N, K]
+    inv_temperature: float | Tensor,  # [] or [N]
+) -> Tensor:  # [N] or [1]
+    """Check what else `linear_log_probs` takes of each row; returns the inverse temperatures.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
+    """
+    check_tensor("ids", ids, (head.hidden.shape[0], "K"), INDEX_DTYPES, head.hidden.device)
+    return _as_scale(inv_temperature, head.hidden)
+
+
+def rows_at_a_time(chunk_size: int | None, head: Head) -> int:
+    """Check a chunk size; None takes as many rows as some MiB of logits hold.
+
+    Raises:
+        TypeError, ValueError: it is no number of rows.
+    """
+    if chunk_size is None:
+        entry_bytes = 8 if head.hidden.dtype == torch.float64 else 4
+        chunk_bytes = _CUDA_CHUNK_BYTES if head.hidden.is_cuda else _CHUNK_BYTES
+        chunk_size = max(1, chunk_bytes // (entry_bytes * max(1, head.lm_head.shape[0])))
+    check_integer("chunk_size", chunk_size, 1, _MAX_CHUNK)
+    return chunk_size
 
 
 def _autocast(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -19,7 +19,13 @@ from torch import Tensor
 from lepo_kernels import dispatch
 from lepo_kernels.backends.reference.numerics import check_ids, check_positive, check_rows
 from lepo_kernels.ops._library import torch_op
-from lepo_kernels.ops.linear_log_probs import Head, LinearLogProbs, prepare_head
+from lepo_kernels.ops.linear_log_probs import (
+    Head,
+    LinearLogProbs,
+    prepare_head,
+    prepare_rows,
+    rows_at_a_time,
+)
 from lepo_kernels.parallel.collectives import exchange
 from lepo_kernels.parallel.shards import Ranks
 
@@ -73,12 +79,13 @@ def vocab_parallel_linear_log_probs(
     """
     ranks = Ranks(group, first_id, vocab_size)
 
-    def check() -> tuple[Head, int, str]:
-        head = prepare_head(hidden, lm_head, ids, bias, softcap, inv_temperature, least_rows=0)
+    def check() -> tuple[Head, Tensor, int, str]:
+        head = prepare_head(hidden, lm_head, bias, softcap, least_rows=0)
+        scale = prepare_rows(head, ids, inv_temperature)
         chosen = dispatch.resolve("linear_log_probs", hidden.device, backend, head.hidden.dtype)
-        return head, head.rows_per_chunk(chunk_size), chosen
+        return head, scale, rows_at_a_time(chunk_size, head), chosen
 
-    head, chunk, chosen = ranks.prepare(check)
+    head, scale, chunk, chosen = ranks.prepare(check)
     shard = ranks.locate(
         lm_head.shape[0],
         {
@@ -95,7 +102,7 @@ def vocab_parallel_linear_log_probs(
         ids,
         None if head.bias is None else head.bias[: shard.rows],
         head.softcap,
-        head.inv_temperature,
+        scale,
         chunk,
         shard.first_id,
         shard.vocab_size,

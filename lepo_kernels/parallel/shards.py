@@ -125,7 +125,9 @@ def _member_of(group: "dist.ProcessGroup | None") -> "dist.ProcessGroup":
         raise ValueError("group: there is no process group; torch.distributed is not initialized")
     if group is None:
         group = dist.group.WORLD
-    if group is dist.GroupMember.NON_GROUP_MEMBER:
+    # What `new_group` gives to those whom it leaves out.
+    outsider: Any = dist.GroupMember.NON_GROUP_MEMBER
+    if group is outsider:
         raise ValueError("group: this process is not a member of it")
     if not isinstance(group, dist.ProcessGroup):
         raise TypeError(f"group: expected a ProcessGroup, got {type(group).__name__}")

@@ -511,8 +511,8 @@ def mixtures_of_peaked_rows(backend):
             compare_mixtures(team, logits, embedding, 0.5, scale=10)
 
 
-# All but the peak weigh about 1e-8. The pull of the peak is as small, and has its digits in float32,
-# where e.de and E_peak.de differ in their last ones at most. The reference has float64 for that.
+# All but the peak weigh about 1e-8. The pull of the peak is as small, and float32 holds its digits,
+# though e.de and E_peak.de differ in their last ones at most. The reference has float64 for that.
 @mixtures_check
 def mixtures_of_peaked_rows_keep_their_digits(backend):
     for team in noise_teams():

@@ -41,7 +41,7 @@ def linear_log_probs(
     scale = inv_temperature.expand(len(hidden))
     for start in range(0, len(hidden), chunk_size):
         rows = slice(start, start + chunk_size)
-        a = _head(hidden[rows], lm_head, bias, softcap).mul_(scale[rows, None])
+        a = head_logits(hidden[rows], lm_head, bias, softcap).mul_(scale[rows, None])
         _summarise(a, ids[rows], outputs, rows)
         if shard:
             _, lse, entropy = outputs
@@ -78,7 +78,7 @@ def linear_log_probs_backward(
     scale = inv_temperature.expand(len(hidden))
     for rows in active_rows(grad_logits, grad_lse, grad_entropy).split(chunk_size):
         inputs = hidden[rows]
-        capped = _head(inputs, lm_head, bias, softcap)
+        capped = head_logits(inputs, lm_head, bias, softcap)
         a = capped * scale[rows, None]
         da = _logit_gradient(
             a, ids[rows], grad_logits[rows], grad_lse[rows], grad_entropy[rows], lse[rows],
@@ -88,7 +88,7 @@ def linear_log_probs_backward(
         if softcap is not None:
             da.mul_(1 - (capped / softcap).square_())
         if need_dhidden:
-            dhidden[rows] = _product(da.to(hidden.dtype), lm_head).to(hidden.dtype)
+            dhidden[rows] = product(da.to(hidden.dtype), lm_head).to(hidden.dtype)
         if need_dlm_head:
             dlm_head.addmm_(da.T, inputs.to(acc))
         if need_dbias:
@@ -143,20 +143,20 @@ def gather_log_probs_backward(
     return dlogits
 
 
-def _head(
+def head_logits(
     hidden: Tensor,  # [C, D]
     lm_head: Tensor,  # [V, D]
     bias: Tensor | None,  # [V]
     softcap: float | None,
 ) -> Tensor:  # [C, V], float32 or float64
     """``cap(hidden @ lm_head^T + bias)``, cap(x) = softcap tanh(x / softcap)."""
-    raw = _product(hidden, lm_head.T)
+    raw = product(hidden, lm_head.T)
     if bias is not None:
         raw = raw + bias
     return raw if softcap is None else raw.div_(softcap).tanh_().mul_(softcap)
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
+def product(left: Tensor, right: Tensor) -> Tensor:
     """A matrix product whose result is float32 (float64 for float64)."""
     acc = accumulation_dtype(left.dtype)
     if left.device.type == "cuda" and left.dtype != acc:
