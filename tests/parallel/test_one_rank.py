@@ -58,6 +58,13 @@ def test_gradcheck(group):
 
     assert torch.autograd.gradcheck(mixture, vocabulary())
 
+    def linear_mixture(hidden, lm_head, embedding, bias):
+        return lk.vocab_parallel_linear_gumbel_softmax_embedding(
+            hidden, lm_head, embedding, 0.7, bias=bias, softcap=3.0
+        ).embedding
+
+    assert torch.autograd.gradcheck(linear_mixture, (hidden, lm_head, vocabulary()[1], bias))
+
 
 def test_opcheck(group):
     ops, name = torch.ops.lepo_kernels, group.group_name
@@ -71,6 +78,11 @@ def test_opcheck(group):
     torch.library.opcheck(ops.sum_over_ranks.default, (hidden.detach(), name))
     for need_deviation in (False, True):
         logits, embedding = (x.requires_grad_(need_deviation) for x in vocabulary())
+        torch.library.opcheck(
+            ops.vocab_parallel_linear_gumbel_softmax_embedding.default,
+            (hidden, lm_head, embedding, bias, 2.0, scale, scale, torch.tensor(0), torch.arange(5),
+             torch.tensor([3]), 0, 2, name, True, "reference"),
+        )  # fmt: skip
         torch.library.opcheck(
             ops.vocab_parallel_gumbel_softmax_embedding.default,
             (logits, embedding, scale, scale, torch.tensor(0), torch.arange(5), torch.tensor([3]),
@@ -87,8 +99,17 @@ def test_compiled_is_eager_bitwise(group):
     def mixture(logits, embedding, ids):
         return tuple(lk.vocab_parallel_gumbel_softmax_embedding(logits, embedding, 0.5, **where))
 
+    def tied_mixture(hidden, lm_head, ids):
+        return tuple(
+            lk.vocab_parallel_linear_gumbel_softmax_embedding(hidden, lm_head, None, 0.5, **where)
+        )
+
     ids = head()[2] % 8
-    for function, inputs in ((log_probs, head()[:2]), (mixture, vocabulary())):
+    for function, inputs in (
+        (log_probs, head()[:2]),
+        (mixture, vocabulary()),
+        (tied_mixture, head()[:2]),
+    ):
         results = []
         for run in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
             outputs = run(*inputs, ids)
@@ -119,6 +140,10 @@ def test_double_backward_is_refused(group):
     (dlogits,) = torch.autograd.grad(mixed.sum(), logits, create_graph=True)
     with pytest.raises(RuntimeError, match="second derivatives are not offered"):
         dlogits.sum().backward()
+    mixed = lk.vocab_parallel_linear_gumbel_softmax_embedding(hidden, lm_head, None, 0.5).embedding
+    (dhidden,) = torch.autograd.grad(mixed.sum(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives are not offered"):
+        dhidden.sum().backward()
 
 
 def test_autocast_casts_as_it_does_for_the_whole(group):
