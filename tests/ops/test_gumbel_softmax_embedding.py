@@ -603,6 +603,23 @@ def test_autocast_does_not_reach_the_kernel(backend):
         assert torch.equal(x, y)
 
 
+# As where logits are formed anew, a little off: 1e30 beside a largest q of 0.99e30.
+def test_no_weight_exceeds_that_of_the_peak(backend):
+    logits, embedding = (x.detach() for x in make(2, 1100, 3))
+    logits[:, [7, 1050]] = 1e30
+    shared = raw_arguments(logits, embedding)
+    mixed, _, _, deviation, statistics = dispatch.load("gumbel_softmax_embedding", backend)(
+        *shared, False
+    )
+    statistics[:, [0, 2]] *= 0.99
+    kernel = dispatch.load("gumbel_softmax_embedding_backward", backend)
+    upstream = torch.ones(2, 3), torch.ones(2), torch.ones(2)
+    dlogits, dembedding = kernel(*upstream, *shared, mixed, deviation, statistics, True, True)
+    assert dlogits.isfinite().all()
+    # Half of each row's weight.
+    torch.testing.assert_close(dembedding[[7, 1050]], torch.ones(2, 3))
+
+
 def test_double_backward_is_refused(backend):
     logits, embedding = make()
     ours = gumbel_softmax_embedding(logits, embedding, 0.5)

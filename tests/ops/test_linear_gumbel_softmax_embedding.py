@@ -187,13 +187,19 @@ def test_minus_infinities_by_the_bias(backend):
 
 
 def test_tau_zero_takes_the_row_of_the_argmax(backend):
-    hidden, lm_head, table, bias = make(vocab=2053)
+    # Two parts of 2048, peaks in both, and a rest.
+    hidden, lm_head, table, bias = make(vocab=4100)
     tau = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0, 0.5])
     ours = fused(hidden, lm_head, table, bias, **(OPTIONS | {"tau": tau}))
     logits = gumbel_softmax_embedding(
-        head(hidden, lm_head, bias), torch.eye(2053), **(OPTIONS | {"tau": 0.0})
+        head(hidden, lm_head, bias), torch.eye(4100), **(OPTIONS | {"tau": 0.0})
     )
-    assert torch.equal(ours.embedding[::2], table[logits.embedding.argmax(-1)][::2])
+    best = logits.embedding.argmax(-1)
+    assert best[::2].min() < 2048
+    assert best[::2].max() > 2048
+    assert torch.equal(ours.embedding[::2], table[best[::2]])
+    (dtable,) = torch.autograd.grad(ours.embedding[::2].sum(), table, retain_graph=True)
+    assert torch.equal(dtable, logits.embedding[::2].sum(0)[:, None].expand(4100, 3))
     assert ours.log_density[::2].eq(-math.inf).all()
     assert ours.log_density[1::2].isfinite().all()
     (dhidden,) = torch.autograd.grad(ours.embedding.sum(), hidden, retain_graph=True)
