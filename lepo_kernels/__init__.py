@@ -27,6 +27,12 @@ from lepo_kernels.ops.scores import (
     multiplex_log_probs,
     soft_log_prob,
 )
+from lepo_kernels.parallel.gumbel_softmax_embedding import vocab_parallel_gumbel_softmax_embedding
+from lepo_kernels.parallel.lepo_loss import vocab_parallel_lepo_loss
+from lepo_kernels.parallel.linear_gumbel_softmax_embedding import (
+    vocab_parallel_linear_gumbel_softmax_embedding,
+)
+from lepo_kernels.parallel.linear_log_probs import vocab_parallel_linear_log_probs
 
 if TYPE_CHECKING:
     from lepo_kernels.rollout.config import LatentGenerationConfig
@@ -86,6 +92,10 @@ __all__ = [
     "policy_log_probs",
     "sample_latent",
     "soft_log_prob",
+    "vocab_parallel_gumbel_softmax_embedding",
+    "vocab_parallel_lepo_loss",
+    "vocab_parallel_linear_gumbel_softmax_embedding",
+    "vocab_parallel_linear_log_probs",
 ]
 
 

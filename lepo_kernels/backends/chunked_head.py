@@ -29,13 +29,14 @@ from lepo_kernels.backends.reference.numerics import (
     check_ids,
     check_positive,
     check_rows,
+    fill_empty_sums,
     has_coefficients,
     per_row,
 )
 
 # The row kernels' unit of summation: where the vocabulary may be cut.
 UNIT = 512
-# Numbers in the state of a unit.
+# Numbers in the state of a unit; the second is 0 where all of the unit's logits are -inf.
 STATE = 3
 # More rows would not make the products faster, and leave narrower parts of the vocabulary.
 MOST_ROWS = 8192
@@ -168,13 +169,15 @@ def linear_log_probs(
     softcap: float | None,
     inv_temperature: Tensor,  # [N] or [1]
     chunk_size: int,
+    shard: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """Selected logits, log-sum-exp and entropy of ``cap(hidden @ lm_head^T + bias) / T``."""
     check_ids("ids", ids, lm_head.shape[0])
     check_positive("inv_temperature", inv_temperature)
     rows = Rows(hidden, ids.long().contiguous(), inv_temperature.contiguous())
-    outputs = statistics(kernels, rows, lm_head, bias, softcap, chunk_size)
-    check_rows("logits of hidden", outputs[1])
+    outputs = statistics(kernels, rows, lm_head, bias, softcap, chunk_size, shard)
+    if not shard:
+        check_rows("logits of hidden", outputs[1])
     return outputs
 
 
@@ -185,12 +188,14 @@ def statistics(
     bias: Tensor | None,  # [V]
     softcap: float | None,
     chunk_size: int,
+    shard: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [M, K], [M], [M]
     """`linear_log_probs` without its checks."""
     blocks = blocks_of(len(rows.hidden), len(lm_head), chunk_size)
     parts = list(head_parts(blocks.columns, lm_head, bias, softcap))
     pieces = [
-        _statistics(kernels, rows.block(block), parts) for block in blocks.rows or [slice(0, 0)]
+        _statistics(kernels, rows.block(block), parts, shard)
+        for block in blocks.rows or [slice(0, 0)]
     ]
     return (
         torch.cat([piece[0] for piece in pieces]),
@@ -294,6 +299,7 @@ def _statistics(
     kernels: RowKernels,
     rows: Rows,  # R of them
     parts: list[HeadPart],
+    shard: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [R, K], [R], [R]
     """Selected logits, log-sum-exp and entropy."""
     states = States(kernels, rows.ids, parts[-1].columns.stop)
@@ -302,7 +308,7 @@ def _statistics(
         states.add(logits, part.columns.start, rows, part.bias, part.softcap)
         # Before the next ones are allocated.
         del logits
-    return states.outputs()
+    return states.outputs(shard)
 
 
 class States:
@@ -339,9 +345,11 @@ class States:
             self._selected,
         )
 
-    def outputs(self) -> tuple[Tensor, Tensor, Tensor]:  # [R, K], [R], [R]
+    def outputs(self, shard: bool = False) -> tuple[Tensor, Tensor, Tensor]:  # [R, K], [R], [R]
         """Selected logits, log-sum-exp and entropy."""
         lse, entropy = self._kernels.statistics(self._states)
+        if shard:
+            fill_empty_sums(lse, entropy, (self._states[:, :, 1] == 0).all(dim=1))
         return self._selected, lse, entropy
 
 

@@ -96,6 +96,7 @@ def linear_log_probs(
         head.softcap,
         scale,
         rows_at_a_time(chunk_size, head),
+        False,
         chosen,
     )
     return LinearLogProbs(*fields)
@@ -145,8 +146,14 @@ def prepare_head(
     lm_head: Tensor,  # [V, D]
     bias: Tensor | None,  # [V]
     softcap: float | None,
+    *,
+    least_rows: int = 1,
 ) -> Head:
     """Check these arguments of `linear_log_probs`, and cast them as autocast says.
+
+    Args:
+        hidden, lm_head, bias, softcap: as there.
+        least_rows: how many rows the head has at least.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
@@ -155,7 +162,7 @@ def prepare_head(
     width, device = hidden.shape[1], hidden.device
     check_tensor("lm_head", lm_head, ("V", width), FLOAT_DTYPES, device)
     vocab = lm_head.shape[0]
-    check_integer("lm_head.shape[0]", vocab, 1)
+    check_integer("lm_head.shape[0]", vocab, least_rows)
     if bias is not None:
         check_tensor("bias", bias, (vocab,), FLOAT_DTYPES, device)
     if torch.is_autocast_enabled(device.type):
@@ -194,7 +201,7 @@ def rows_at_a_time(chunk_size: int | None, head: Head) -> int:
     if chunk_size is None:
         entry_bytes = 8 if head.hidden.dtype == torch.float64 else 4
         chunk_bytes = _CUDA_CHUNK_BYTES if head.hidden.is_cuda else _CHUNK_BYTES
-        chunk_size = max(1, chunk_bytes // (entry_bytes * head.lm_head.shape[0]))
+        chunk_size = max(1, chunk_bytes // (entry_bytes * max(1, head.lm_head.shape[0])))
     check_integer("chunk_size", chunk_size, 1, _MAX_CHUNK)
     return chunk_size
 
@@ -224,10 +231,18 @@ def _linear_log_probs(
     softcap: float | None,
     inv_temperature: Tensor,  # [N] or [1]
     chunk_size: int,
+    shard: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """The fields of `LinearLogProbs`.
+
+    A row without a finite log-sum-exp is an error, unless the head is a ``shard`` of a larger one:
+    then a row that is all -inf has the log-sum-exp -inf and the entropy 0, and one that holds NaN
+    or +inf has NaN for both. `lepo_kernels.parallel.linear_log_probs` joins shards. The backward op
+    takes the whole's log-sum-exp and entropy, and then returns the shard's part of the gradients.
+    """
     fields: tuple[Tensor, Tensor, Tensor] = dispatch.load("linear_log_probs", backend)(
-        hidden, lm_head, ids, bias, softcap, inv_temperature, chunk_size
+        hidden, lm_head, ids, bias, softcap, inv_temperature, chunk_size, shard
     )
     return fields
 
@@ -241,6 +256,7 @@ def _(
     softcap: float | None,
     inv_temperature: Tensor,
     chunk_size: int,
+    shard: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _fake_outputs(hidden, ids)
@@ -313,7 +329,8 @@ def _(
 
 
 def _setup_linear(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    hidden, lm_head, ids, bias, ctx.softcap, inv_temperature, ctx.chunk_size, ctx.backend = inputs
+    hidden, lm_head, ids, bias, ctx.softcap, inv_temperature, *rest = inputs
+    ctx.chunk_size, _, ctx.backend = rest
     _, lse, entropy = output
     ctx.save_for_backward(hidden, lm_head, ids, bias, inv_temperature, lse, entropy)
 
@@ -346,7 +363,7 @@ def _backward_linear(
         dlm_head if need_dlm_head else None,
         None,
         dbias if need_dbias else None,
-        *(None,) * 4,
+        *(None,) * 5,
     )
 
 

@@ -154,14 +154,15 @@ def _linear_log_probs(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
         hidden, head = torch.randn(ROWS, 9).to(dtype), torch.randn(vocab, 9).to(dtype)
         bias = None if softcap is None else torch.randn(vocab).to(dtype)
         scale = _per_row(1.0, 0.5, 2.0, dtype=torch.float32)
-        yield hidden, head, _ids(vocab, 4), bias, softcap, scale, chunk
+        yield hidden, head, _ids(vocab, 4), bias, softcap, scale, chunk, softcap is None
 
 
 def _linear_log_probs_backward(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
-    for hidden, head, ids, bias, softcap, scale, chunk in _linear_log_probs(dtype, vocab):
-        forward = dispatch.load("linear_log_probs", "reference")
-        _, lse, entropy = forward(hidden, head, ids, bias, softcap, scale, chunk)
-        inputs = (hidden, head, ids, bias, softcap, scale, lse, entropy, chunk)
+    for arguments in _linear_log_probs(dtype, vocab):
+        _, lse, entropy = dispatch.load("linear_log_probs", "reference")(*arguments)
+        *head, chunk, _ = arguments
+        bias = arguments[3]
+        inputs = (*head, lse, entropy, chunk)
         yield *_upstream(4), *inputs, True, True, bias is not None
 
 
@@ -223,7 +224,7 @@ def _linear_gumbel_softmax_embedding_backward(
 
 
 def _lepo_loss(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
-    for hidden, head, ids, bias, softcap, scale, _ in _linear_log_probs(dtype, vocab):
+    for hidden, head, ids, bias, softcap, scale, *_ in _linear_log_probs(dtype, vocab):
         weights = torch.softmax(torch.randn(ROWS, ids.shape[1]), dim=-1)
         # A hard row, and one that counts for nothing.
         weights[1] = torch.eye(ids.shape[1])[0]

@@ -298,6 +298,33 @@ def test_unchecked_bad_rows_spoil_themselves_only(monkeypatch):
             assert torch.equal(x[[0, 2]], y[[0, 2]])
 
 
+# A vocabulary of one unit of every kernel, and of three of those on a GPU with a rest.
+@pytest.mark.parametrize("vocab", [5, 1100])
+def test_a_shard_may_have_rows_without_mass(vocab, backend):
+    hidden, lm_head, _, ids = make(rows=3, vocab=vocab, dtype=working_dtype(backend))
+    bias = torch.full((vocab,), -math.inf, dtype=hidden.dtype)
+    with torch.no_grad():
+        hidden[1] = math.nan
+    arguments = (ids, bias, None, hidden.new_ones(1), 2, True, backend)
+    selected, lse, entropy = torch.ops.lepo_kernels.linear_log_probs(hidden, lm_head, *arguments)
+    assert selected[[0, 2]].eq(-math.inf).all()
+    for values, empty in ((lse, -math.inf), (entropy, 0)):
+        assert values[[0, 2]].eq(empty).all()
+        assert values[1].isnan()
+    # A single entry is mass, and a row that holds +inf is not without it.
+    bias[vocab - 1] = 0
+    with torch.no_grad():
+        hidden[1] = 1
+        lm_head[vocab - 1] = 0
+    _, lse, entropy = torch.ops.lepo_kernels.linear_log_probs(hidden, lm_head, *arguments)
+    assert lse.eq(0).all()
+    assert entropy.eq(0).all()
+    bias[vocab - 1] = math.inf
+    _, lse, entropy = torch.ops.lepo_kernels.linear_log_probs(hidden, lm_head, *arguments)
+    assert lse.isnan().all()
+    assert entropy.isnan().all()
+
+
 @pytest.mark.usefixtures("backend")
 def test_nothing_of_the_size_of_all_logits_is_formed():
     rows, vocab, chunk = 64, 50, 4
@@ -316,7 +343,7 @@ def test_default_chunks_hold_64_mib_of_logits(vocab, dtype, entry_bytes, monkeyp
     sizes = []
 
     def spy(hidden, lm_head, ids, *rest):
-        sizes.append(rest[-1])
+        sizes.append(rest[-2])
         return torch.zeros(1, 1), torch.zeros(1), torch.zeros(1)
 
     monkeypatch.setattr("lepo_kernels.dispatch.load", lambda op, name: spy)
@@ -495,10 +522,10 @@ def test_opcheck(backend):
     scale = torch.ones(1, dtype=dtype)
     ops = torch.ops.lepo_kernels
     torch.library.opcheck(
-        ops.linear_log_probs.default, (hidden, lm_head, ids, bias, 2.0, scale, 2, backend)
+        ops.linear_log_probs.default, (hidden, lm_head, ids, bias, 2.0, scale, 2, False, backend)
     )
     torch.library.opcheck(
-        ops.linear_log_probs.default, (hidden, lm_head, ids, None, None, scale, 2, backend)
+        ops.linear_log_probs.default, (hidden, lm_head, ids, None, None, scale, 2, True, backend)
     )
     logits = torch.randn(3, 11, requires_grad=True)
     torch.library.opcheck(ops.gather_log_probs.default, (logits, ids, scale.float(), backend))
@@ -526,7 +553,7 @@ def test_opcheck_of_transposed_inputs(backend):
     scale, row = torch.ones(1, dtype=dtype), torch.ones(3, dtype=dtype)
     ops = torch.ops.lepo_kernels
     for op, arguments in (
-        (ops.linear_log_probs, (hidden, lm_head, ids, bias, 2.0, scale, 2)),
+        (ops.linear_log_probs, (hidden, lm_head, ids, bias, 2.0, scale, 2, False)),
         (ops.linear_log_probs_backward,
          (alpha.to(dtype), row, row, hidden, lm_head, ids, bias.detach(), 2.0, scale, row, row, 2,
           True, True, True)),

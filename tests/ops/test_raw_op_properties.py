@@ -112,7 +112,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
         BOOL,
         BOOL,
     ),
-    "linear_log_probs": (*HEAD, CHUNK),
+    "linear_log_probs": (*HEAD, CHUNK, BOOL),
     "linear_log_probs_backward": (ENTRIES, ROW, ROW, *HEAD, ROW, ROW, CHUNK, BOOL, BOOL, BOOL),
     "gather_log_probs": (tensor(FLOAT, "NV"), tensor(IDS, "NK"), SCALE),
     "gather_log_probs_backward": (

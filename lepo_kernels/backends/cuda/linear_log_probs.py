@@ -25,10 +25,11 @@ def linear_log_probs(
     softcap: float | None,
     inv_temperature: Tensor,  # [N] or [1]
     chunk_size: int,
+    shard: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """Selected logits, log-sum-exp and entropy of ``cap(hidden @ lm_head^T + bias) / T``."""
     return chunked_head.linear_log_probs(
-        row_kernels(), hidden, lm_head, ids, bias, softcap, inv_temperature, chunk_size
+        row_kernels(), hidden, lm_head, ids, bias, softcap, inv_temperature, chunk_size, shard
     )
 
 

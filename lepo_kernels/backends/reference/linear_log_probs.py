@@ -17,6 +17,7 @@ from lepo_kernels.backends.reference.numerics import (
     check_ids,
     check_positive,
     check_rows,
+    fill_empty_sums,
     probabilities_of,
     row_statistics,
     rows_per_chunk,
@@ -31,6 +32,7 @@ def linear_log_probs(
     softcap: float | None,
     inv_temperature: Tensor,  # [N] or [1]
     chunk_size: int,
+    shard: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """Selected logits, log-sum-exp and entropy of ``cap(hidden @ lm_head^T + bias) / T``."""
     check_ids("ids", ids, lm_head.shape[0])
@@ -39,9 +41,13 @@ def linear_log_probs(
     scale = inv_temperature.expand(len(hidden))
     for start in range(0, len(hidden), chunk_size):
         rows = slice(start, start + chunk_size)
-        raw = head_logits(hidden[rows], lm_head, bias, softcap)
-        _summarise(raw.mul_(scale[rows, None]), ids[rows], outputs, rows)
-    check_rows("logits of hidden", outputs[1])
+        a = head_logits(hidden[rows], lm_head, bias, softcap).mul_(scale[rows, None])
+        _summarise(a, ids[rows], outputs, rows)
+        if shard:
+            _, lse, entropy = outputs
+            fill_empty_sums(lse[rows], entropy[rows], a.amax(dim=-1) == -torch.inf)
+    if not shard:
+        check_rows("logits of hidden", outputs[1])
     return outputs
 
 

@@ -120,6 +120,16 @@ def drop_specks(
     return torch.nn.functional.threshold(probabilities, _SPECK, 0.0, inplace=True)
 
 
+def fill_empty_sums(
+    lse: Tensor,  # [N], changed in place
+    entropy: Tensor,  # [N], changed in place
+    massless: Tensor,  # [N] bool
+) -> None:
+    """Give rows that are all -inf in their shard of the vocabulary what sums of nothing have."""
+    lse.masked_fill_(massless, -torch.inf)
+    entropy.masked_fill_(massless, 0)
+
+
 def check_rows(
     name: str,
     values: Tensor,  # [N]
