@@ -49,8 +49,9 @@ def serving(patch: pytest.MonkeyPatch, *, large_tiles: bool = True) -> Iterator[
 
 def _enlarge_tiles(patch: pytest.MonkeyPatch) -> None:
     from lepo_kernels.backends.triton import gumbel_softmax_embedding as dense
+    from lepo_kernels.backends.triton import gumbel_softmax_launches as launches
 
-    for table in (dense._MIX, dense._LOGITS_GRADIENT, dense._TABLE_GRADIENT):
+    for table in (launches.MIX, launches.TABLE_GRADIENT, dense.LOGITS_GRADIENT):
         for options in table.values():
             patch.setitem(options, "IDS", 1024)
-    patch.setitem(dense._STATISTICS, "ROWS", 64)
+    patch.setitem(dense.SCORES, "ROWS", 64)

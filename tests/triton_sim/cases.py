@@ -24,15 +24,24 @@ def mix_embeddings(dtype: torch.dtype) -> None:
 
 def gumbel_softmax_embedding(dtype: torch.dtype) -> None:
     logits, embedding = torch.zeros(64, 4096, dtype=dtype), torch.zeros(4096, 2048, dtype=dtype)
-    one, zero = torch.ones(1, dtype=torch.float64), torch.tensor(0)
-    shared = (logits, embedding, one, one, zero, torch.arange(64), torch.arange(64))
-    grads, known = (
-        (torch.zeros(64, 2048), torch.zeros(64)),
-        (torch.zeros(64, 2048), torch.zeros(64, 5, dtype=torch.float64)),
-    )
-    dispatch.load("gumbel_softmax_embedding", "triton")(*shared)
+    shared = (logits, embedding, *_draws())
+    dispatch.load("gumbel_softmax_embedding", "triton")(*shared, 0, False)
     backward = dispatch.load("gumbel_softmax_embedding_backward", "triton")
-    backward(*grads, *shared, *known, True, True)
+    for needs in ((True, True), (False, True)):
+        backward(*_grads(), *shared, 0, *_known(), *needs)
+
+
+def _draws() -> tuple[torch.Tensor, ...]:
+    one, zero = torch.ones(1, dtype=torch.float64), torch.tensor(0)
+    return one, one, zero, torch.arange(64), torch.arange(64)
+
+
+def _grads() -> tuple[torch.Tensor, ...]:
+    return torch.zeros(64, 2048), torch.zeros(64), torch.zeros(64)
+
+
+def _known() -> tuple[torch.Tensor, ...]:
+    return torch.zeros(64, 2048), torch.zeros(64, 2048), torch.zeros(64, 8, dtype=torch.float64)
 
 
 def philox(dtype: torch.dtype) -> None:
