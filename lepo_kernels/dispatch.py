@@ -37,6 +37,11 @@ KERNELS: dict[str, tuple[str, tuple[str, ...]]] = {
         "gumbel_softmax_embedding",
         ("triton", "cpu", "reference"),
     ),
+    "linear_gumbel_softmax_embedding": ("linear_gumbel_softmax_embedding", ("triton",)),
+    "linear_gumbel_softmax_embedding_backward": (
+        "linear_gumbel_softmax_embedding",
+        ("triton",),
+    ),
 }
 
 # Where no backend has a kernel for an op, the public function makes do with this one.

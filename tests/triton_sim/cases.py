@@ -31,6 +31,16 @@ def gumbel_softmax_embedding(dtype: torch.dtype) -> None:
         backward(*_grads(), *shared, 0, *_known(), *needs)
 
 
+def linear_gumbel_softmax_embedding(dtype: torch.dtype) -> None:
+    hidden, lm_head = torch.zeros(64, 2048, dtype=dtype), torch.zeros(4096, 2048, dtype=dtype)
+    forward = dispatch.load("linear_gumbel_softmax_embedding", "triton")
+    backward = dispatch.load("linear_gumbel_softmax_embedding_backward", "triton")
+    for embedding in (None, torch.zeros(4096, 2048, dtype=dtype)):
+        shared = (hidden, lm_head, embedding, *_draws(), 0)
+        forward(*shared, False)
+        backward(*_grads(), *shared, *_known(), True, True, embedding is not None)
+
+
 def _draws() -> tuple[torch.Tensor, ...]:
     one, zero = torch.ones(1, dtype=torch.float64), torch.tensor(0)
     return one, one, zero, torch.arange(64), torch.arange(64)
@@ -53,6 +63,7 @@ def philox(dtype: torch.dtype) -> None:
 CASES: dict[str, Callable[[torch.dtype], None]] = {
     "mix_embeddings": mix_embeddings,
     "gumbel_softmax_embedding": gumbel_softmax_embedding,
+    "linear_gumbel_softmax_embedding": linear_gumbel_softmax_embedding,
     "philox": philox,
 }
 

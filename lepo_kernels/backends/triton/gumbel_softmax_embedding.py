@@ -41,6 +41,7 @@ from lepo_kernels.backends.triton.gumbel_softmax_launches import (
     dense_rows,
     draws_of,
     forward,
+    is_split,
     options,
     table_gradient,
     upstream_of,
@@ -53,7 +54,7 @@ from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
 SCORES = {"ROWS": 1, "IDS": 2048, "num_warps": 4, **UNFUSED}
 LOGITS_GRADIENT = {
     "bfloat16": {"IDS": 128, "COLUMNS": 64, "num_warps": 8, "num_stages": 3, **UNFUSED},
-    "float": {"IDS": 128, "COLUMNS": 32, "num_warps": 8, "num_stages": 2, **UNFUSED},
+    "float": {"IDS": 64, "COLUMNS": 32, "num_warps": 8, "num_stages": 2, **UNFUSED},
     "rocm": {"IDS": 64, "COLUMNS": 32, "num_warps": 8, "num_stages": 2, **UNFUSED},
 }
 
@@ -195,6 +196,7 @@ def _logits_gradient(
         embedding.shape[1],
         row_blocks,
         WEIGHTS=weights.numel() > 0,
+        SPLIT=is_split(embedding),
         **tiles,
     )
 

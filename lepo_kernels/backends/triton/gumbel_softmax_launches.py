@@ -66,8 +66,15 @@ TABLE_GRADIENT = {
         "num_stages": 1,
         **UNFUSED,
     },
-    "float": {"IDS": 64, "COLUMNS": 128, "num_warps": 8, "num_stages": 1, **UNFUSED},
-    "rocm": {"IDS": 64, "COLUMNS": 64, "num_warps": 8, "num_stages": 1, **UNFUSED},
+    "float": {
+        "ROWS": 32,
+        "IDS": 64,
+        "COLUMNS": 128,
+        "num_warps": 8,
+        "num_stages": 1,
+        **UNFUSED,
+    },
+    "rocm": {"ROWS": 32, "IDS": 64, "COLUMNS": 64, "num_warps": 8, "num_stages": 1, **UNFUSED},
 }
 
 
@@ -146,9 +153,13 @@ def options(table: dict[str, dict[str, int]], rows: int, like: Tensor, **least: 
     for name, needed in least.items():
         chosen[name] = min(chosen[name], max(_SMALLEST_TILE, triton.next_power_of_2(needed)))
     chosen["ROWS"] = _ROWS[0] if rows <= _ROWS[0] else chosen.get("ROWS", _ROWS[1])
-    chosen["SPLIT"] = like.dtype == torch.bfloat16
     chosen["PRECISION"] = "ieee" if torch.version.hip else "tf32x3"
     return chosen
+
+
+def is_split(table: Tensor) -> bool:
+    """Whether float32 factors of a table are taken apart into two bfloat16 numbers."""
+    return table.dtype == torch.bfloat16
 
 
 @dataclass
@@ -286,6 +297,7 @@ class _Mixer:
             self.row_blocks,
             self.column_blocks,
             self.ids_per_split,
+            SPLIT=is_split(self.embedding),
             **self.options,
         )
 
@@ -349,7 +361,7 @@ def upstream_of(
     check_tensor("mixed", mixed, (rows, width), FLOAT_DTYPES, device)
     check_tensor("deviation", deviation, (rows, width), FLOAT_DTYPES, device)
     check_tensor("statistics", statistics, (rows, STATISTICS.value), (torch.float64,), device)
-    split = embedding.dtype == torch.bfloat16
+    split = is_split(embedding)
     high = torch.empty(
         rows, width, dtype=torch.bfloat16 if split else torch.float32, device=device
     )
@@ -399,5 +411,6 @@ def table_gradient(
         chunk.past,
         width,
         column_blocks,
+        SPLIT=is_split(dembedding),
         **tiles,
     )

@@ -10,11 +10,13 @@ import triton
 import triton.language as tl
 
 from lepo_kernels.backends.triton.gumbel_softmax_tiles import (
+    add_logits,
     exponential_tile,
     finite,
     inverse_tau,
     inverse_temperature,
     logits_tile,
+    table_tile,
 )
 
 # Of a row's tile: largest q, what the others weigh beside it, largest a, mass, the sum of
@@ -103,6 +105,58 @@ def noisy_scores_kernel(
     ids = start + tl.arange(0, IDS)
     warmth = inverse_temperature(temperature, temperature_step, rows)
     a = logits_tile(logits, row_stride, rows, ids, past) * warmth[:, None]
+    x = exponential_tile(seed, row_keys, step, step_step, rows, first_id + start, ROWS, IDS)
+    inverse, _ = inverse_tau(tau, tau_step, rows)
+    store_scores(
+        a, x, inverse, rows, wanted < total_rows, ids, first, past,
+        scores, chunk, parts, peaks, tile, tiles,
+    )  # fmt: skip
+
+
+@triton.jit
+def linear_noisy_scores_kernel(
+    hidden: tl.tensor,  # [N, D]
+    hidden_row: tl.tensor,
+    lm_head: tl.tensor,  # [V, D]
+    lm_head_row: tl.tensor,
+    head_width: tl.tensor,
+    tau: tl.tensor,  # [N] or [1]
+    tau_step: tl.tensor,
+    temperature: tl.tensor,  # [N] or [1]
+    temperature_step: tl.tensor,
+    seed: tl.tensor,  # []
+    row_keys: tl.tensor,  # [N]
+    step: tl.tensor,  # [N] or [1]
+    step_step: tl.tensor,
+    first_id: tl.tensor,
+    scores: tl.tensor,  # [N, chunk], written
+    parts: tl.tensor,  # [N, 9, tiles], written
+    peaks: tl.tensor,  # [N, tiles] int32, written
+    total_rows: tl.tensor,
+    chunk: tl.tensor,
+    first: tl.tensor,
+    past: tl.tensor,
+    tiles: tl.tensor,
+    row_blocks: tl.tensor,
+    ROWS: tl.constexpr,
+    IDS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> None:
+    """As above, with the logits of the tile formed here; neighbours read the same rows."""
+    program = tl.program_id(0)
+    tile = program // row_blocks
+    wanted = (program % row_blocks) * ROWS + tl.arange(0, ROWS)
+    rows = tl.minimum(wanted, total_rows - 1).to(tl.int64)
+    start = first + tile * IDS
+    ids = start + tl.arange(0, IDS)
+    logits = tl.zeros((ROWS, IDS), tl.float32)
+    for begin in range(0, head_width, COLUMNS):
+        columns = begin + tl.arange(0, COLUMNS)
+        head = table_tile(lm_head, lm_head_row, ids, past, columns, head_width)
+        logits = add_logits(logits, hidden, hidden_row, head, rows, columns, head_width, PRECISION)
+    a = logits * inverse_temperature(temperature, temperature_step, rows)[:, None]
+    a = tl.where((ids < past)[None, :], a, -float("inf"))
     x = exponential_tile(seed, row_keys, step, step_step, rows, first_id + start, ROWS, IDS)
     inverse, _ = inverse_tau(tau, tau_step, rows)
     store_scores(

@@ -77,6 +77,23 @@ def table_tile(
 
 
 @triton.jit
+def add_logits(
+    logits: tl.tensor,  # [ROWS, IDS]
+    hidden: tl.tensor,  # [N, D]
+    hidden_row: tl.tensor,
+    head: tl.tensor,  # [IDS, COLUMNS], a tile of the head
+    rows: tl.tensor,  # [ROWS] int64
+    columns: tl.tensor,  # [COLUMNS]
+    width: tl.tensor,
+    PRECISION: tl.constexpr,
+) -> tl.tensor:  # [ROWS, IDS]
+    """``logits + hidden @ head^T`` of a few columns."""
+    at = rows[:, None] * hidden_row + columns[None, :]
+    states = tl.load(hidden + at, mask=(columns < width)[None, :], other=0.0)
+    return tl.dot(states, tl.trans(head), logits, input_precision=PRECISION)
+
+
+@triton.jit
 def finite(x: tl.tensor) -> tl.tensor:
     """What may be subtracted from a number that is not above it."""
     return tl.where(x == -float("inf"), 0.0, x)
