@@ -35,10 +35,13 @@ def linear_gumbel_softmax_embedding(dtype: torch.dtype) -> None:
     hidden, lm_head = torch.zeros(64, 2048, dtype=dtype), torch.zeros(4096, 2048, dtype=dtype)
     forward = dispatch.load("linear_gumbel_softmax_embedding", "triton")
     backward = dispatch.load("linear_gumbel_softmax_embedding_backward", "triton")
-    for embedding in (None, torch.zeros(4096, 2048, dtype=dtype)):
-        shared = (hidden, lm_head, embedding, *_draws(), 0)
+    untied = (torch.zeros(4096, 2048, dtype=dtype), torch.zeros(4096, dtype=dtype), 30.0)
+    for table in ((None, None, None), untied):
+        embedding, bias, _ = table
+        shared = (hidden, lm_head, *table, *_draws(), 0, 1 << 20)
         forward(*shared, False)
-        backward(*_grads(), *shared, *_known(), True, True, embedding is not None)
+        needs = (True, True, bias is not None, embedding is not None)
+        backward(*_grads(), *shared, *_known(), *needs)
 
 
 def _draws() -> tuple[torch.Tensor, ...]:

@@ -95,8 +95,9 @@ def gumbel_softmax_embedding(
             **SCORES,
         )
 
+    width, checked = chunk_width(rows, vocab), None if shard else "logits"
     with device_of(logits):
-        return forward(draws, vocab, SCORES["IDS"], write_scores, embedding, shard)
+        return forward(draws, width, SCORES["IDS"], write_scores, embedding, checked)
 
 
 def gumbel_softmax_embedding_backward(

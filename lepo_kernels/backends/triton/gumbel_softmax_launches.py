@@ -37,6 +37,7 @@ from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
 # The sum of a product is not fused: every kernel must find the same bits of q.
 UNFUSED = {"enable_fp_fusion": False}
 CHUNK = {"ENTRIES": 1 << 24, "LEAST_IDS": 2048}
+_THINNEST = 128  # ids of a chunk whose size the caller bounds
 # Tiles, warps and stages of loads; not measured on a GPU yet. IDS are multiples of 4.
 FOLD = {"num_warps": 8, **UNFUSED}
 COMBINE = {"COLUMNS": 1024, "num_warps": 4, **UNFUSED}
@@ -175,9 +176,11 @@ class Chunk:
         return self.past - self.first
 
 
-def chunk_width(rows: int, vocab: int) -> int:
-    least = CHUNK["LEAST_IDS"]
-    width = max(least, CHUNK["ENTRIES"] // max(1, rows) // least * least)
+def chunk_width(rows: int, vocab: int, entries: int | None = None) -> int:
+    """How many ids' scores are held: no more than ``entries``, unless a chunk were too thin."""
+    least = CHUNK["LEAST_IDS"] if entries is None else _THINNEST
+    most = CHUNK["ENTRIES"] if entries is None else min(entries, CHUNK["ENTRIES"])
+    width = max(least, most // max(1, rows) // least * least)
     # So that 16 divides a row's bytes.
     return min(width, triton.cdiv(vocab, 16) * 16)
 
@@ -203,21 +206,29 @@ ScoreWriter = Callable[[Chunk, Scores], None]
 
 def forward(
     draws: Draws,
-    vocab: int,
+    width: int,
     ids_per_tile: int,
     write_scores: ScoreWriter,
     embedding: Tensor,  # [V, D]
-    shard: bool,
+    checked: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # [N, D], [N], [N], [N, D], [N, 8]
-    """Mixtures, log-probabilities, log-densities, deviations and statistics, see the op."""
-    rows, device = len(draws.row_keys), embedding.device
+    """Mixtures, log-probabilities, log-densities, deviations and statistics, see the op.
+
+    Args:
+        draws: of the rows.
+        width: of a chunk.
+        ids_per_tile: of the kernel that writes scores.
+        write_scores: launches it.
+        embedding: the table.
+        checked: what to call the logits where they are wrong; None does not check them.
+    """
+    rows, vocab, device = len(draws.row_keys), len(embedding), embedding.device
     floats: dict[str, Any] = {"dtype": torch.float32, "device": device}
     doubles: dict[str, Any] = {"dtype": torch.float64, "device": device}
     log_prob = torch.empty(rows, **floats)
     statistics = torch.empty(rows, STATISTICS.value, **doubles)
     mixed = torch.empty(rows, embedding.shape[1], **floats)
     if rows > 0:
-        width = chunk_width(rows, vocab)
         tiles = triton.cdiv(width, ids_per_tile)
         buffer = torch.empty(rows, width, **floats)
         parts = torch.empty(rows, PARTS.value, tiles, **floats)
@@ -242,8 +253,8 @@ def forward(
                 **FOLD,
             )
             mixer.add(chunk, buffer)
-        if not shard:
-            check_rows("logits", log_prob)
+        if checked is not None:
+            check_rows(checked, log_prob)
         deviation = mixer.finish(statistics, mixed)
     else:
         deviation = torch.empty_like(mixed)

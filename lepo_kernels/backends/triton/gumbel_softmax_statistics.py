@@ -11,6 +11,7 @@ import triton.language as tl
 
 from lepo_kernels.backends.triton.gumbel_softmax_tiles import (
     add_logits,
+    capped,
     exponential_tile,
     finite,
     inverse_tau,
@@ -47,7 +48,13 @@ def store_scores(
     tiles: tl.tensor,
 ) -> None:
     """Scores of a tile, and what its rows' online softmax takes of it."""
+    out = parts + rows * PARTS * tiles + tile
     log_x = tl.log(x)
+    # What needs the exponential numbers comes first: a tile of them fills many registers.
+    counted = a != -float("inf")
+    tl.store(out + 5 * tiles, tl.sum(counted.to(tl.float32), axis=1), mask=here)
+    tl.store(out + 6 * tiles, tl.sum(tl.where(counted, x, 0.0), axis=1), mask=here)
+    tl.store(out + 7 * tiles, tl.sum(tl.where(counted, log_x, 0.0), axis=1), mask=here)
     q = a - log_x
     at = scores + rows[:, None] * chunk + (ids - first)[None, :]
     tl.store(at, q, mask=here[:, None] & (ids < past)[None, :])
@@ -56,19 +63,14 @@ def store_scores(
     peak = tl.min(tl.where(q == q_top[:, None], ids[None, :], _NO_ID), axis=1)
     at_peak = ids[None, :] == peak[:, None]
     p = tl.exp((q - finite(q_top)[:, None]) * inverse[:, None])
-    below = a - finite(a_top)[:, None]
-    counted = a != -float("inf")
-    out = parts + rows * PARTS * tiles + tile
     tl.store(out, q_top, mask=here)
     tl.store(out + tiles, tl.sum(tl.where(at_peak, 0.0, p), axis=1), mask=here)
+    tl.store(out + 8 * tiles, tl.sum(tl.where(at_peak, a, 0.0), axis=1), mask=here)
+    tl.store(peaks + rows * tiles + tile, peak, mask=here)
+    below = a - finite(a_top)[:, None]
     tl.store(out + 2 * tiles, a_top, mask=here)
     tl.store(out + 3 * tiles, tl.sum(tl.exp(below), axis=1), mask=here)
     tl.store(out + 4 * tiles, tl.sum(tl.where(p == 0, 0.0, p * below), axis=1), mask=here)
-    tl.store(out + 5 * tiles, tl.sum(counted.to(tl.float32), axis=1), mask=here)
-    tl.store(out + 6 * tiles, tl.sum(tl.where(counted, x, 0.0), axis=1), mask=here)
-    tl.store(out + 7 * tiles, tl.sum(tl.where(counted, log_x, 0.0), axis=1), mask=here)
-    tl.store(out + 8 * tiles, tl.sum(tl.where(at_peak, a, 0.0), axis=1), mask=here)
-    tl.store(peaks + rows * tiles + tile, peak, mask=here)
 
 
 @triton.jit
@@ -120,6 +122,8 @@ def linear_noisy_scores_kernel(
     lm_head: tl.tensor,  # [V, D]
     lm_head_row: tl.tensor,
     head_width: tl.tensor,
+    bias: tl.tensor,  # [V] or None
+    softcap: tl.tensor,  # a number or None
     tau: tl.tensor,  # [N] or [1]
     tau_step: tl.tensor,
     temperature: tl.tensor,  # [N] or [1]
@@ -155,6 +159,7 @@ def linear_noisy_scores_kernel(
         columns = begin + tl.arange(0, COLUMNS)
         head = table_tile(lm_head, lm_head_row, ids, past, columns, head_width)
         logits = add_logits(logits, hidden, hidden_row, head, rows, columns, head_width, PRECISION)
+    logits = capped(logits, bias, softcap, ids, past)
     a = logits * inverse_temperature(temperature, temperature_step, rows)[:, None]
     a = tl.where((ids < past)[None, :], a, -float("inf"))
     x = exponential_tile(seed, row_keys, step, step_step, rows, first_id + start, ROWS, IDS)

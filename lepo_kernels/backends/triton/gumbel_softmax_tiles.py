@@ -94,6 +94,34 @@ def add_logits(
 
 
 @triton.jit
+def capped(
+    logits: tl.tensor,  # [ROWS, IDS]
+    bias: tl.tensor,  # [V] or None
+    softcap: tl.tensor,  # a number or None
+    ids: tl.tensor,  # [IDS]
+    past: tl.tensor,
+) -> tl.tensor:  # [ROWS, IDS]
+    """``softcap tanh((logits + bias) / softcap)``, as far as there are such."""
+    if bias is not None:
+        logits += tl.load(bias + ids, mask=ids < past, other=0.0).to(tl.float32)[None, :]
+    if softcap is not None:
+        logits = softcap * tanh(logits / softcap)
+    return logits
+
+
+@triton.jit
+def tanh(x: tl.tensor) -> tl.tensor:
+    """Triton has none of its own. A power series where the quotient would cancel."""
+    shrunk = tl.exp(-2.0 * tl.abs(x))
+    far = (1.0 - shrunk) / (1.0 + shrunk)
+    square = x * x
+    series = 62.0 / 2835.0 - square * (1382.0 / 155925.0)
+    series = 2.0 / 15.0 - square * (17.0 / 315.0 - square * series)
+    near = x - x * square * (1.0 / 3.0 - square * series)
+    return tl.where(square < 0.0625, near, tl.where(x < 0, -far, far))
+
+
+@triton.jit
 def finite(x: tl.tensor) -> tl.tensor:
     """What may be subtracted from a number that is not above it."""
     return tl.where(x == -float("inf"), 0.0, x)

@@ -39,6 +39,7 @@ from lepo_kernels.backends.triton.gumbel_softmax_launches import (
 from lepo_kernels.backends.triton.gumbel_softmax_statistics import linear_noisy_scores_kernel
 from lepo_kernels.backends.triton.launching import device_of
 from lepo_kernels.backends.triton.linear_gumbel_softmax_gradients import (
+    bias_gradient_kernel,
     combine_hidden_gradients_kernel,
     head_gradient_kernel,
     hidden_gradient_kernel,
@@ -69,24 +70,29 @@ HEAD_GRADIENT: dict[str, dict[str, Any]] = {
     for size, ids, columns in (("bfloat16", 128, 128), ("float", 64, 128), ("rocm", 64, 64))
 }
 
+BIAS_GRADIENT = {"ROWS": 16, "IDS": 512, "num_warps": 4, **UNFUSED}
+
 
 def linear_gumbel_softmax_embedding(
     hidden: Tensor,  # [N, D]
     lm_head: Tensor,  # [V, D]
     embedding: Tensor | None,  # [V, E]
+    bias: Tensor | None,  # [V]
+    softcap: float | None,
     tau: Tensor,  # [N] or [1]
     temperature: Tensor,  # [N] or [1]
     seed: Tensor,  # []
     row_keys: Tensor,  # [N]
     step: Tensor,  # [N] or [1]
     first_id: int,
+    chunk_size: int,
     shard: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # [N, E], [N], [N], [N, E], [N, 8]
     """Mixtures ``z @ embedding``, ``sum z log pi``, log-densities, and what backward takes over.
 
     Without an embedding, the head is the table.
     """
-    head = _head_of(hidden, lm_head, embedding)
+    head = _head_of(hidden, lm_head, embedding, bias, softcap)
     rows = len(hidden)
     draws = draws_of(rows, tau, temperature, seed, row_keys, step, first_id)
     check_values(draws)
@@ -109,8 +115,10 @@ def linear_gumbel_softmax_embedding(
             **tiles,
         )
 
+    width = chunk_width(rows, head.vocab, chunk_size * head.vocab)
+    checked = None if shard else "logits of hidden"
     with device_of(hidden):
-        return forward(draws, head.vocab, tiles["IDS"], write_scores, head.table, shard)
+        return forward(draws, width, tiles["IDS"], write_scores, head.table, checked)
 
 
 def linear_gumbel_softmax_embedding_backward(
@@ -120,29 +128,34 @@ def linear_gumbel_softmax_embedding_backward(
     hidden: Tensor,  # [N, D]
     lm_head: Tensor,  # [V, D]
     embedding: Tensor | None,  # [V, E]
+    bias: Tensor | None,  # [V]
+    softcap: float | None,
     tau: Tensor,  # [N] or [1]
     temperature: Tensor,  # [N] or [1]
     seed: Tensor,  # []
     row_keys: Tensor,  # [N]
     step: Tensor,  # [N] or [1]
     first_id: int,
+    chunk_size: int,
     mixed: Tensor,  # [N, E]
     deviation: Tensor,  # [N, E]
     statistics: Tensor,  # [N, 8]
     need_dhidden: bool,
     need_dlm_head: bool,
+    need_dbias: bool,
     need_dembedding: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # [N, D] or [0], [V, D] or [0], [V, E] or [0]
-    """Gradients of the states, the head and the table; that of a tied head has both its parts."""
-    head = _head_of(hidden, lm_head, embedding)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [N, D], [V, D], [V], [V, E], or [0]
+    """Gradients of states, head, bias and table; that of a tied head is the sum of both uses."""
+    head = _head_of(hidden, lm_head, embedding, bias, softcap)
     rows = len(hidden)
     draws = draws_of(rows, tau, temperature, seed, row_keys, step, first_id)
     dhidden = hidden.new_empty(hidden.shape if need_dhidden else (0,))
     dlm_head = lm_head.new_empty(lm_head.shape if need_dlm_head else (0,))
+    dbias = lm_head.new_empty(head.vocab if need_dbias else 0)
     dembedding = head.table.new_empty(head.table.shape if need_dembedding else (0,))
     if rows == 0:
-        return dhidden, dlm_head.zero_(), dembedding.zero_()
-    width = chunk_width(rows, head.vocab)
+        return dhidden, dlm_head.zero_(), dbias.zero_(), dembedding.zero_()
+    width = chunk_width(rows, head.vocab, chunk_size * head.vocab)
     buffers = _Buffers(
         torch.empty(rows, width, dtype=hidden.dtype, device=hidden.device),
         torch.empty(rows, width, dtype=torch.float32, device=hidden.device),
@@ -158,18 +171,20 @@ def linear_gumbel_softmax_embedding_backward(
             statistics,
             head.table,
         )
-        states = _StatesGradient(head, upstream, width)
+        states = _StatesGradient(head, upstream, width) if dhidden.numel() > 0 else None
         for chunk in chunks_of(head.vocab, width):
             _logits_gradient(chunk, head, draws, upstream, buffers)
-            if dhidden.numel() > 0:
+            if states is not None:
                 states.add(chunk, buffers)
             if dlm_head.numel() > 0:
                 _head_gradient(chunk, head, upstream, buffers, dlm_head)
+            if dbias.numel() > 0:
+                _bias_gradient(chunk, upstream, buffers, dbias)
             if dembedding.numel() > 0:
                 table_gradient(chunk, buffers.weights, upstream, dembedding)
-        if dhidden.numel() > 0:
+        if states is not None:
             states.finish(dhidden)
-    return dhidden, dlm_head, dembedding
+    return dhidden, dlm_head, dbias, dembedding
 
 
 @dataclass
@@ -178,6 +193,8 @@ class _Head:
 
     hidden: Tensor  # [N, D]
     lm_head: Tensor  # [V, D]
+    bias: Tensor | None  # [V]
+    softcap: float | None
     table: Tensor  # [V, E]
     tied: bool
 
@@ -190,13 +207,15 @@ class _Head:
         return self.lm_head.shape[1]
 
     def arguments(self) -> tuple[Any, ...]:
-        """Arguments of a kernel, from the states to the width."""
+        """Arguments of a kernel, from the states to the cap."""
         return (
             self.hidden,
             self.hidden.stride(0),
             self.lm_head,
             self.lm_head.stride(0),
             self.width,
+            self.bias,
+            self.softcap,
         )
 
 
@@ -204,16 +223,22 @@ def _head_of(
     hidden: Tensor,  # [N, D]
     lm_head: Tensor,  # [V, D]
     embedding: Tensor | None,  # [V, E]
+    bias: Tensor | None,  # [V]
+    softcap: float | None,
 ) -> _Head:
     """All tensors agree on N, V and D."""
     check_tensor("hidden", hidden, ("N", "D"), FLOAT_DTYPES)
     width, device = hidden.shape[1], hidden.device
     check_tensor("lm_head", lm_head, ("V", width), (hidden.dtype,), device)
+    vocab = lm_head.shape[0]
+    if bias is not None:
+        check_tensor("bias", bias, (vocab,), (hidden.dtype,), device)
+        bias = bias.contiguous()
     hidden, lm_head = dense_rows(hidden), dense_rows(lm_head)
     if embedding is None:
-        return _Head(hidden, lm_head, lm_head, tied=True)
-    check_tensor("embedding", embedding, (lm_head.shape[0], "E"), FLOAT_DTYPES, device)
-    return _Head(hidden, lm_head, dense_rows(embedding), tied=False)
+        return _Head(hidden, lm_head, bias, softcap, lm_head, tied=True)
+    check_tensor("embedding", embedding, (vocab, "E"), FLOAT_DTYPES, device)
+    return _Head(hidden, lm_head, bias, softcap, dense_rows(embedding), tied=False)
 
 
 @dataclass
@@ -339,4 +364,21 @@ def _head_gradient(
         return
     head_gradient_kernel[grid](
         buffers.dlogits, chunk.width, *states, *rows, dlm_head, *ids, **tiles
+    )
+
+
+def _bias_gradient(
+    chunk: Chunk,
+    upstream: Upstream,
+    buffers: _Buffers,
+    dbias: Tensor,  # [V], written
+) -> None:
+    bias_gradient_kernel[(triton.cdiv(chunk.ids, BIAS_GRADIENT["IDS"]),)](
+        buffers.dlogits,
+        chunk.width,
+        upstream.count,
+        dbias,
+        chunk.first,
+        chunk.past,
+        **BIAS_GRADIENT,
     )

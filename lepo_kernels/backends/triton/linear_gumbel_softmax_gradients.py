@@ -17,6 +17,7 @@ from lepo_kernels.backends.triton.gumbel_softmax_gradients import (
 )
 from lepo_kernels.backends.triton.gumbel_softmax_tiles import (
     add_logits,
+    capped,
     exponential_tile,
     inverse_temperature,
     table_tile,
@@ -30,6 +31,8 @@ def linear_logits_gradient_kernel(
     lm_head: tl.tensor,  # [V, D]
     lm_head_row: tl.tensor,
     head_width: tl.tensor,
+    bias: tl.tensor,  # [V] or None
+    softcap: tl.tensor,  # a number or None
     tau: tl.tensor,  # [N] or [1]
     tau_step: tl.tensor,
     temperature: tl.tensor,  # [N] or [1]
@@ -92,6 +95,7 @@ def linear_logits_gradient_kernel(
                 at = rows[:, None] * width + columns[None, :]
                 mask = active[:, None] & (columns < width)[None, :]
                 pull = pull_of(pull, table, high, low, at, mask, SPLIT, PRECISION)
+        logits = capped(logits, bias, softcap, ids, past)
         warmth = inverse_temperature(temperature, temperature_step, rows)
         a = logits * warmth[:, None]
         x = exponential_tile(seed, row_keys, step, step_step, rows, first_id + start, ROWS, IDS)
@@ -101,8 +105,11 @@ def linear_logits_gradient_kernel(
         da += z * gradient_per_weight(pull, ids, rows, tau, tau_step, statistics, upstream)
         at = place.to(tl.int64)[:, None] * chunk + (ids - first)[None, :]
         mask = active[:, None] & (ids < past)[None, :]
-        da = (da * warmth[:, None]).to(dlogits.dtype.element_ty)
-        tl.store(dlogits + at, da, mask=mask)
+        da *= warmth[:, None]
+        if softcap is not None:
+            share = logits / softcap
+            da *= 1.0 - share * share
+        tl.store(dlogits + at, da.to(dlogits.dtype.element_ty), mask=mask)
         tl.store(weights + at, z, mask=mask)
 
 
@@ -281,3 +288,27 @@ def tied_gradient_kernel(
         total.to(dlm_head.dtype.element_ty),
         mask=(ids < past - first)[:, None] & (columns < width)[None, :],
     )
+
+
+@triton.jit
+def bias_gradient_kernel(
+    dlogits: tl.tensor,  # [N, chunk]
+    chunk: tl.tensor,
+    count: tl.tensor,  # [], how many rows have gradients
+    dbias: tl.tensor,  # [V], written
+    first: tl.tensor,
+    past: tl.tensor,
+    ROWS: tl.constexpr,
+    IDS: tl.constexpr,
+) -> None:
+    """A block of ids per program, which adds up all rows."""
+    ids = tl.program_id(0) * IDS + tl.arange(0, IDS)
+    inside = ids < past - first
+    total = tl.zeros((IDS,), tl.float32)
+    active_rows = tl.load(count)
+    for start in range(0, active_rows, ROWS):
+        place = start + tl.arange(0, ROWS)
+        at = dlogits + place.to(tl.int64)[:, None] * chunk + ids[None, :]
+        mask = (place < active_rows)[:, None] & inside[None, :]
+        total += tl.sum(tl.load(at, mask=mask, other=0.0).to(tl.float32), axis=0)
+    tl.store(dbias + first + ids, total.to(dbias.dtype.element_ty), mask=inside)
