@@ -1,8 +1,8 @@
 // The Gumbel-softmax weights of a row, a tile of the vocabulary at a time.
 //
 // Contract: logits in float32, bfloat16 or float16, arithmetic in float32, sums over tiles in
-// float64. A call reads its entries once and keeps a tile of a and q in the first-level cache; the
-// noise is drawn anew by every call. Nothing outside of the entries is read or written.
+// float64. A call reads its entries once and keeps what it draws for a tile in the first-level
+// cache; the noise is drawn anew by every call. Nothing outside of the entries is read or written.
 // Deterministic: the bits of a row depend on the row alone.
 #include "cpu/gumbel_softmax_embedding.h"
 
@@ -22,6 +22,8 @@ constexpr int kNoiseWidth = 4 * kLanes;
 struct Tile {
   alignas(64) float a[kGumbelSoftmaxTile];
   alignas(64) float q[kGumbelSoftmaxTile];
+  alignas(64) float x[kGumbelSoftmaxTile];      // exponential numbers
+  alignas(64) float log_x[kGumbelSoftmaxTile];  // -g
 };
 
 template <typename T>
@@ -39,20 +41,24 @@ LEPO_INLINE void store_up_to(T* to, F32 x, int count) {
   }
 }
 
-// a and q of the entries, -inf in the lanes behind them. Never inlined: all callers must see the
-// same bits, or q could exceed the maximum that an earlier call found.
+// Draws the entries; a and q are -inf in the lanes behind them. Never inlined: all callers must see
+// the same bits, or q could exceed the maximum that an earlier call found.
 template <typename T>
-__attribute__((noinline, noclone)) void perturb(const GumbelSoftmaxRow& row, int64_t first_id,
+__attribute__((noinline, noclone)) void perturb(const GumbelSoftmaxRow& row, int64_t first,
                                                 int count, Tile& tile) {
-  const T* logits = static_cast<const T*>(row.logits) + first_id;
+  const T* logits = static_cast<const T*>(row.logits) + first;
   for (int i = 0; i < count; i += kNoiseWidth) {
     const WidePhiloxBlock words =
-        philox_words_in_order(row.key, static_cast<uint32_t>(first_id) + i, 0);
+        philox_words_in_order(row.key, row.first_id + static_cast<uint32_t>(first) + i, 0);
     for (int part = 0; part < 4; ++part) {
       const int at = i + part * kLanes;
       const F32 a = load_up_to(logits + at, count - at, -INFINITY) * row.inv_temperature;
+      const F32 x = exponential_from_words(words.word[part]);
+      const F32 log_x = log(x);
       store(tile.a + at, a);
-      store(tile.q + at, a + gumbel_from_words(words.word[part]));
+      store(tile.q + at, a - log_x);
+      store(tile.x + at, x);
+      store(tile.log_x + at, log_x);
     }
   }
 }
@@ -73,16 +79,18 @@ int64_t first_of(const float* values, float wanted, int count) {
 float finite_or_zero(float maximum) { return maximum == -INFINITY ? 0.0f : maximum; }
 
 template <typename T>
-GumbelSoftmaxSums sums(const GumbelSoftmaxRow& row, int64_t first_id, int count) {
+GumbelSoftmaxSums sums(const GumbelSoftmaxRow& row, int64_t first, int count) {
   Tile tile;
-  perturb<T>(row, first_id, count, tile);
+  perturb<T>(row, first, count, tile);
   F32 q_top = broadcast(-INFINITY);
   F32 a_top = broadcast(-INFINITY);
   for (int i = 0; i < count; i += kLanes) {
     q_top = max(load(tile.q + i), q_top);
     a_top = max(load(tile.a + i), a_top);
   }
-  GumbelSoftmaxSums out{max_lanes(q_top), max_lanes(a_top), 0.0f, 0.0f, 0.0f, 0};
+  GumbelSoftmaxSums out{};
+  out.q_max = max_lanes(q_top);
+  out.a_max = max_lanes(a_top);
   const int64_t peak = first_of(tile.q, out.q_max, count);
   const float q_from = finite_or_zero(out.q_max);
   const float a_from = finite_or_zero(out.a_max);
@@ -92,8 +100,16 @@ GumbelSoftmaxSums sums(const GumbelSoftmaxRow& row, int64_t first_id, int count)
   F32 weight{};
   F32 weighted_a{};
   F32 mass{};
+  F32 exponential{};
+  F32 log_exponential{};
+  I32 support{};
   for (int i = 0; i < count; i += kLanes) {
-    const F32 shifted = load(tile.a + i) - a_from;
+    const F32 a = load(tile.a + i);
+    const I32 finite = a != -INFINITY;
+    exponential += finite ? load(tile.x + i) : F32{};
+    log_exponential += finite ? load(tile.log_x + i) : F32{};
+    support -= finite;
+    const F32 shifted = a - a_from;
     mass += exp_or_zero(shifted);
     if (row.hard) continue;
     const F32 w = exp_or_zero((load(tile.q + i) - q_from) * row.inv_tau);
@@ -104,7 +120,10 @@ GumbelSoftmaxSums sums(const GumbelSoftmaxRow& row, int64_t first_id, int count)
   out.weight_beside_peak = sum_lanes(weight);
   out.weighted_a = peak_a + sum_lanes(weighted_a);
   out.mass = sum_lanes(mass);
-  out.peak = first_id + peak;
+  out.exponential = sum_lanes(exponential);
+  out.log_exponential = sum_lanes(log_exponential);
+  for (int lane = 0; lane < kLanes; ++lane) out.support += support[lane];
+  out.peak = first + peak;
   return out;
 }
 
@@ -123,8 +142,14 @@ float join(const GumbelSoftmaxRow& row, const GumbelSoftmaxSums* tiles, int64_t 
   double rest = 0.0;
   double weighted_a = 0.0;
   double mass = 0.0;
+  double exponential = 0.0;
+  double log_exponential = 0.0;
+  int64_t support = 0;
   for (int64_t i = 0; i < count; ++i) {
     const GumbelSoftmaxSums& tile = tiles[i];
+    exponential += tile.exponential;
+    log_exponential += tile.log_exponential;
+    support += tile.support;
     // All -inf. With NaN in it, its mass is NaN.
     if (tile.mass == 0.0f) continue;
     const double below = static_cast<double>(tile.a_max) - a_max;
@@ -139,54 +164,71 @@ float join(const GumbelSoftmaxRow& row, const GumbelSoftmaxSums* tiles, int64_t 
   const double log_prob = weighted_a / (1.0 + rest) - ::log(mass);
   // NaN if the log-probability is not finite, else 0.
   const double spoil = log_prob - log_prob;
-  *known = {q_max + spoil, 1.0 / (1.0 + rest) + spoil, a_max + spoil, 1.0 / mass + spoil,
-            static_cast<double>(peak)};
+  known->q_max = q_max + spoil;
+  known->z_scale = 1.0 / (1.0 + rest) + spoil;
+  known->a_max = a_max + spoil;
+  known->pi_scale = 1.0 / mass + spoil;
+  known->peak = static_cast<double>(peak);
+  known->support = static_cast<double>(support);
+  known->inv_exponential = 1.0 / exponential + spoil;
+  known->log_exponential = log_exponential + spoil;
   return static_cast<float>(log_prob + spoil);
 }
 
+// exp(x), which is 1 if x is above 0: logits that are formed anew may exceed the largest that was
+// found before.
+LEPO_INLINE F32 exp_or_bound(F32 x) { return exp_or_zero(x > 0.0f ? F32{} : x); }
+
 // Turns the q of a tile into z, with a value of the caller's at the row's peak.
-void weigh(const GumbelSoftmaxRow& row, const GumbelSoftmaxStatistics& known, int64_t first_id,
+void weigh(const GumbelSoftmaxRow& row, const GumbelSoftmaxStatistics& known, int64_t first,
            int count, float at_peak, Tile& tile) {
   const auto q_max = static_cast<float>(known.q_max);
   const auto scale = static_cast<float>(known.z_scale);
   for (int i = 0; i < count; i += kLanes) {
     const F32 gap = (load(tile.q + i) - q_max) * row.inv_tau;
-    store(tile.q + i, row.hard ? F32{} : drop_specks(exp_or_zero(gap) * scale));
+    store(tile.q + i, row.hard ? F32{} : drop_specks(exp_or_bound(gap) * scale));
   }
-  const int64_t peak = static_cast<int64_t>(known.peak) - first_id;
+  const int64_t peak = static_cast<int64_t>(known.peak) - first;
   if (peak >= 0 && peak < count) tile.q[peak] = at_peak;
 }
 
 template <typename T>
 void weights_beside_peak(const GumbelSoftmaxRow& row, const GumbelSoftmaxStatistics& known,
-                         int64_t first_id, int count, float* z) {
+                         int64_t first, int count, float* z) {
   Tile tile;
-  perturb<T>(row, first_id, count, tile);
+  perturb<T>(row, first, count, tile);
   // 0, or NaN in a spoilt row.
   const float nothing = static_cast<float>(known.z_scale - known.z_scale);
-  weigh(row, known, first_id, count, nothing, tile);
+  weigh(row, known, first, count, nothing, tile);
   std::memcpy(z, tile.q, count * sizeof(float));
 }
 
 template <typename T>
 void gradients(const GumbelSoftmaxRow& row, const GumbelSoftmaxStatistics& known,
-               const GumbelSoftmaxUpstream& upstream, int64_t first_id, int count, float* pull,
+               const GumbelSoftmaxUpstream& upstream, int64_t first, int count, float* pull,
                void* dlogits) {
   Tile tile;
-  perturb<T>(row, first_id, count, tile);
-  weigh(row, known, first_id, count, static_cast<float>(known.z_scale), tile);
+  perturb<T>(row, first, count, tile);
+  weigh(row, known, first, count, static_cast<float>(known.z_scale), tile);
   if (dlogits != nullptr) {
-    const int64_t peak = static_cast<int64_t>(known.peak) - first_id;
-    // So that the difference below is exactly 0 at the peak, where z may be 1.
-    if (peak >= 0 && peak < count) pull[peak] = upstream.peak_pull;
-    T* out = static_cast<T*>(dlogits) + first_id;
+    float* pulled = tile.log_x;
+    for (int i = 0; i < count; i += kLanes) {
+      store(pulled + i, load_up_to(pull + i, count - i, 0.0f) - upstream.mixture);
+    }
+    const int64_t peak = static_cast<int64_t>(known.peak) - first;
+    // Where z may be 1, and E_peak . de nearly e . de.
+    if (peak >= 0 && peak < count) pulled[peak] = -upstream.deviation;
+    T* out = static_cast<T*>(dlogits) + first;
     const auto a_max = static_cast<float>(known.a_max);
     const auto pi_scale = static_cast<float>(known.pi_scale);
+    const auto x_scale = static_cast<float>(known.support * known.inv_exponential);
     for (int i = 0; i < count; i += kLanes) {
+      const F32 a = load(tile.a + i);
       const F32 z = load(tile.q + i);
-      const F32 pi = drop_specks(exp_or_zero(load(tile.a + i) - a_max) * pi_scale);
-      const F32 pulled = load_up_to(pull + i, count - i, 0.0f) - upstream.peak_pull;
-      const F32 da = z * (pulled - upstream.deviation) * row.inv_tau + upstream.log_prob * (z - pi);
+      const F32 pi = drop_specks(exp_or_bound(a - a_max) * pi_scale);
+      const F32 above = 1.0f - load(tile.x + i) * x_scale;
+      const F32 density = a == -INFINITY ? F32{} : above * upstream.log_density;
+      const F32 da = z * load(pulled + i) * row.inv_tau + upstream.log_prob * (z - pi) + density;
       store_up_to(out + i, da * row.inv_temperature, count - i);
     }
   }

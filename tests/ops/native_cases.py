@@ -190,15 +190,15 @@ def _gumbel_softmax_embedding(dtype: torch.dtype, vocab: int) -> Iterator[Argume
     for width in (3, 37):
         table = torch.randn(vocab, width).to(dtype)
         tau, temperature = _per_row(0.3, 0.0, 1.5), _per_row(1.0, 0.7, 2.0)
-        yield _logits(dtype, vocab), table, tau, temperature, *_noise_key()
+        yield _logits(dtype, vocab), table, tau, temperature, *_noise_key(), 8, width == 3
 
 
 def _gumbel_softmax_embedding_backward(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
-    for inputs in _gumbel_softmax_embedding(dtype, vocab):
+    for *inputs, shard in _gumbel_softmax_embedding(dtype, vocab):
         forward = dispatch.load("gumbel_softmax_embedding", "reference")
-        # Behind the two public outputs comes what the forward pass keeps for this one.
-        mixed, log_prob, *kept = forward(*inputs)
-        yield torch.randn_like(mixed), torch.randn_like(log_prob), *inputs, *kept, True, True
+        mixed, log_prob, log_density, deviation, statistics = forward(*inputs, shard)
+        upstream = (torch.randn_like(x) for x in (mixed, log_prob, log_density))
+        yield *upstream, *inputs, mixed, deviation, statistics, True, True
 
 
 def _lepo_loss(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:

@@ -27,7 +27,7 @@ def gathered(hidden, head, table):
 
 def mixture(hidden, head, table):
     mixed = lk.gumbel_softmax_embedding(hidden @ head.T, table, 0.5, seed=1)
-    return mixed.embedding.sum() + mixed.log_prob.sum()
+    return mixed.embedding.sum() + mixed.log_prob.sum() + mixed.log_density.sum()
 
 
 def loss(hidden, head, table):

@@ -3,6 +3,7 @@
 What takes the fixture ``backend`` is the contract, and runs on every backend.
 """
 
+import itertools
 import math
 
 import pytest
@@ -10,15 +11,17 @@ import torch
 
 from lepo_kernels import dispatch, gumbel_noise, gumbel_softmax_embedding
 from lepo_kernels.backends.reference import numerics
+from lepo_kernels.backends.reference.gumbel_softmax_embedding import log_density_of
+from lepo_kernels.ops.scores import exp_concrete_log_density
 from tests.ops.helpers import LOW_DTYPES, LargestTensor, assert_no_worse_than_plain, transposed
 
 
-def plain(logits, embedding, tau, temperature=1.0, seed=0, row_keys=None, step=0):
+def plain(logits, embedding, tau, temperature=1.0, seed=0, row_keys=None, step=0, first_id=0):
     """The same with all noise and weights at hand, in the dtype of the inputs."""
     rows, vocab = logits.shape
     keys = torch.arange(rows) if row_keys is None else row_keys
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    noise = gumbel_noise(seed, keys, step, torch.arange(vocab), dtype=wide)
+    noise = gumbel_noise(seed, keys, step, first_id + torch.arange(vocab), dtype=wide)
     tau, temperature = (
         x[:, None].to(logits.dtype) if isinstance(x, torch.Tensor) else x
         for x in (tau, temperature)
@@ -27,7 +30,17 @@ def plain(logits, embedding, tau, temperature=1.0, seed=0, row_keys=None, step=0
     z = torch.softmax((a + noise.to(a.dtype)) / tau, -1)
     log_pi = torch.log_softmax(a, -1)
     log_prob = (z.detach() * log_pi.masked_fill(log_pi == -math.inf, 0)).sum(-1)
-    return z.to(embedding.dtype) @ embedding, log_prob
+    return z.to(embedding.dtype) @ embedding, log_prob, plain_log_density(a, noise, tau)
+
+
+def plain_log_density(a, noise, tau):
+    """By the expression for any scores, at ``a + noise``. A constant per entry cancels there."""
+    kept = a > -math.inf
+    constant = a.detach().masked_fill(~kept, 0)
+    scores = noise.to(a.dtype).masked_fill(~kept, -math.inf)
+    density = exp_concrete_log_density(a - constant, scores, 1.0)
+    log_tau = torch.as_tensor(tau, dtype=torch.float64).log().reshape(-1)
+    return (density + (kept.sum(-1) - 1) * log_tau).to(noise.dtype)
 
 
 def make(rows=5, vocab=11, width=3, dtype=torch.float32, seed=0, scale=1.0):
@@ -38,14 +51,17 @@ def make(rows=5, vocab=11, width=3, dtype=torch.float32, seed=0, scale=1.0):
 
 
 def loss_of(outputs):
-    """Gives every entry of every output an upstream gradient of its own."""
-    mixed, log_prob = outputs
+    """Gives every entry of the first two outputs an upstream gradient of its own.
+
+    The gradient of a log-density is much larger than the others, and would hide their errors.
+    """
+    mixed, log_prob, _ = outputs
     ramp = torch.linspace(-1, 1, mixed.numel(), dtype=torch.float64).reshape(mixed.shape)
     return (mixed.double() * ramp).sum() + (log_prob.double() * torch.arange(len(log_prob))).sum()
 
 
 def everything(function, inputs, *args, **kwargs):
-    """Mixtures, log-probabilities and both gradients."""
+    """Mixtures, log-probabilities, log-densities and both gradients of the loss."""
     outputs = function(*inputs, *args, **kwargs)
     return *outputs, *torch.autograd.grad(loss_of(outputs), inputs)
 
@@ -60,7 +76,13 @@ def assert_as_good_as_plain(inputs, *args, **kwargs):
     rounded = everything(plain, inputs, *args, **kwargs)
     oracle = everything(plain, in_float64(inputs), *args, **kwargs)
     logits, embedding = (x.dtype for x in inputs)
-    assert [x.dtype for x in ours] == [embedding, torch.float32, logits, embedding]
+    assert [x.dtype for x in ours] == [
+        embedding,
+        torch.float32,
+        torch.float32,
+        logits,
+        embedding,
+    ]
     for x, y, z in zip(ours, rounded, oracle, strict=True):
         assert_no_worse_than_plain(x, y, z, x.dtype)
 
@@ -89,7 +111,13 @@ def test_error_is_no_worse_than_plain_torch(dtype, table_dtype, backend):
     same = tuple(x.detach().to(coarse).requires_grad_() for x in (logits, embedding))
     rounded = everything(plain, same, 0.5)
     oracle = everything(plain, in_float64((logits, embedding)), 0.5)
-    assert [x.dtype for x in ours] == [table_dtype, torch.float32, dtype, table_dtype]
+    assert [x.dtype for x in ours] == [
+        table_dtype,
+        torch.float32,
+        torch.float32,
+        dtype,
+        table_dtype,
+    ]
     # The upstream gradient of a half-precision mixture is rounded, too.
     for x, y, z in zip(ours, rounded, oracle, strict=True):
         assert_no_worse_than_plain(x, y, z, coarse)
@@ -195,6 +223,172 @@ def test_log_prob_takes_the_weights_for_constants(backend):
     assert dembedding is None or dembedding.eq(0).all()
 
 
+# Two entries, three tiles of 1024 of which the last one is cut, and the vocabulary of Gemma 3.
+@pytest.mark.parametrize(
+    ("rows", "vocab", "dtype"),
+    [
+        (8, 2, torch.float32),
+        (3, 2049, torch.float32),
+        (3, 2049, torch.bfloat16),
+        (3, 2049, torch.float16),
+        large(2, 262144, torch.float32),
+    ],
+)
+def test_log_density_is_that_of_the_scores(rows, vocab, dtype, backend):
+    logits, embedding = make(rows, vocab, 1, dtype=dtype)
+    exact = logits.detach().double().requires_grad_()
+    # The float32 numbers: where the uniform ones are close to 1, those are a good deal off.
+    noise = gumbel_noise(3, torch.arange(rows), 0, torch.arange(vocab)).double()
+    tempered = exact / 0.7
+    expected = exp_concrete_log_density(tempered, (tempered + noise).detach(), 0.4)
+    ours = gumbel_softmax_embedding(logits, embedding, 0.4, temperature=0.7, seed=3).log_density
+    # The errors of m float32 terms of about 1, and the rounding of the result.
+    allowed = 1e-7 * vocab + 2.0**-24 * expected.abs().max()
+    assert (ours.double() - expected).abs().max() <= allowed
+    upstream = torch.linspace(-1, 1, rows)
+    (dlogits,) = torch.autograd.grad(ours, logits, upstream)
+    (wanted,) = torch.autograd.grad(expected, exact, upstream.double())
+    assert dlogits.dtype == dtype
+    # A number of about log V has a few roundings, of its own and of the logarithm that it is of.
+    allowed = (torch.finfo(dtype).eps / 2 + 2.0**-20) * wanted.abs().max()
+    assert (dlogits.double() - wanted).abs().max() <= allowed
+
+
+def test_log_density_has_its_gradient_beside_the_others(backend):
+    inputs = make(vocab=1100)
+    ours = gumbel_softmax_embedding(*inputs, **OPTIONS)
+    parts = [
+        torch.autograd.grad(loss, inputs, retain_graph=True)
+        for loss in (loss_of(ours), ours.log_density.sum(), loss_of(ours) + ours.log_density.sum())
+    ]
+    for apart, beside, both in zip(*parts, strict=True):
+        torch.testing.assert_close(both, apart + beside)
+    assert parts[1][0].ne(0).all()
+    assert parts[1][1].eq(0).all()
+
+
+def test_entries_without_a_density(backend):
+    logits, embedding = make(vocab=1100)
+    with torch.no_grad():
+        logits[1, 1:] = logits[2, 2:1090] = -math.inf
+    tau = torch.tensor([0.0, 0.0, 0.0, 1e-39, 0.5], dtype=torch.float64)
+    ours = gumbel_softmax_embedding(logits, embedding, tau).log_density
+    assert ours[[0, 2, 3]].eq(-math.inf).all()
+    assert ours[1] == 0  # one entry: a constant
+    assert ours[4].isfinite()
+    (dlogits,) = torch.autograd.grad(ours, logits, torch.ones(5))
+    assert dlogits[:4].eq(0).all()
+    assert dlogits[4].ne(0).all()
+    soft = gumbel_softmax_embedding(logits, embedding, 0.5).log_density
+    (dlogits,) = torch.autograd.grad(soft, logits, torch.ones(5))
+    assert soft[1] == 0
+    assert dlogits[1].eq(0).all()
+    assert dlogits[2, 2:1090].eq(0).all()
+    # A density of 12 entries sums up to their number, less that of the entries.
+    torch.testing.assert_close(dlogits.sum(-1), torch.zeros(5), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("first_id", [4, 1020, 2**26 - 1100])
+def test_noise_goes_by_id(first_id, backend):
+    inputs = make(3, 1100)
+    ours = everything(gumbel_softmax_embedding, inputs, 0.5, first_id=first_id)
+    rounded = everything(plain, inputs, 0.5, first_id=first_id)
+    oracle = everything(plain, in_float64(inputs), 0.5, first_id=first_id)
+    for x, y, z in zip(ours, rounded, oracle, strict=True):
+        assert_no_worse_than_plain(x, y, z, x.dtype)
+
+
+def joined(shards, starts, tau):
+    """The outputs of the whole, of those of the op on its shards, as the op's docstring has it."""
+    mixed, log_prob, _, deviation, statistics = (torch.stack(x) for x in zip(*shards, strict=True))
+    mixed, log_prob, deviation = mixed.double(), log_prob.double(), deviation.double()
+    empty = statistics[..., 5] == 0
+    q, z_scale, a, pi_scale, peak, support, inv_sum, log_sum = statistics.unbind(-1)
+    q_top, a_top = (x.masked_fill(empty, -math.inf).amax(0) for x in (q, a))
+    # Of equal numbers, argmax finds the first.
+    p = q.masked_fill(empty, -math.inf).argmax(0)
+    in_p = torch.arange(len(shards))[:, None] == p
+    hard = tau.float() < torch.finfo(torch.float32).tiny
+    share = torch.where(hard, 0.0, ((q - q_top) / tau).exp() / z_scale).masked_fill(empty, 0)
+    share = torch.where(hard & in_p, 1.0, share)
+    scale = 1 / share.sum(0)
+    weight = share * scale
+    mass = ((a - a_top).exp() / pi_scale).masked_fill(empty, 0).sum(0)
+    parts = weight * (log_prob - pi_scale.log() + a - a_top)
+    log_prob = parts.masked_fill(weight == 0, 0).sum(0) - mass.log()
+    peak_id = (torch.as_tensor(starts)[:, None] + peak).gather(0, p[None])[0]
+    whole = torch.stack(
+        (
+            q_top,
+            scale,
+            a_top,
+            1 / mass,
+            peak_id,
+            support.sum(0),
+            1 / (1 / inv_sum).masked_fill(empty, 0).sum(0),
+            log_sum.masked_fill(empty, 0).sum(0),
+        ),
+        dim=-1,
+    )
+
+    def at_p(x):
+        return x.masked_fill(~in_p[..., None], 0).sum(0)
+
+    peaks = at_p(mixed - deviation)
+    rest = torch.where(in_p[..., None], deviation, mixed) * weight[..., None]
+    rest = rest.masked_fill(weight[..., None] == 0, 0).sum(0)
+    beside = weight.masked_fill(in_p, 0).sum(0)
+    mixed = rest + at_p(weight[..., None].expand_as(mixed)) * peaks
+    log_density = log_density_of(whole, tau, torch.float32)
+    return mixed, log_prob, log_density, rest - beside[:, None] * peaks, whole
+
+
+# Shards of two tiles and one of 1024, a cut last one; of less than a tile; and two.
+@pytest.mark.parametrize("cuts", [(0, 2048, 3072, 3100), (0, 4, 1020, 3100), (0, 3096, 3100)])
+def test_shards_of_the_vocabulary_make_the_whole(cuts, backend):
+    logits, embedding = (x.detach() for x in make(6, 3100, 5, scale=3))
+    logits[1, :4] = logits[2, 4:] = logits[3, 2048:3096] = -math.inf
+    logits[4, [700, 3097]] = 1e30  # tied, in different shards or in the same
+    tau = torch.tensor([0.5, 0.1, 0.3, 2.0, 1.0, 0.0], dtype=torch.float64)
+    noise = (torch.tensor(3), torch.arange(6), torch.tensor([7]))
+    ops = torch.ops.lepo_kernels
+    options = (tau, torch.full((1,), 0.8, dtype=torch.float64), *noise)
+    whole = ops.gumbel_softmax_embedding(logits, embedding, *options, 8, False, backend)
+    parts = [slice(*x) for x in itertools.pairwise(cuts)]
+    shards = [
+        ops.gumbel_softmax_embedding(
+            logits[:, part], embedding[part], *options, 8 + part.start, True, backend
+        )
+        for part in parts
+    ]
+    ours = joined(shards, cuts[:-1], tau)
+    for x, y in zip(ours, whole, strict=True):
+        torch.testing.assert_close(x.float(), y.float(), rtol=1e-5, atol=1e-6)
+    assert torch.equal(ours[4][:, 4:6], whole[4][:, 4:6])
+    torch.manual_seed(1)
+    upstream = (torch.randn(6, 5), torch.randn(6), torch.randn(6))
+    mixed, _, _, deviation, statistics = ours
+    known = (mixed.float(), deviation.float())
+    grads = []
+    for part in parts:
+        peak = statistics[:, 4] - part.start
+        inside = (peak >= 0) & (peak < part.stop - part.start)
+        local = statistics.clone()
+        local[:, 4] = peak.where(inside, -1)
+        grads.append(
+            ops.gumbel_softmax_embedding_backward(
+                *upstream, logits[:, part], embedding[part], *options, 8 + part.start,
+                *known, local, True, True, backend,
+            )
+        )  # fmt: skip
+    expected = ops.gumbel_softmax_embedding_backward(
+        *upstream, logits, embedding, *options, 8, whole[0], *whole[3:], True, True, backend
+    )
+    dlogits, dembedding = zip(*grads, strict=True)
+    torch.testing.assert_close(torch.cat(dlogits, 1), expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.cat(dembedding), expected[1], rtol=1e-5, atol=1e-6)
+
+
 def test_tau_zero_takes_the_row_of_the_argmax(backend):
     logits, embedding = make(rows=20)
     noise = gumbel_noise(0, torch.arange(20), 0, torch.arange(11), dtype=torch.float64)
@@ -247,8 +441,10 @@ def test_a_tau_too_small_for_float32_is_zero(tau, backend):
 def test_the_smallest_tau_that_is_not_zero(backend):
     inputs = make()
     ours, hard = (everything(gumbel_softmax_embedding, inputs, t) for t in (2e-38, 0.0))
-    for x, y in zip(ours, hard, strict=True):
-        torch.testing.assert_close(x, y)
+    for i, (x, y) in enumerate(zip(ours, hard, strict=True)):
+        if i != 2:  # the log-density, (m - 1) log tau and more
+            torch.testing.assert_close(x, y)
+    assert ours[2].isfinite().all()
 
 
 def test_minus_infinities_never_make_nan(backend):
@@ -350,34 +546,34 @@ def test_noise_and_weights_exist_for_one_chunk_at_a_time(monkeypatch):
     monkeypatch.setattr(numerics, "_CHUNK_ENTRIES", 4 * 50)
     with torch.no_grad(), LargestTensor() as largest:
         gumbel_softmax_embedding(logits, embedding, 0.5)
-    # Four words per block of four ids, the last block whole: 52 per row. Five statistics per row.
-    assert largest.numel <= max(4 * 52, 64 * 5)
+    # Four words per block of four ids, the last block whole: 52 per row. Eight statistics per row.
+    assert largest.numel <= max(4 * 52, 64 * 8)
 
 
 def raw_arguments(logits, embedding):
     one, zero = torch.ones(1, dtype=torch.float64), torch.tensor(0)
-    return (logits, embedding, one, one, zero, torch.arange(len(logits)), zero[None])
+    return (logits, embedding, one, one, zero, torch.arange(len(logits)), zero[None], 0)
 
 
 def test_rows_without_gradient_are_not_computed_in_backward(backend, monkeypatch):
-    logits, embedding = (x.detach() for x in make())
+    logits, embedding = (x.detach() for x in make(6))
     logits[[0, 2, 3]] = math.nan  # would spread into the gradient of the table
-    grad, grad_log_prob = torch.zeros(5, 3), torch.zeros(5)
-    grad[1, 2], grad_log_prob[4] = 1, 1
+    upstream = torch.zeros(6, 3), torch.zeros(6), torch.zeros(6)
+    upstream[0][1, 2] = upstream[1][4] = upstream[2][5] = 1
     monkeypatch.setattr(numerics, "checks_enabled", lambda device: False)
     shared = raw_arguments(logits, embedding)
-    _, _, *known = dispatch.load("gumbel_softmax_embedding", backend)(*shared)
+    mixed, _, _, *known = dispatch.load("gumbel_softmax_embedding", backend)(*shared, False)
     kernel = dispatch.load("gumbel_softmax_embedding_backward", backend)
-    dlogits, dembedding = kernel(grad, grad_log_prob, *shared, *known, True, True)
+    dlogits, dembedding = kernel(*upstream, *shared, mixed, *known, True, True)
     assert dlogits[[0, 2, 3]].eq(0).all()
-    assert dlogits[[1, 4]].ne(0).all()
+    assert dlogits[[1, 4, 5]].ne(0).all()
     assert dembedding.isfinite().all()
 
 
 @pytest.mark.parametrize("trained", [{0}, {1}])
 def test_frozen_inputs_get_no_gradient(trained, backend, monkeypatch):
     inputs = make()
-    both = everything(gumbel_softmax_embedding, inputs, 0.5)[2:]
+    both = everything(gumbel_softmax_embedding, inputs, 0.5)[3:]
     for position, x in enumerate(inputs):
         x.requires_grad_(position in trained)
     needs = []
@@ -426,14 +622,15 @@ def test_opcheck(dtype, layout, backend):
     if dtype == torch.float32:
         utils += ("test_aot_dispatch_dynamic",)
     torch.library.opcheck(
-        ops.gumbel_softmax_embedding.default, (*shared, backend), test_utils=utils
+        ops.gumbel_softmax_embedding.default, (*shared, False, backend), test_utils=utils
     )
-    frozen = [x.detach() for x in shared]
-    _, _, *known = ops.gumbel_softmax_embedding(*frozen, backend)
+    frozen = [x.detach() if isinstance(x, torch.Tensor) else x for x in shared]
+    mixed, _, _, *known = ops.gumbel_softmax_embedding(*frozen, False, backend)
+    upstream = (layout(torch.randn(2, 3)), torch.ones(2), torch.ones(2))
     for needs in ((True, True), (True, False), (False, True)):
         torch.library.opcheck(
             ops.gumbel_softmax_embedding_backward.default,
-            (layout(torch.randn(2, 3)), torch.ones(2), *frozen, *known, *needs, backend),
+            (*upstream, *frozen, mixed, *known, *needs, backend),
             test_utils=("test_schema", "test_faketensor"),
         )
 
@@ -442,7 +639,8 @@ def test_compiled_is_eager_bitwise(backend):
     inputs = make()
 
     def step(logits, embedding, seed):
-        return loss_of(gumbel_softmax_embedding(logits, embedding, 0.5, seed=seed))
+        ours = gumbel_softmax_embedding(logits, embedding, 0.5, seed=seed, first_id=8)
+        return loss_of(ours) + ours.log_density.sum()
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for seed in (torch.tensor(0), torch.tensor(4)):
@@ -475,6 +673,10 @@ def test_compiled_is_eager_bitwise(backend):
         ({"tau": "hot"}, TypeError, "tau: expected a number, got str"),
         ({"temperature": torch.tensor(-1.0)}, ValueError, "temperature: expected finite numbers"),
         ({"row_keys": torch.arange(3)}, ValueError, r"row_keys: expected shape \[2\]"),
+        ({"first_id": 6}, ValueError, "first_id: expected a multiple of 4, got 6"),
+        ({"first_id": -4}, ValueError, "first_id: expected an int in"),
+        ({"first_id": 2**26 - 4}, ValueError, "first_id: expected an int in"),
+        ({"first_id": 4.0}, TypeError, "first_id: expected an int, got float"),
     ],
 )
 def test_errors_name_the_argument(change, error, message, backend):

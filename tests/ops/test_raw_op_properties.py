@@ -64,6 +64,9 @@ HEAD = (
     one_of(None, 2.0, 0.0, -1.0, float("nan")),
     SCALE,
 )
+FIRST_ID = one_of(0, 8, 1 << 26, 2, -4, INT64.max, INT64.min)
+MIXTURE_GRADIENTS = (tensor(FLOAT, "ND"), ROW, ROW)
+MIXTURE_KNOWN = (tensor(REAL, "ND"), tensor(REAL, "ND"), tensor(FLOAT64, "N8"))
 DRAW = (
     PER_ROW,
     PER_ROW,
@@ -115,17 +118,18 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
         PER_ROW,
         PER_ROW,
         *NOISE_KEY,
+        FIRST_ID,
+        BOOL,
     ),
     "gumbel_softmax_embedding_backward": (
-        tensor(FLOAT, "ND"),
-        ROW,
+        *MIXTURE_GRADIENTS,
         tensor(FLOAT, "NV"),
         tensor(FLOAT, "VD"),
         PER_ROW,
         PER_ROW,
         *NOISE_KEY,
-        tensor(REAL, "ND"),
-        tensor(FLOAT64, "N5"),
+        FIRST_ID,
+        *MIXTURE_KNOWN,
         BOOL,
         BOOL,
     ),

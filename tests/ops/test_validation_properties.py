@@ -260,10 +260,20 @@ def gumbel_softmax_embedding(draft: Draft, backend: str) -> None:
     put_float(draft, "embedding", (vocab, width), bound=(0,))
     draft.put_per_row("tau", rows, zero_included=True)
     draft.put_per_row("temperature", rows)
+    put_noise_of_columns(draft, rows, vocab)
+    draft.put_backend(backend)
+
+
+def put_noise_of_columns(draft: Draft, rows: int, vocab: int) -> None:
     draft.put_seed()
     draft.put_row_keys(rows)
     draft.put_step(rows)
-    draft.put_backend(backend)
+    last = ((1 << 26) - vocab) // 4 * 4
+    draft.put(
+        "first_id",
+        lambda: draft.pick(0, 4, 1024, last),
+        lambda: draft.bad_integer(-4, 2, last + 2, last + 4, 1 << 63),
+    )
 
 
 def lepo_loss(draft: Draft, backend: str) -> None:
@@ -424,9 +434,12 @@ def check_dense_mixture(arguments: dict[str, Any], out: Any, clean: bool) -> Non
     expect(out.embedding, (len(logits), table.shape[1]), table.dtype)
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
     expect(out.log_prob, (len(logits),), real)
+    expect(out.log_density, (len(logits),), real)
     if clean:
         assert out.embedding.isfinite().all()
         assert out.log_prob.isfinite().all()
+        # Of a one-hot row it is -inf.
+        assert (out.log_density < torch.inf).all()
 
 
 def check_loss(arguments: dict[str, Any], out: Any, clean: bool) -> None:

@@ -17,6 +17,8 @@ constexpr int64_t kUpstream = sizeof(GumbelSoftmaxUpstream) / sizeof(float);
 // Tiles and rows that are worth another thread.
 constexpr int64_t kTilesPerThread = 2;
 constexpr int64_t kRowsPerThread = 16;
+// What the noise counter holds.
+constexpr int64_t kMaxIds = int64_t{4} * kPhiloxDrawStride;
 
 int64_t tiles_in(int64_t entries) {
   return (entries + kGumbelSoftmaxTile - 1) / kGumbelSoftmaxTile;
@@ -33,7 +35,7 @@ void check_matrix(const char* name, const Tensor& x, int64_t rows, int64_t colum
 class Rows {
  public:
   Rows(const Tensor& logits, const Tensor& tau, const Tensor& temperature, const Tensor& seed,
-       const Tensor& row_keys, const Tensor& step)
+       const Tensor& row_keys, const Tensor& step, int64_t first_id)
       : count(logits.dim() == 2 ? logits.size(0) : 0),
         vocab(logits.dim() == 2 ? logits.size(1) : 0),
         logits_(static_cast<const char*>(logits.const_data_ptr())),
@@ -53,6 +55,10 @@ class Rows {
     row_keys_ = row_keys.const_data_ptr<int64_t>();
     step_ = step.const_data_ptr<int64_t>();
     step_stride_ = per_row_stride("step", step, count);
+    STD_TORCH_CHECK(
+        first_id >= 0 && first_id % 4 == 0 && first_id <= kMaxIds && vocab <= kMaxIds - first_id,
+        "first_id: out of range");
+    first_id_ = static_cast<uint32_t>(first_id);
   }
 
   int64_t entry_bytes() const { return dtype_ == ScalarType::Float ? 4 : 2; }
@@ -80,7 +86,8 @@ class Rows {
             hard ? 0.0f : 1.0f / tau,
             hard,
             {seed_, static_cast<uint64_t>(row_keys_[n]),
-             static_cast<uint32_t>(step_[n * step_stride_])}};
+             static_cast<uint32_t>(step_[n * step_stride_])},
+            first_id_};
   }
 
   const int64_t count;
@@ -98,17 +105,18 @@ class Rows {
   const int64_t* row_keys_ = nullptr;
   const int64_t* step_ = nullptr;
   int64_t step_stride_ = 0;
+  uint32_t first_id_ = 0;
 };
 
-// The chosen rows' entries [first_id, first_id + width), and what is known of the rows.
+// The chosen rows' columns [first, first + width), and what is known of the rows.
 struct Chunk {
   Chunk(const Rows& all, const Tensor& buffer, const Tensor& statistics, const Tensor& chosen,
         int64_t first)
-      : first_id(first), width(buffer.size(1)), count(chosen.numel()), stride(buffer.stride(0)) {
+      : width(buffer.size(1)), count(chosen.numel()), stride(buffer.stride(0)) {
     check_matrix("buffer", buffer, count, width);
     STD_TORCH_CHECK(buffer.scalar_type() == ScalarType::Float, "buffer: wrong dtype");
     STD_TORCH_CHECK(first >= 0 && first % 4 == 0 && width <= all.vocab - first,
-                    "first_id: out of range");
+                    "first: out of range");
     check_dense("statistics", statistics, ScalarType::Double, {all.count, kStatistics});
     check_dense("rows", chosen, ScalarType::Long, {count});
     known = reinterpret_cast<const GumbelSoftmaxStatistics*>(statistics.const_data_ptr<double>());
@@ -133,7 +141,6 @@ struct Chunk {
     });
   }
 
-  int64_t first_id;
   int64_t width;
   int64_t count;
   int64_t stride;
@@ -144,8 +151,9 @@ struct Chunk {
 
 std::tuple<Tensor, Tensor> statistics(const Tensor& logits, const Tensor& tau,
                                       const Tensor& temperature, const Tensor& seed,
-                                      const Tensor& row_keys, const Tensor& step) {
-  const Rows rows(logits, tau, temperature, seed, row_keys, step);
+                                      const Tensor& row_keys, const Tensor& step,
+                                      int64_t first_id) {
+  const Rows rows(logits, tau, temperature, seed, row_keys, step, first_id);
   const int64_t tiles = tiles_in(rows.vocab);
   Tensor known = torch::stable::new_empty(logits, {rows.count, kStatistics}, ScalarType::Double);
   Tensor log_prob = torch::stable::new_empty(logits, {rows.count}, ScalarType::Float);
@@ -174,24 +182,24 @@ std::tuple<Tensor, Tensor> statistics(const Tensor& logits, const Tensor& tau,
 
 void weights_beside_peak(const Tensor& z, const Tensor& logits, const Tensor& tau,
                          const Tensor& temperature, const Tensor& seed, const Tensor& row_keys,
-                         const Tensor& step, const Tensor& statistics, const Tensor& chosen,
-                         int64_t first_id) {
-  const Rows rows(logits, tau, temperature, seed, row_keys, step);
-  const Chunk chunk(rows, z, statistics, chosen, first_id);
+                         const Tensor& step, int64_t first_id, const Tensor& statistics,
+                         const Tensor& chosen, int64_t first) {
+  const Rows rows(logits, tau, temperature, seed, row_keys, step, first_id);
+  const Chunk chunk(rows, z, statistics, chosen, first);
   const GumbelSoftmaxTileKernels& kernels = rows.kernels();
   chunk.for_each_tile([&](int64_t i, int64_t offset, int width) {
     const int64_t n = chunk.rows[i];
-    kernels.weights_beside_peak(rows[n], chunk.known[n], first_id + offset, width,
+    kernels.weights_beside_peak(rows[n], chunk.known[n], first + offset, width,
                                 chunk.values + i * chunk.stride + offset);
   });
 }
 
 void gradients(const Tensor& pull, const Tensor& dlogits, const Tensor& logits, const Tensor& tau,
                const Tensor& temperature, const Tensor& seed, const Tensor& row_keys,
-               const Tensor& step, const Tensor& statistics, const Tensor& chosen, int64_t first_id,
-               const Tensor& upstream) {
-  const Rows rows(logits, tau, temperature, seed, row_keys, step);
-  const Chunk chunk(rows, pull, statistics, chosen, first_id);
+               const Tensor& step, int64_t first_id, const Tensor& statistics, const Tensor& chosen,
+               int64_t first, const Tensor& upstream) {
+  const Rows rows(logits, tau, temperature, seed, row_keys, step, first_id);
+  const Chunk chunk(rows, pull, statistics, chosen, first);
   check_dense("upstream", upstream, ScalarType::Float, {chunk.count, kUpstream});
   const auto* gradients =
       reinterpret_cast<const GumbelSoftmaxUpstream*>(upstream.const_data_ptr<float>());
@@ -204,7 +212,7 @@ void gradients(const Tensor& pull, const Tensor& dlogits, const Tensor& logits, 
   const int64_t row_bytes = rows.vocab * rows.entry_bytes();
   chunk.for_each_tile([&](int64_t i, int64_t offset, int width) {
     const int64_t n = chunk.rows[i];
-    kernels.gradients(rows[n], chunk.known[n], gradients[i], first_id + offset, width,
+    kernels.gradients(rows[n], chunk.known[n], gradients[i], first + offset, width,
                       chunk.values + i * chunk.stride + offset,
                       out == nullptr ? nullptr : out + n * row_bytes);
   });
@@ -216,15 +224,15 @@ void gradients(const Tensor& pull, const Tensor& dlogits, const Tensor& logits, 
 STABLE_TORCH_LIBRARY_FRAGMENT(lepo_kernels_cpu, m) {
   m.def(
       "gumbel_softmax_statistics(Tensor logits, Tensor tau, Tensor temperature, Tensor seed, "
-      "Tensor row_keys, Tensor step) -> (Tensor, Tensor)");
+      "Tensor row_keys, Tensor step, int first_id) -> (Tensor, Tensor)");
   m.def(
       "gumbel_softmax_weights_beside_peak(Tensor(a!) z, Tensor logits, Tensor tau, "
-      "Tensor temperature, Tensor seed, Tensor row_keys, Tensor step, Tensor statistics, "
-      "Tensor rows, int first_id) -> ()");
+      "Tensor temperature, Tensor seed, Tensor row_keys, Tensor step, int first_id, "
+      "Tensor statistics, Tensor rows, int first) -> ()");
   m.def(
       "gumbel_softmax_gradients(Tensor(a!) pull, Tensor(b!) dlogits, Tensor logits, Tensor tau, "
-      "Tensor temperature, Tensor seed, Tensor row_keys, Tensor step, Tensor statistics, "
-      "Tensor rows, int first_id, Tensor upstream) -> ()");
+      "Tensor temperature, Tensor seed, Tensor row_keys, Tensor step, int first_id, "
+      "Tensor statistics, Tensor rows, int first, Tensor upstream) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lepo_kernels_cpu, CPU, m) {

@@ -11,11 +11,13 @@ number of threads and any batch, what comes from a matrix product may not.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lepo_kernels.backends.cpu.memory import fresh
+from lepo_kernels.backends.reference.gumbel_softmax_embedding import has_density, log_density_of
 from lepo_kernels.backends.reference.numerics import check_positive, check_rows, check_steps
 
 # A block of rows that keeps a matrix product busy.
@@ -38,17 +40,20 @@ def gumbel_softmax_embedding(
     seed: Tensor,  # []
     row_keys: Tensor,  # [N]
     step: Tensor,  # [N] or [1]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [N, D], [N], [N, D], [N, 5]
-    """Mixtures ``z @ embedding``, log-probabilities ``sum z log pi``, and what backward takes over.
+    first_id: int,
+    shard: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # [N, D], [N], [N], [N, D], [N, 8]
+    """Mixtures ``z @ embedding``, ``sum z log pi``, log-densities, and what backward takes over.
 
     The latter are the deviations ``e - E_peak`` and the statistics of the rows, see the op.
     """
     check_positive("tau", tau, zero_included=True)
     check_positive("temperature", temperature)
     check_steps(step)
-    noisy = _noisy_rows(logits, tau, temperature, seed, row_keys, step)
+    noisy = _noisy_rows(logits, tau, temperature, seed, row_keys, step, first_id)
     log_prob, statistics = torch.ops.lepo_kernels_cpu.gumbel_softmax_statistics(*noisy)
-    check_rows("logits", log_prob)
+    if not shard:
+        check_rows("logits", log_prob)
     rows = torch.arange(len(logits))
     grid = _Grid(len(rows), embedding)
     beside_peak = torch.zeros(len(rows), embedding.shape[1], dtype=torch.float32)
@@ -65,12 +70,14 @@ def gumbel_softmax_embedding(
     # Both from the same sum: the larger of them may be much larger than the other.
     mixed = torch.addcmul(beside_peak, at_peak.float(), peaks)
     deviation = beside_peak.addcmul_((1 - at_peak).float(), peaks, value=-1)
-    return mixed, log_prob, deviation, statistics
+    log_density = log_density_of(statistics, tau, torch.float32)
+    return mixed, log_prob, log_density, deviation, statistics
 
 
 def gumbel_softmax_embedding_backward(
     grad_embedding: Tensor,  # [N, D]
     grad_log_prob: Tensor,  # [N]
+    grad_log_density: Tensor,  # [N]
     logits: Tensor,  # [N, V]
     embedding: Tensor,  # [V, D]
     tau: Tensor,  # [N] or [1]
@@ -78,37 +85,32 @@ def gumbel_softmax_embedding_backward(
     seed: Tensor,  # []
     row_keys: Tensor,  # [N]
     step: Tensor,  # [N] or [1]
+    first_id: int,
+    mixed: Tensor,  # [N, D]
     deviation: Tensor,  # [N, D]
-    statistics: Tensor,  # [N, 5]
+    statistics: Tensor,  # [N, 8]
     need_dlogits: bool,
     need_dembedding: bool,
 ) -> tuple[Tensor, Tensor]:  # [N, V] or [0], [V, D] or [0]
-    """da_j = z_j (E_j . de - e . de) / tau + dlogp (z_j - pi_j) and dE_j += z_j de."""
+    """da and dE as the op's file has them."""
     dlogits = fresh(logits.shape if need_dlogits else (0,), logits.dtype)
     dembedding = fresh(embedding.shape if need_dembedding else (0,), embedding.dtype)
-    pulled = (grad_embedding != 0).any(dim=-1)
-    active = pulled | (grad_log_prob != 0)
-    rows = active.nonzero().squeeze(-1)
+    upstream = upstream_of(
+        grad_embedding, grad_log_prob, grad_log_density, tau, mixed, deviation, statistics
+    )
+    rows, grad = upstream.rows, upstream.grad_embedding
     if need_dlogits:
-        dlogits.index_fill_(0, active.logical_not().nonzero().squeeze(-1), 0)
-    # A loss of the log-probabilities alone needs no matrix product.
-    has_pull = bool(pulled.any())
-    if not has_pull:
+        dlogits.index_fill_(0, upstream.idle_rows, 0)
+    if not upstream.has_pull:
         dembedding.zero_()
-    if not (has_pull or need_dlogits):
+    if not (upstream.has_pull or need_dlogits):
         return dlogits, dembedding
-    noisy = _noisy_rows(logits, tau, temperature, seed, row_keys, step)
+    noisy = _noisy_rows(logits, tau, temperature, seed, row_keys, step, first_id)
     statistics = statistics.contiguous()
-    grad = grad_embedding[rows].float()
-    upstream = torch.zeros(len(rows), 3, dtype=torch.float32)
-    if has_pull:
-        upstream[:, 0] = _dots(embedding[statistics[rows, 4].long()].float(), grad)
-        upstream[:, 1] = _dots(deviation[rows], grad)
-    upstream[:, 2] = grad_log_prob[rows]
     grid = _Grid(len(rows), embedding)
     for ids in grid.chunks():
-        table = grid.converted(embedding, ids) if need_dlogits and has_pull else None
-        sums = grid.sums(dembedding, ids) if need_dembedding and has_pull else None
+        table = grid.converted(embedding, ids) if need_dlogits and upstream.has_pull else None
+        sums = grid.sums(dembedding, ids) if need_dembedding and upstream.has_pull else None
         for block in grid.blocks():
             z = grid.weights(block, ids)
             # What pulls at the logits; the native kernel puts the weights in its place.
@@ -117,13 +119,48 @@ def gumbel_softmax_embedding_backward(
             else:
                 z.zero_()
             torch.ops.lepo_kernels_cpu.gumbel_softmax_gradients(
-                z, dlogits, *noisy, statistics, rows[block], ids.start, upstream[block]
+                z, dlogits, *noisy, statistics, rows[block], ids.start, upstream.per_row[block]
             )
             if sums is not None:
                 sums.addmm_(z.T, grad[block], beta=float(block.start > 0))
         if sums is not None and sums.dtype != dembedding.dtype:
             dembedding[ids] = sums
     return dlogits, dembedding
+
+
+class Upstream(NamedTuple):
+    """The gradients that come from above, and which rows they come to."""
+
+    rows: Tensor  # [M], those with a gradient that is not zero
+    idle_rows: Tensor  # [N - M], the others
+    grad_embedding: Tensor  # [M, D] float32
+    per_row: Tensor  # [M, 4] float32, what the native kernel takes
+    has_pull: bool  # or a loss of log-probabilities and densities alone, without matrix products
+
+
+def upstream_of(
+    grad_embedding: Tensor,  # [N, D]
+    grad_log_prob: Tensor,  # [N]
+    grad_log_density: Tensor,  # [N]
+    tau: Tensor,  # [N] or [1]
+    mixed: Tensor,  # [N, D]
+    deviation: Tensor,  # [N, D]
+    statistics: Tensor,  # [N, 8]
+) -> Upstream:
+    """Gather the upstream gradients of the rows that have any."""
+    grad_log_density = grad_log_density.where(has_density(statistics, tau, torch.float32), 0)
+    pulled = (grad_embedding != 0).any(dim=-1)
+    active = pulled | (grad_log_prob != 0) | (grad_log_density != 0)
+    rows, idle_rows = (x.nonzero().squeeze(-1) for x in (active, ~active))
+    has_pull = bool(pulled.any())
+    grad = grad_embedding[rows].float()
+    per_row = torch.zeros(len(rows), 4, dtype=torch.float32)
+    if has_pull:
+        per_row[:, 0] = _dots(mixed[rows], grad)
+        per_row[:, 1] = _dots(deviation[rows], grad)
+    per_row[:, 2] = grad_log_prob[rows]
+    per_row[:, 3] = grad_log_density[rows]
+    return Upstream(rows, idle_rows, grad, per_row, has_pull)
 
 
 class _Grid:
@@ -185,9 +222,10 @@ def _noisy_rows(
     seed: Tensor,  # []
     row_keys: Tensor,  # [N]
     step: Tensor,  # [N] or [1]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    first_id: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int]:
     """The arguments in the layout that the native kernels read; rows may lie apart."""
     if logits.stride(1) != 1 and logits.shape[1] > 1:
         logits = logits.contiguous()
     tau, temperature = tau.contiguous(), temperature.contiguous()
-    return logits, tau, temperature, seed, row_keys.contiguous(), step.contiguous()
+    return logits, tau, temperature, seed, row_keys.contiguous(), step.contiguous(), first_id
