@@ -48,10 +48,19 @@ def serving(patch: pytest.MonkeyPatch, *, large_tiles: bool = True) -> Iterator[
 
 
 def _enlarge_tiles(patch: pytest.MonkeyPatch) -> None:
+    from lepo_kernels.backends.triton import gumbel_softmax_backward, gumbel_softmax_forward
     from lepo_kernels.backends.triton import gumbel_softmax_embedding as dense
-    from lepo_kernels.backends.triton import gumbel_softmax_launches as launches
+    from lepo_kernels.backends.triton import linear_gumbel_softmax_embedding as linear
 
-    for table in (launches.MIX, launches.TABLE_GRADIENT, dense.LOGITS_GRADIENT):
+    for table in (
+        gumbel_softmax_forward.MIX,
+        gumbel_softmax_backward.TABLE_GRADIENT,
+        dense.LOGITS_GRADIENT,
+        linear.LINEAR_SCORES,
+        linear.LINEAR_LOGITS_GRADIENT,
+        linear.HIDDEN_GRADIENT,
+        linear.HEAD_GRADIENT,
+    ):
         for options in table.values():
             patch.setitem(options, "IDS", 1024)
     patch.setitem(dense.SCORES, "ROWS", 64)

@@ -2,8 +2,8 @@
 
 Contract: float32, bfloat16 and float16 in any combination; computes in float32, what is summed over
 a whole row in float64. Nothing of size [N, V] is stored but the gradient of the logits: scores and
-weights exist for a chunk of the vocabulary, in a buffer of bounded size. The noise is drawn from its
-counter once per entry and pass, forward and backward.
+weights exist for a chunk of the vocabulary, in a buffer of bounded size. The noise is drawn from
+its counter once per entry and pass, forward and backward.
 
 Forward reads the logits and the table once, and writes and reads the scores. For each chunk, one
 kernel draws the noise, and leaves scores and the statistics of tiles; one folds these into what is
@@ -13,8 +13,9 @@ sum of small terms, no difference of close ones. Where rows are few, products ar
 vocabulary; a last kernel adds up the parts in their order.
 
 Backward reads the table and the logits once for the gradient of the logits, and writes the weights
-for that of the table, which reads them once per block of columns. Rows whose upstream gradients are
-all zero are sorted to the end, and left out. Nothing waits for the device unless values are checked.
+for that of the table, which reads them once per block of columns. Rows whose upstream gradients
+are all zero are sorted to the end, and left out. Nothing waits for the device unless values are
+checked.
 
 Products with a bfloat16 table take the float32 factor apart into two bfloat16 numbers; those with
 other tables are ``tf32x3``. Deterministic: no atomics, and every sum has its order, which may
@@ -25,6 +26,15 @@ import torch
 import triton
 from torch import Tensor
 
+from lepo_kernels.backends.triton.gumbel_softmax_backward import (
+    Upstream,
+    table_gradient,
+    upstream_of,
+)
+from lepo_kernels.backends.triton.gumbel_softmax_forward import (
+    Scores,
+    forward,
+)
 from lepo_kernels.backends.triton.gumbel_softmax_gradients import (
     logits_gradient_kernel,
     weights_kernel,
@@ -33,18 +43,13 @@ from lepo_kernels.backends.triton.gumbel_softmax_launches import (
     UNFUSED,
     Chunk,
     Draws,
-    Scores,
-    Upstream,
     check_values,
     chunk_width,
     chunks_of,
     dense_rows,
     draws_of,
-    forward,
     is_split,
     options,
-    table_gradient,
-    upstream_of,
 )
 from lepo_kernels.backends.triton.gumbel_softmax_statistics import noisy_scores_kernel
 from lepo_kernels.backends.triton.launching import device_of

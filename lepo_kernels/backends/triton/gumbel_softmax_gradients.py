@@ -83,6 +83,7 @@ def weights_of(
     tau_step: tl.tensor,
     statistics: tl.tensor,  # [N, 8]
 ) -> tl.tensor:  # [ROWS, IDS]
+    """``z`` of scores; a peak of -1 is not among them."""
     inverse, hard = inverse_tau(tau, tau_step, rows)
     known = statistics + rows * STATISTICS
     q_max = tl.load(known).to(tl.float32)

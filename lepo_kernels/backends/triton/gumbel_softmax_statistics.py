@@ -186,95 +186,125 @@ def fold_statistics_kernel(
     tiles: tl.tensor,
     TILES: tl.constexpr,
 ) -> None:
-    """One row per program."""
+    """One row per program: the tiles of a chunk, and what is known of those before it."""
     row = tl.program_id(0).to(tl.int64)
     inverse, hard = inverse_tau(tau, tau_step, row)
-    tile = tl.arange(0, TILES)
-    here = tile < tiles
-    at = parts + row * PARTS * tiles + tile
-    q_part = tl.load(at, mask=here, other=-float("inf"))
-    a_part = tl.load(at + 2 * tiles, mask=here, other=-float("inf"))
-    beside = tl.load(at + tiles, mask=here, other=0.0)
-    q_new, a_new = tl.max(q_part, axis=0), tl.max(a_part, axis=0)
-    winner = tl.min(tl.where(q_part == q_new, tile, TILES), axis=0)
-    shrink = tl.exp((q_part - finite(q_new)) * inverse)
-    weight = beside + tl.where(q_part == -float("inf"), 0.0, 1.0)
-    beside_new = tl.sum(tl.where(tile == winner, beside, weight * shrink).to(tl.float64), axis=0)
-    lower = tl.where(a_part == -float("inf"), 0.0, a_part - finite(a_new))
-    shifted = tl.load(at + 4 * tiles, mask=here, other=0.0)
-    shifted_new = tl.sum((shrink * (shifted + weight * lower)).to(tl.float64), axis=0)
-    mass = tl.load(at + 3 * tiles, mask=here, other=0.0) * tl.exp(a_part - finite(a_new))
-    mass_new = tl.sum(mass.to(tl.float64), axis=0)
-    at_winner = here & (tile == winner)
-    peak_new = tl.sum(tl.load(peaks + row * tiles + tile, mask=at_winner, other=0), axis=0)
-    a_peak_new = tl.sum(tl.load(at + 8 * tiles, mask=at_winner, other=0.0), axis=0)
-
-    old = known + row * KNOWN
-    later = first > 0
-    q_old = tl.load(old, mask=later, other=-float("inf")).to(tl.float32)
-    a_old = tl.load(old + 2, mask=later, other=-float("inf")).to(tl.float32)
-    beside_old = tl.load(old + 1, mask=later, other=0.0)
-    peak_old = tl.load(old + 9, mask=later, other=0.0).to(tl.int32)
-    q_max, a_max = tl.maximum(q_old, q_new), tl.maximum(a_old, a_new)
-    wins = q_new > q_old
-    keep_old = tl.exp((q_old - finite(q_max)) * inverse)
-    keep_new = tl.exp((q_new - finite(q_max)) * inverse)
-    total_old = beside_old + tl.where(q_old == -float("inf"), 0.0, 1.0)
-    total_new = beside_new + tl.where(q_new == -float("inf"), 0.0, 1.0)
-    others = tl.where(
-        wins, keep_old * total_old + beside_new, beside_old + keep_new * total_new
+    at, old, later = parts + row * PARTS * tiles, known + row * KNOWN, first > 0
+    q_new, beside_new, a_new, mass_new, shifted_new, at_peak_new, peak_new = _tiles_of(
+        at, peaks + row * tiles, inverse, tiles, TILES
     )
-    lower_old = tl.where(a_old == -float("inf"), 0.0, a_old - finite(a_max))
-    lower_new = tl.where(a_new == -float("inf"), 0.0, a_new - finite(a_max))
+    q_old = tl.load(old, mask=later, other=-float("inf")).to(tl.float32)
+    beside_old = tl.load(old + 1, mask=later, other=0.0)
+    a_old = tl.load(old + 2, mask=later, other=-float("inf")).to(tl.float32)
+    mass_old = tl.load(old + 3, mask=later, other=0.0)
     shifted_old = tl.load(old + 4, mask=later, other=0.0)
-    shifted_sum = keep_old * (shifted_old + total_old * lower_old)
-    shifted_sum += keep_new * (shifted_new + total_new * lower_new)
-    mass_sum = tl.load(old + 3, mask=later, other=0.0) * tl.exp(a_old - finite(a_max))
-    mass_sum += mass_new * tl.exp(a_new - finite(a_max))
-    peak = tl.minimum(tl.where(wins, peak_new, peak_old), vocab - 1)
-    a_peak = tl.where(wins, a_peak_new.to(tl.float64), tl.load(old + 8, mask=later, other=0.0))
+    at_peak_old = tl.load(old + 8, mask=later, other=0.0).to(tl.float32)
+    peak_old = tl.load(old + 9, mask=later, other=0.0).to(tl.int32)
 
+    q_max, a_max, wins = tl.maximum(q_old, q_new), tl.maximum(a_old, a_new), q_new > q_old
+    keep, all_old, shifted_old, mass_old = _rebased(
+        q_old, beside_old, a_old, mass_old, shifted_old, q_max, a_max, inverse
+    )
+    _, all_new, shifted_new, mass_new = _rebased(
+        q_new, beside_new, a_new, mass_new, shifted_new, q_max, a_max, inverse
+    )
+    others = tl.where(wins, all_old + beside_new, beside_old + all_new)
+    mass, shifted = mass_old + mass_new, shifted_old + shifted_new
+    at_peak = tl.where(wins, at_peak_new, at_peak_old)
+    peak = tl.minimum(tl.where(wins, peak_new, peak_old), vocab - 1)
+    count = _added(at + 5 * tiles, old + 5, later, tiles, TILES)
+    sum_x = _added(at + 6 * tiles, old + 6, later, tiles, TILES)
+    sum_log_x = _added(at + 7 * tiles, old + 7, later, tiles, TILES)
     tl.store(old, q_max.to(tl.float64))
     tl.store(old + 1, others)
     tl.store(old + 2, a_max.to(tl.float64))
-    tl.store(old + 3, mass_sum)
-    tl.store(old + 4, shifted_sum)
-    tl.store(old + 8, a_peak)
+    tl.store(old + 3, mass)
+    tl.store(old + 4, shifted)
+    tl.store(old + 5, count)
+    tl.store(old + 6, sum_x)
+    tl.store(old + 7, sum_log_x)
+    tl.store(old + 8, at_peak.to(tl.float64))
     tl.store(old + 9, peak.to(tl.float64))
-    displaced = wins & (q_old != -float("inf")) & (hard == 0)
-    tl.store(carry + row * 2, keep_old)
-    tl.store(carry + row * 2 + 1, tl.where(displaced, keep_old, 0.0))
+    # A row whose tau is 0 has no weights beside the peak.
+    joins = tl.where(hard, 0.0, tl.where(wins, keep, 0.0))
+    tl.store(carry + row * 2, keep)
+    tl.store(carry + row * 2 + 1, joins)
     tl.store(old_peaks + row, peak_old)
 
-    # False for NaN, too.
-    good = mass_sum > 0
-    nan = tl.full((), float("nan"), tl.float64)
+    # NaN in a row without weights; that the mass is above 0 is False for NaN, too.
+    valid = tl.where(mass > 0, 0.0, float("nan"))
     total = 1.0 + others
-    mean = tl.where(hard, a_peak - a_max, shifted_sum / total)
-    log_prob_new = (mean - tl.log(mass_sum)).to(tl.float32)
-    tl.store(log_prob + row, tl.where(good, log_prob_new, float("nan")))
+    mean = tl.where(hard, at_peak - a_max, shifted / total)
+    tl.store(log_prob + row, (mean - tl.log(mass)).to(tl.float32) + valid)
     out = statistics + row * STATISTICS
-    tl.store(out, tl.where(good, q_max.to(tl.float64), nan))
-    tl.store(out + 1, tl.where(good, tl.where(hard, 1.0, 1.0 / total), nan))
-    tl.store(out + 2, tl.where(good, a_max.to(tl.float64), nan))
-    tl.store(out + 3, tl.where(good, 1.0 / mass_sum, nan))
+    tl.store(out, q_max.to(tl.float64) + valid)
+    tl.store(out + 1, tl.where(hard, 1.0, 1.0 / total) + valid)
+    tl.store(out + 2, a_max.to(tl.float64) + valid)
+    tl.store(out + 3, 1.0 / mass + valid)
     tl.store(out + 4, peak.to(tl.float64))
-    count = _fold_sum(at + 5 * tiles, here, old + 5, later)
     tl.store(out + 5, count)
-    sum_x = _fold_sum(at + 6 * tiles, here, old + 6, later)
-    tl.store(out + 6, tl.where(good, 1.0 / sum_x, nan))
-    sum_log_x = _fold_sum(at + 7 * tiles, here, old + 7, later)
-    tl.store(out + 7, tl.where(good, sum_log_x, nan))
+    tl.store(out + 6, 1.0 / sum_x + valid)
+    tl.store(out + 7, sum_log_x + valid)
 
 
 @triton.jit
-def _fold_sum(
-    part: tl.tensor,  # [TILES]
-    here: tl.tensor,  # [TILES] bool
-    known: tl.tensor,  # [] float64, written
+def _tiles_of(
+    parts: tl.tensor,  # [9, tiles]
+    peaks: tl.tensor,  # [tiles]
+    inverse: tl.tensor,  # 1 / tau
+    tiles: tl.tensor,
+    TILES: tl.constexpr,
+) -> tl.tensor:  # largest q, others beside it, largest a, mass, shifted sum, a at the peak, peak
+    """Those of a row's chunk, sums in float64."""
+    tile = tl.arange(0, TILES)
+    here = tile < tiles
+    q = tl.load(parts + tile, mask=here, other=-float("inf"))
+    beside = tl.load(parts + tiles + tile, mask=here, other=0.0)
+    a = tl.load(parts + 2 * tiles + tile, mask=here, other=-float("inf"))
+    q_max, a_max = tl.max(q, axis=0), tl.max(a, axis=0)
+    # The first of equal ones.
+    winner = tl.min(tl.where(q == q_max, tile, TILES), axis=0)
+    keep = tl.exp((q - finite(q_max)) * inverse)
+    weight = beside + tl.where(q == -float("inf"), 0.0, 1.0)
+    others = tl.sum(tl.where(tile == winner, beside, weight * keep).to(tl.float64), axis=0)
+    lower = tl.where(a == -float("inf"), 0.0, a - finite(a_max))
+    shifted = tl.load(parts + 4 * tiles + tile, mask=here, other=0.0)
+    shifted = tl.sum((keep * (shifted + weight * lower)).to(tl.float64), axis=0)
+    mass = tl.load(parts + 3 * tiles + tile, mask=here, other=0.0) * tl.exp(a - finite(a_max))
+    mass = tl.sum(mass.to(tl.float64), axis=0)
+    wins = here & (tile == winner)
+    at_peak = tl.sum(tl.load(parts + 8 * tiles + tile, mask=wins, other=0.0), axis=0)
+    peak = tl.sum(tl.load(peaks + tile, mask=wins, other=0), axis=0)
+    return q_max, others, a_max, mass, shifted, at_peak, peak
+
+
+@triton.jit
+def _rebased(
+    q: tl.tensor,
+    beside: tl.tensor,
+    a: tl.tensor,
+    mass: tl.tensor,
+    shifted: tl.tensor,
+    q_max: tl.tensor,
+    a_max: tl.tensor,
+    inverse: tl.tensor,  # 1 / tau
+) -> tl.tensor:  # what weights shrink by, the sum of all weights, shifted sum, mass
+    """Those of a part of a row, relative to the largest q and a of more of it."""
+    keep = tl.exp((q - finite(q_max)) * inverse)
+    weight = beside + tl.where(q == -float("inf"), 0.0, 1.0)
+    lower = tl.where(a == -float("inf"), 0.0, a - finite(a_max))
+    return keep, keep * weight, keep * (shifted + weight * lower), mass * tl.exp(a - finite(a_max))
+
+
+@triton.jit
+def _added(
+    part: tl.tensor,  # [tiles]
+    known: tl.tensor,  # [] float64
     later: tl.tensor,
+    tiles: tl.tensor,
+    TILES: tl.constexpr,
 ) -> tl.tensor:
-    total = tl.sum(tl.load(part, mask=here, other=0.0).to(tl.float64), axis=0)
-    total += tl.load(known, mask=later, other=0.0)
-    tl.store(known, total)
-    return total
+    """A sum over the row so far."""
+    tile = tl.arange(0, TILES)
+    total = tl.sum(tl.load(part + tile, mask=tile < tiles, other=0.0).to(tl.float64), axis=0)
+    return total + tl.load(known, mask=later, other=0.0)

@@ -27,6 +27,7 @@ def inverse_temperature(
     temperature_step: tl.tensor,
     rows: tl.tensor,  # [ROWS] int64
 ) -> tl.tensor:  # [ROWS]
+    """As float32, which the logits are multiplied by."""
     return 1.0 / tl.load(temperature + rows * temperature_step).to(tl.float32)
 
 

@@ -17,24 +17,28 @@ import torch
 import triton
 from torch import Tensor
 
+from lepo_kernels.backends.triton.gumbel_softmax_backward import (
+    Upstream,
+    table_gradient,
+    upstream_of,
+)
+from lepo_kernels.backends.triton.gumbel_softmax_forward import (
+    Scores,
+    forward,
+)
 from lepo_kernels.backends.triton.gumbel_softmax_launches import (
     COMBINE,
     UNFUSED,
     Chunk,
     Draws,
-    Scores,
-    Upstream,
     check_values,
     chunk_width,
     chunks_of,
     dense_rows,
     draws_of,
-    forward,
     ids_per_split,
     is_split,
     options,
-    table_gradient,
-    upstream_of,
 )
 from lepo_kernels.backends.triton.gumbel_softmax_statistics import linear_noisy_scores_kernel
 from lepo_kernels.backends.triton.launching import device_of

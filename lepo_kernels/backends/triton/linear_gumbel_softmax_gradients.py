@@ -1,8 +1,8 @@
 """Triton kernels of the gradients of the dense Gumbel-softmax mixture from hidden states.
 
-One kernel forms the logits of a chunk anew, draws their noise, and writes the gradient of the logits
-and the weights; products take them from there. As in `gumbel_softmax_gradients`, a row's place among
-those with upstream gradients is its row in the chunk's buffers.
+One kernel forms the logits of a chunk anew, draws their noise, and writes the gradient of the
+logits and the weights; products take them from there. As in `gumbel_softmax_gradients`, a row's
+place among those with upstream gradients is its row in the chunk's buffers.
 """
 
 import triton
