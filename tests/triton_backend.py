@@ -53,7 +53,6 @@ def _enlarge_tiles(patch: pytest.MonkeyPatch) -> None:
     from lepo_kernels.backends.triton import linear_gumbel_softmax_embedding as linear
 
     for table in (
-        gumbel_softmax_forward.MIX,
         gumbel_softmax_backward.TABLE_GRADIENT,
         dense.LOGITS_GRADIENT,
         linear.LINEAR_SCORES,
@@ -63,4 +62,7 @@ def _enlarge_tiles(patch: pytest.MonkeyPatch) -> None:
     ):
         for options in table.values():
             patch.setitem(options, "IDS", 1024)
+    # Such long sums lose to chance what a test may want.
+    for options in gumbel_softmax_forward.MIX.values():
+        patch.setitem(options, "IDS", 512)
     patch.setitem(dense.SCORES, "ROWS", 64)

@@ -56,12 +56,12 @@ from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
 # out the same, bit for bit, where the first two have the same IDS and COLUMNS.
 LINEAR_SCORES = {
     "bfloat16": {"IDS": 128, "COLUMNS": 64, "num_warps": 8, "num_stages": 3, **UNFUSED},
-    "float": {"IDS": 64, "COLUMNS": 32, "num_warps": 8, "num_stages": 2, **UNFUSED},
+    "float": {"IDS": 32, "COLUMNS": 32, "num_warps": 8, "num_stages": 2, **UNFUSED},
     "rocm": {"IDS": 64, "COLUMNS": 32, "num_warps": 8, "num_stages": 2, **UNFUSED},
 }
 LINEAR_LOGITS_GRADIENT = {
     "bfloat16": {"IDS": 128, "COLUMNS": 64, "num_warps": 8, "num_stages": 3, **UNFUSED},
-    "float": {"IDS": 64, "COLUMNS": 32, "num_warps": 8, "num_stages": 2, **UNFUSED},
+    "float": {"IDS": 32, "COLUMNS": 32, "num_warps": 8, "num_stages": 2, **UNFUSED},
     "rocm": {"IDS": 64, "COLUMNS": 32, "num_warps": 8, "num_stages": 2, **UNFUSED},
 }
 HIDDEN_GRADIENT = {
@@ -71,7 +71,7 @@ HIDDEN_GRADIENT = {
 }
 HEAD_GRADIENT: dict[str, dict[str, Any]] = {
     size: {"ROWS": 32, "IDS": ids, "COLUMNS": columns, "num_warps": 8, "num_stages": 1, **UNFUSED}
-    for size, ids, columns in (("bfloat16", 128, 128), ("float", 64, 128), ("rocm", 64, 64))
+    for size, ids, columns in (("bfloat16", 128, 128), ("float", 64, 64), ("rocm", 64, 64))
 }
 
 BIAS_GRADIENT = {"ROWS": 16, "IDS": 512, "num_warps": 4, **UNFUSED}
