@@ -12,6 +12,7 @@ from lepo_kernels.ops.gumbel_softmax_embedding import (
 from lepo_kernels.ops.latent_step import LatentStep, latent_step
 from lepo_kernels.ops.lepo_loss import lepo_loss
 from lepo_kernels.ops.lepo_objective import LepoLoss, lepo_objective
+from lepo_kernels.ops.linear_gumbel_softmax_embedding import linear_gumbel_softmax_embedding
 from lepo_kernels.ops.linear_log_probs import LinearLogProbs, gather_log_probs, linear_log_probs
 from lepo_kernels.ops.mix_embeddings import mix_embeddings
 from lepo_kernels.ops.philox import gumbel_noise, normal_noise, philox_words
@@ -76,6 +77,7 @@ __all__ = [
     "latent_step",
     "lepo_loss",
     "lepo_objective",
+    "linear_gumbel_softmax_embedding",
     "linear_log_probs",
     "mix_embeddings",
     "multiplex_log_probs",

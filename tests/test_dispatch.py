@@ -120,6 +120,7 @@ def test_public_ops_pass_their_backend_on():
         "linear_log_probs": (torch.ones(1, 2), torch.ones(3, 2), torch.zeros(1, 1).long()),
         "gather_log_probs": (torch.zeros(1, 2), torch.zeros(1, 1).long()),
         "gumbel_softmax_embedding": (torch.zeros(1, 2), torch.ones(2, 2), 0.5),
+        "linear_gumbel_softmax_embedding": (torch.ones(1, 2), torch.ones(3, 2), None, 0.5),
     }
     for name, values in arguments.items():
         op = getattr(lepo_kernels, name)

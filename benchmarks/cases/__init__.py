@@ -5,6 +5,7 @@ from benchmarks.cases import (
     gather_log_probs,
     gumbel_softmax_embedding,
     latent_step,
+    linear_gumbel_softmax_embedding,
     linear_log_probs,
     mix_embeddings,
     philox_words,
@@ -16,6 +17,7 @@ FAMILIES = (
     linear_log_probs.FAMILY,
     gather_log_probs.FAMILY,
     gumbel_softmax_embedding.FAMILY,
+    linear_gumbel_softmax_embedding.FAMILY,
     philox_words.FAMILY,
 )
 TIMED: tuple[Case, ...] = tuple(case for family in FAMILIES for case in family.timed)

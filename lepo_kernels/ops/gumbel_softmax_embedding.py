@@ -167,9 +167,9 @@ def _gumbel_softmax_embedding(
         1 / sum X = 1 / sum (1 / column 6)         sum log X = sum column 7
 
     p is the first shard with q_max_s = q_max, and holds the peak. Where tau = 0, w_p = 1, w_s = 0
-    for all others and scale = 1. With lse_s = a_max_s - log pi_scale_s, and lse likewise:
+    for all others and scale = 1. Then, over shards with w_s > 0:
 
-        log_prob = sum w_s (log_prob_s + lse_s) - lse, over shards with w_s > 0
+        log_prob = log pi_scale + sum w_s (log_prob_s - log pi_scale_s + a_max_s - a_max)
         log_density = `log_density_of` the whole's statistics
         E_peak = mixed_p - deviation_p
         rest = w_p deviation_p + sum over s != p of w_s mixed_s

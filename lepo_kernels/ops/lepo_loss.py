@@ -20,7 +20,7 @@ from lepo_kernels.ops.lepo_objective import (
     check_settings,
     lepo_objective,
 )
-from lepo_kernels.ops.linear_log_probs import linear_log_probs, prepare_head
+from lepo_kernels.ops.linear_log_probs import linear_log_probs, prepare_head, prepare_rows
 
 
 def lepo_loss(
@@ -70,7 +70,8 @@ def lepo_loss(
         RuntimeError: a second derivative is asked for.
     """
     epsilon_high = epsilon if epsilon_high is None else epsilon_high
-    head = prepare_head(hidden, lm_head, ids, bias, softcap, inv_temperature)
+    head = prepare_head(hidden, lm_head, bias, softcap)
+    scale = prepare_rows(head, ids, inv_temperature)
     check_rows_of_loss(ids, weights, latent, advantages, row_weights, old_log_prob, ref_log_probs)
     check_settings(beta, epsilon, epsilon_high, delta, latent_kl, ref_log_probs)
     dtype = head.hidden.dtype
@@ -117,7 +118,7 @@ def lepo_loss(
         None if ref_log_probs is None else ref_log_probs.detach(),
         head.bias,
         head.softcap,
-        head.inv_temperature,
+        scale,
         float(beta),
         float(epsilon),
         float(epsilon_high),

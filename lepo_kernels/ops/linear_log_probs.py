@@ -85,22 +85,17 @@ def linear_log_probs(
         IndexError: an id is out of range (checked likewise).
         RuntimeError: a second derivative is asked for.
     """
-    head = prepare_head(hidden, lm_head, ids, bias, softcap, inv_temperature)
-    vocab, dtype = head.lm_head.shape[0], head.hidden.dtype
-    if chunk_size is None:
-        entry_bytes = 8 if dtype == torch.float64 else 4
-        chunk_bytes = _CUDA_CHUNK_BYTES if hidden.is_cuda else _CHUNK_BYTES
-        chunk_size = max(1, chunk_bytes // (entry_bytes * vocab))
-    check_integer("chunk_size", chunk_size, 1, _MAX_CHUNK)
-    chosen = dispatch.resolve("linear_log_probs", hidden.device, backend, dtype)
+    head = prepare_head(hidden, lm_head, bias, softcap)
+    scale = prepare_rows(head, ids, inv_temperature)
+    chosen = dispatch.resolve("linear_log_probs", hidden.device, backend, head.hidden.dtype)
     fields = torch.ops.lepo_kernels.linear_log_probs(
         head.hidden,
         head.lm_head,
         ids,
         head.bias,
         head.softcap,
-        head.inv_temperature,
-        chunk_size,
+        scale,
+        rows_at_a_time(chunk_size, head),
         chosen,
     )
     return LinearLogProbs(*fields)
@@ -143,16 +138,13 @@ class Head(NamedTuple):
     lm_head: Tensor  # [V, D]
     bias: Tensor | None  # [V]
     softcap: float | None
-    inv_temperature: Tensor  # [N] or [1]
 
 
 def prepare_head(
     hidden: Tensor,  # [N, D]
     lm_head: Tensor,  # [V, D]
-    ids: Tensor,  # [N, K]
     bias: Tensor | None,  # [V]
     softcap: float | None,
-    inv_temperature: float | Tensor,  # [] or [N]
 ) -> Head:
     """Check these arguments of `linear_log_probs`, and cast them as autocast says.
 
@@ -160,7 +152,7 @@ def prepare_head(
         TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
     """
     check_tensor("hidden", hidden, ("N", "D"), FLOAT_DTYPES)
-    (rows, width), device = hidden.shape, hidden.device
+    width, device = hidden.shape[1], hidden.device
     check_tensor("lm_head", lm_head, ("V", width), FLOAT_DTYPES, device)
     vocab = lm_head.shape[0]
     check_integer("lm_head.shape[0]", vocab, 1)
@@ -173,11 +165,38 @@ def prepare_head(
     check_tensor("lm_head", lm_head, (vocab, width), (hidden.dtype,))
     if bias is not None:
         check_tensor("bias", bias, (vocab,), (hidden.dtype,))
-    check_tensor("ids", ids, (rows, "K"), INDEX_DTYPES, device)
     if softcap is not None:
         check_positive_number("softcap", softcap)
         softcap = float(softcap)
-    return Head(hidden, lm_head, bias, softcap, _as_scale(inv_temperature, hidden))
+    return Head(hidden, lm_head, bias, softcap)
+
+
+def prepare_rows(
+    head: Head,
+    ids: Tensor,  # [N, K]
+    inv_temperature: float | Tensor,  # [] or [N]
+) -> Tensor:  # [N] or [1]
+    """Check what else `linear_log_probs` takes of each row; returns the inverse temperatures.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
+    """
+    check_tensor("ids", ids, (head.hidden.shape[0], "K"), INDEX_DTYPES, head.hidden.device)
+    return _as_scale(inv_temperature, head.hidden)
+
+
+def rows_at_a_time(chunk_size: int | None, head: Head) -> int:
+    """Check a chunk size; None takes as many rows as some MiB of logits hold.
+
+    Raises:
+        TypeError, ValueError: it is no number of rows.
+    """
+    if chunk_size is None:
+        entry_bytes = 8 if head.hidden.dtype == torch.float64 else 4
+        chunk_bytes = _CUDA_CHUNK_BYTES if head.hidden.is_cuda else _CHUNK_BYTES
+        chunk_size = max(1, chunk_bytes // (entry_bytes * head.lm_head.shape[0]))
+    check_integer("chunk_size", chunk_size, 1, _MAX_CHUNK)
+    return chunk_size
 
 
 def _autocast(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -201,6 +201,27 @@ def _gumbel_softmax_embedding_backward(dtype: torch.dtype, vocab: int) -> Iterat
         yield *upstream, *inputs, mixed, deviation, statistics, True, True
 
 
+def _linear_gumbel_softmax_embedding(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
+    # A table of its own, and the head itself; chunks of all rows, and of some with a rest.
+    for softcap, chunk in ((None, 64), (5.0, 2)):
+        hidden, head = torch.randn(ROWS, 9).to(dtype), torch.randn(vocab, 9).to(dtype)
+        table = torch.randn(vocab, 3).to(dtype) if softcap is None else None
+        bias = None if softcap is None else torch.randn(vocab).to(dtype)
+        per_row = _per_row(0.3, 0.0, 1.5), _per_row(1.0, 0.7, 2.0)
+        yield hidden, head, table, bias, softcap, *per_row, *_noise_key(), 8, chunk, chunk == 2
+
+
+def _linear_gumbel_softmax_embedding_backward(
+    dtype: torch.dtype, vocab: int
+) -> Iterator[Arguments]:
+    for *inputs, shard in _linear_gumbel_softmax_embedding(dtype, vocab):
+        forward = dispatch.load("linear_gumbel_softmax_embedding", "reference")
+        mixed, log_prob, log_density, deviation, statistics = forward(*inputs, shard)
+        upstream = (torch.randn_like(x) for x in (mixed, log_prob, log_density))
+        needs = (True, True, inputs[3] is not None, inputs[2] is not None)
+        yield *upstream, *inputs, mixed, deviation, statistics, *needs
+
+
 def _lepo_loss(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
     for hidden, head, ids, bias, softcap, scale, _ in _linear_log_probs(dtype, vocab):
         weights = torch.softmax(torch.randn(ROWS, ids.shape[1]), dim=-1)
@@ -233,6 +254,12 @@ NATIVE_OPS = {
     "gumbel_softmax_embedding": NativeOp(_gumbel_softmax_embedding, has_matrix_product=True),
     "gumbel_softmax_embedding_backward": NativeOp(
         _gumbel_softmax_embedding_backward, has_matrix_product=True
+    ),
+    "linear_gumbel_softmax_embedding": NativeOp(
+        _linear_gumbel_softmax_embedding, has_matrix_product=True
+    ),
+    "linear_gumbel_softmax_embedding_backward": NativeOp(
+        _linear_gumbel_softmax_embedding_backward, has_matrix_product=True
     ),
     "lepo_loss": NativeOp(_lepo_loss, has_matrix_product=True),
     "lepo_loss_backward": NativeOp(_lepo_loss_backward),

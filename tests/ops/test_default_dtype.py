@@ -27,7 +27,12 @@ def gathered(hidden, head, table):
 
 def mixture(hidden, head, table):
     mixed = lk.gumbel_softmax_embedding(hidden @ head.T, table, 0.5, seed=1)
-    return mixed.embedding.sum() + mixed.log_prob.sum() + mixed.log_density.sum()
+    return sum(x.sum() for x in mixed)
+
+
+def mixture_of_hidden_states(hidden, head, table):
+    mixed = lk.linear_gumbel_softmax_embedding(hidden, head, table, 0.5, seed=1)
+    return sum(x.sum() for x in mixed)
 
 
 def loss(hidden, head, table):
@@ -54,7 +59,9 @@ def values_and_gradients(function):
 
 
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("function", [latent_step, selected, gathered, mixture, loss])
+@pytest.mark.parametrize(
+    "function", [latent_step, selected, gathered, mixture, mixture_of_hidden_states, loss]
+)
 def test_float32_stays_float32(function, default):
     expected = values_and_gradients(function)
     torch.set_default_dtype(default)

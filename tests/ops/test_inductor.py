@@ -8,6 +8,7 @@ from lepo_kernels import (
     gumbel_softmax_embedding,
     latent_step,
     lepo_loss,
+    linear_gumbel_softmax_embedding,
     linear_log_probs,
     mix_embeddings,
 )
@@ -30,6 +31,10 @@ def transposed(rows, columns):
         (lambda a: gather_log_probs(a, IDS).lse, [(4, 3)]),
         (lambda h, w: lepo_loss(h, w, IDS, *ROWS).loss, [(4, 3), (5, 3)]),
         (lambda a, e: gumbel_softmax_embedding(a, e, 0.5).embedding, [(4, 5), (5, 3)]),
+        (
+            lambda h, w, e: linear_gumbel_softmax_embedding(h, w, e, 0.5).embedding,
+            [(4, 3), (5, 3), (5, 2)],
+        ),
         (lambda e: latent_step(LOGITS, e).embedding, [(5, 3)]),
         (lambda w, e: mix_embeddings(IDS, w, e), [(4, 2), (3, 5)]),
     ],
@@ -38,6 +43,7 @@ def transposed(rows, columns):
         "gather_log_probs",
         "lepo_loss",
         "gumbel_softmax_embedding",
+        "linear_gumbel_softmax_embedding",
         "latent_step",
         "mix_embeddings",
     ],

@@ -67,6 +67,19 @@ HEAD = (
 FIRST_ID = one_of(0, 8, 1 << 26, 2, -4, INT64.max, INT64.min)
 MIXTURE_GRADIENTS = (tensor(FLOAT, "ND"), ROW, ROW)
 MIXTURE_KNOWN = (tensor(REAL, "ND"), tensor(REAL, "ND"), tensor(FLOAT64, "N8"))
+# The hidden states as wide as the embedding, so that a table may be missing.
+MIXTURE_HEAD = (
+    tensor(FLOAT, "ND"),
+    tensor(FLOAT, "VD"),
+    tensor(FLOAT, "VD", optional=True),
+    tensor(FLOAT, "V", optional=True),
+    one_of(None, 2.0, 0.0, -1.0, float("nan")),
+    PER_ROW,
+    PER_ROW,
+    *NOISE_KEY,
+    FIRST_ID,
+    CHUNK,
+)
 DRAW = (
     PER_ROW,
     PER_ROW,
@@ -132,6 +145,16 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
         *MIXTURE_KNOWN,
         BOOL,
         BOOL,
+    ),
+    "linear_gumbel_softmax_embedding": (*MIXTURE_HEAD, BOOL),
+    "linear_gumbel_softmax_embedding_backward": (
+        *MIXTURE_GRADIENTS,
+        *MIXTURE_HEAD,
+        *MIXTURE_KNOWN,
+        BOOL,
+        BOOL,
+        BOOL,
+        one_of(False, True),
     ),
     "lepo_loss": (
         tensor(FLOAT, "ND"),

@@ -213,22 +213,32 @@ def mix_embeddings(draft: Draft, backend: str) -> None:
 
 
 def linear_log_probs(draft: Draft, backend: str) -> None:
-    put_head(draft, draft.draw(SIZES), draft.draw(SIZES))
+    rows, vocab = draft.draw(SIZES), draft.draw(VOCABS)
+    put_head(draft, rows, vocab)
+    put_rows(draft, rows, draft.draw(SIZES), vocab)
+    put_chunk_size(draft)
+    draft.put_backend(backend)
+
+
+def put_chunk_size(draft: Draft) -> None:
     draft.put(
         "chunk_size",
         lambda: draft.pick(None, 1, 2, 100, (1 << 31) - 1),
         lambda: draft.bad_integer(0, -1, 1 << 31, optional=True),
     )
-    draft.put_backend(backend)
 
 
-def put_head(draft: Draft, rows: int, kept: int) -> None:
-    width, vocab = draft.draw(SIZES), draft.draw(VOCABS)
+def put_rows(draft: Draft, rows: int, kept: int, vocab: int) -> None:
+    put_ids(draft, (rows, kept), vocab, bound=(0,))
+    draft.put_per_row("inv_temperature", rows)
+
+
+def put_head(draft: Draft, rows: int, vocab: int) -> torch.dtype:
+    width = draft.draw(SIZES)
     dtype = draft.pick(*FLOAT_DTYPES)
     # Another floating-point dtype than that of the hidden states is wrong, too.
     put_float(draft, "hidden", (rows, width), (dtype,), anchor=True)
     put_float(draft, "lm_head", (vocab, width), (dtype,), bound=(1,))
-    put_ids(draft, (rows, kept), vocab, bound=(0,))
     put_float(
         draft,
         "bias",
@@ -243,7 +253,7 @@ def put_head(draft: Draft, rows: int, kept: int) -> None:
         lambda: draft.bad_number(0, -1, 1e39, 1e-39, math.inf, optional=True),
         lambda: draft.pick(2e-38, 3e38),
     )
-    draft.put_per_row("inv_temperature", rows)
+    return dtype
 
 
 def gather_log_probs(draft: Draft, backend: str) -> None:
@@ -276,9 +286,28 @@ def put_noise_of_columns(draft: Draft, rows: int, vocab: int) -> None:
     )
 
 
+def linear_gumbel_softmax_embedding(draft: Draft, backend: str) -> None:
+    rows, vocab, width = draft.draw(SIZES), draft.draw(VOCABS), draft.draw(SIZES)
+    put_head(draft, rows, vocab)
+    put_float(
+        draft,
+        "embedding",
+        (vocab, width),
+        optional=True,
+        bound=(0,),
+        good=lambda: draft.pick(None, draft.tensor((vocab, width), draft.pick(*FLOAT_DTYPES))),
+    )
+    draft.put_per_row("tau", rows, zero_included=True)
+    draft.put_per_row("temperature", rows)
+    put_noise_of_columns(draft, rows, vocab)
+    put_chunk_size(draft)
+    draft.put_backend(backend)
+
+
 def lepo_loss(draft: Draft, backend: str) -> None:
-    rows, kept = draft.draw(SIZES), draft.draw(SIZES)
-    put_head(draft, rows, kept)
+    rows, kept, vocab = draft.draw(SIZES), draft.draw(SIZES), draft.draw(VOCABS)
+    put_head(draft, rows, vocab)
+    put_rows(draft, rows, kept, vocab)
     put_float(draft, "weights", (rows, kept))
     latent = torch.arange(rows) % 2 == 0
     draft.put(
@@ -430,11 +459,13 @@ def check_log_probs(arguments: dict[str, Any], out: Any, clean: bool) -> None:
 
 
 def check_dense_mixture(arguments: dict[str, Any], out: Any, clean: bool) -> None:
-    logits, table = arguments["logits"], arguments["embedding"]
-    expect(out.embedding, (len(logits), table.shape[1]), table.dtype)
-    real = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    expect(out.log_prob, (len(logits),), real)
-    expect(out.log_density, (len(logits),), real)
+    like = arguments.get("hidden", arguments.get("logits"))
+    table = arguments["embedding"]
+    table = arguments["lm_head"] if table is None else table
+    expect(out.embedding, (len(like), table.shape[1]), table.dtype)
+    real = torch.float64 if like.dtype == torch.float64 else torch.float32
+    expect(out.log_prob, (len(like),), real)
+    expect(out.log_density, (len(like),), real)
     if clean:
         assert out.embedding.isfinite().all()
         assert out.log_prob.isfinite().all()
@@ -506,6 +537,13 @@ OPS = {
         check_dense_mixture,
         ("logits",),
         ("logits", "embedding"),
+    ),
+    "linear_gumbel_softmax_embedding": Op(
+        "linear_gumbel_softmax_embedding",
+        linear_gumbel_softmax_embedding,
+        check_dense_mixture,
+        HEAD,
+        (*HEAD, "bias", "embedding"),
     ),
     "lepo_loss": Op("linear_log_probs", lepo_loss, check_loss, HEAD, (*HEAD, "bias")),
     "philox_words": Op("philox_words", philox_words, check_words, ("row_keys",)),

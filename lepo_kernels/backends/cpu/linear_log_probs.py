@@ -55,6 +55,17 @@ def head_parts(
         yield HeadPart(columns, weight, None if wide is None else wide[columns])
 
 
+class Buffer:
+    """Memory in which matrices of up to ``entries`` entries take turns."""
+
+    def __init__(self, entries: int) -> None:
+        self._memory = torch.empty(entries, dtype=torch.float32)
+
+    def matrix(self, rows: int, columns: int) -> Tensor:  # [rows, columns]
+        """A matrix of any values, until the next one is taken."""
+        return self._memory[: rows * columns].view(rows, columns)
+
+
 class RowBlocks:
     """Blocks of rows, and a buffer for the logits of one of them."""
 
@@ -62,7 +73,8 @@ class RowBlocks:
         width = min(vocab, _COLUMNS)
         size = max(1, min(rows, min(_BUFFER_ENTRIES, chunk_size * vocab) // width))
         self.blocks = [slice(r, min(r + size, rows)) for r in range(0, rows, size)]
-        self._buffer = torch.empty(size * width, dtype=torch.float32)
+        self.entries = size * width
+        self._buffer = Buffer(self.entries)
 
     def logits(
         self,
@@ -70,9 +82,7 @@ class RowBlocks:
         weight: Tensor,  # [C, D]
     ) -> Tensor:  # [R, C], valid until the next call
         """``hidden @ weight^T``."""
-        shape = (len(hidden), len(weight))
-        out = self._buffer[: shape[0] * shape[1]].view(shape)
-        return torch.mm(hidden, weight.T, out=out)
+        return torch.mm(hidden, weight.T, out=self._buffer.matrix(len(hidden), len(weight)))
 
 
 class HeadGradient:

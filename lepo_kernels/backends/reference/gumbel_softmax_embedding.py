@@ -112,8 +112,7 @@ def gumbel_softmax_embedding_backward(
     grad_log_density = grad_log_density.where(
         has_density(statistics, tau, accumulation_dtype(logits.dtype)), 0
     )
-    upstream = (grad_log_prob != 0) | (grad_log_density != 0)
-    active = ((grad_embedding != 0).any(dim=-1) | upstream).nonzero().squeeze(-1)
+    active = has_upstream(grad_embedding, grad_log_prob, grad_log_density).nonzero().squeeze(-1)
     for rows in active.split(rows_per_chunk(len(table))):
         a, x, tau_of_rows = _drawn(logits, tau, temperature, seed, row_keys, step, first_id, rows)
         q = a + x.log().neg_()
@@ -136,6 +135,15 @@ def gumbel_softmax_embedding_backward(
         if need_dembedding:
             dembedding.addmm_(z.to(acc).T, grad)
     return dlogits, dembedding.to(embedding.dtype)
+
+
+def has_upstream(
+    grad_embedding: Tensor,  # [N, D]
+    grad_log_prob: Tensor,  # [N]
+    grad_log_density: Tensor,  # [N]
+) -> Tensor:  # [N] bool
+    """Whether a row has an upstream gradient that is not zero."""
+    return (grad_embedding != 0).any(dim=-1) | (grad_log_prob != 0) | (grad_log_density != 0)
 
 
 def _drawn(

@@ -39,7 +39,7 @@ def linear_log_probs(
     scale = inv_temperature.expand(len(hidden))
     for start in range(0, len(hidden), chunk_size):
         rows = slice(start, start + chunk_size)
-        raw = _head(hidden[rows], lm_head, bias, softcap)
+        raw = head_logits(hidden[rows], lm_head, bias, softcap)
         _summarise(raw.mul_(scale[rows, None]), ids[rows], outputs, rows)
     check_rows("logits of hidden", outputs[1])
     return outputs
@@ -72,7 +72,7 @@ def linear_log_probs_backward(
     scale = inv_temperature.expand(len(hidden))
     for rows in active_rows(grad_logits, grad_lse, grad_entropy).split(chunk_size):
         inputs = hidden[rows]
-        capped = _head(inputs, lm_head, bias, softcap)
+        capped = head_logits(inputs, lm_head, bias, softcap)
         a = capped * scale[rows, None]
         da = _logit_gradient(
             a, ids[rows], grad_logits[rows], grad_lse[rows], grad_entropy[rows], lse[rows],
@@ -82,7 +82,7 @@ def linear_log_probs_backward(
         if softcap is not None:
             da.mul_(1 - (capped / softcap).square_())
         if need_dhidden:
-            dhidden[rows] = _product(da.to(hidden.dtype), lm_head).to(hidden.dtype)
+            dhidden[rows] = product(da.to(hidden.dtype), lm_head).to(hidden.dtype)
         if need_dlm_head:
             dlm_head.addmm_(da.T, inputs.to(acc))
         if need_dbias:
@@ -137,20 +137,20 @@ def gather_log_probs_backward(
     return dlogits
 
 
-def _head(
+def head_logits(
     hidden: Tensor,  # [C, D]
     lm_head: Tensor,  # [V, D]
     bias: Tensor | None,  # [V]
     softcap: float | None,
 ) -> Tensor:  # [C, V], float32 or float64
     """``cap(hidden @ lm_head^T + bias)``, cap(x) = softcap tanh(x / softcap)."""
-    raw = _product(hidden, lm_head.T)
+    raw = product(hidden, lm_head.T)
     if bias is not None:
         raw = raw + bias
     return raw if softcap is None else raw.div_(softcap).tanh_().mul_(softcap)
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
+def product(left: Tensor, right: Tensor) -> Tensor:
     """A matrix product whose result is float32 (float64 for float64)."""
     acc = accumulation_dtype(left.dtype)
     if left.device.type == "cuda" and left.dtype != acc:

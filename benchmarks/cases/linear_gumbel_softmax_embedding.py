@@ -1,0 +1,137 @@
+"""P5 from hidden states: the Gumbel-softmax mixture of a tied head's own logits, with gradients.
+
+Others: our mixture of logits that are kept, and torch's gumbel_softmax between two products.
+Floors: the six products of an implementation that keeps the logits, and the seven of one that forms
+them again, each with fresh results.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.case import Case, Family, Implementation, assert_close, generator, ours
+from lepo_kernels import (
+    gumbel_noise,
+    gumbel_softmax_embedding,
+    linear_gumbel_softmax_embedding,
+)
+
+TAU = 0.5
+_Result = tuple[Tensor, ...]
+
+
+@dataclass
+class Inputs:
+    hidden: Tensor  # [N, D]
+    lm_head: Tensor  # [V, D], the table, too
+    upstream: Tensor  # [N, D]
+
+    @property
+    def leaves(self) -> tuple[Tensor, Tensor]:
+        return self.hidden, self.lm_head
+
+    @cached_property
+    def oracle(self) -> _Result:
+        ids, keys = (torch.arange(len(x), device=x.device) for x in (self.lm_head, self.hidden))
+        noise = gumbel_noise(0, keys, 0, ids, dtype=torch.float64, backend="reference")
+        return self.with_noise(noise)
+
+    def with_noise(self, noise: Tensor) -> _Result:
+        """Mixture and gradients by formula, in float64."""
+        hidden, head = (x.detach().double() for x in self.leaves)
+        upstream = self.upstream.double()
+        z = ((hidden @ head.T + noise) / TAU).softmax(-1)
+        mixed = z @ head
+        da = z * (upstream @ head.T - (mixed * upstream).sum(-1, keepdim=True)) / TAU
+        return mixed, da @ head, da.T @ hidden + z.T @ upstream
+
+
+def with_gradients(x: Inputs, mixed: Tensor) -> _Result:
+    return mixed.detach(), *torch.autograd.grad(mixed, x.leaves, x.upstream)
+
+
+def ours_run(x: Inputs, backend: str) -> _Result:
+    fields = linear_gumbel_softmax_embedding(x.hidden, x.lm_head, None, TAU, backend=backend)
+    return with_gradients(x, fields.embedding)
+
+
+def of_kept_logits(x: Inputs) -> _Result:
+    logits = x.hidden @ x.lm_head.T
+    return with_gradients(x, gumbel_softmax_embedding(logits, x.lm_head, TAU).embedding)
+
+
+def eager(x: Inputs) -> _Result:
+    torch.manual_seed(0)
+    return with_gradients(x, F.gumbel_softmax(x.hidden @ x.lm_head.T, tau=TAU) @ x.lm_head)
+
+
+def six_products(x: Inputs) -> _Result:
+    """With the logits in the place of weights, pulls and gradients."""
+    hidden, head = (y.detach() for y in x.leaves)
+    logits = hidden @ head.T
+    # What pulls at the logits.
+    x.upstream @ head.T
+    return logits @ head, logits @ head, (logits.T @ hidden).addmm_(logits.T, x.upstream)
+
+
+def seven_products(x: Inputs) -> _Result:
+    hidden, head = (y.detach() for y in x.leaves)
+    # The forward pass's, which a recomputing implementation does not keep.
+    hidden @ head.T
+    return six_products(x)
+
+
+def check(x: Inputs, result: _Result, want: _Result | None = None) -> None:
+    names = ("mixture", "dhidden", "dlm_head")
+    for name, got, expected in zip(names, result, want or x.oracle, strict=True):
+        assert_close(name, got, expected, 1e-4)
+
+
+def check_eager(x: Inputs, result: _Result) -> None:
+    """Against the same formulas with its own noise, drawn again as torch's gumbel_softmax does."""
+    torch.manual_seed(0)
+    like = x.hidden.new_empty(len(x.hidden), len(x.lm_head))
+    check(x, result, x.with_noise(-like.exponential_().log().double()))
+
+
+def check_products(x: Inputs, result: _Result) -> None:
+    """A few rows of each, in float64."""
+    hidden, head = (y.detach().double() for y in x.leaves)
+    logits, upstream = hidden @ head[:4].T, x.upstream.double()
+    some = hidden[:4] @ head.T @ head
+    want = (some, some, logits.T @ (hidden + upstream))
+    check(x, tuple(y[:4] for y in result), want)
+
+
+def case(rows: int, vocab: int, width: int) -> Case:
+    def make(device: torch.device) -> Inputs:
+        rng = generator(device)
+        hidden = torch.randn(rows, width, device=device, generator=rng) * 2 * width**-0.5
+        head = torch.randn(vocab, width, device=device, generator=rng)
+        upstream = torch.randn(rows, width, device=device, generator=rng)
+        return Inputs(hidden.requires_grad_(), head.requires_grad_(), upstream)
+
+    ops = ("linear_gumbel_softmax_embedding", "linear_gumbel_softmax_embedding_backward")
+    return Case(
+        op="linear_gumbel_softmax_embedding (P5)",
+        shape=f"[{rows}, {width}] x [{vocab}, {width}] tied, float32",
+        make=make,
+        implementations=(
+            *ours("ours", ops, ours_run, check),
+            Implementation("ours, kept logits", "other", of_kept_logits, check),
+            Implementation("eager", "other", eager, check_eager),
+            Implementation("floor: 6 GEMMs", "floor", six_products, check_products),
+            Implementation("floor: 7 GEMMs", "floor", seven_products, check_products),
+        ),
+        # The head in each pass and its gradient; hidden states and mixtures are small.
+        bytes=4 * 3 * (rows + vocab) * width,
+        flops=12 * rows * vocab * width,
+        rounds=5,
+    )
+
+
+# The head and table of SmolLM2-135M.
+FAMILY = Family(timed=(case(256, 49152, 576),), tiny=(case(3, 50, 5),))
