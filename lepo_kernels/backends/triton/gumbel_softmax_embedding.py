@@ -58,7 +58,7 @@ from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
 # Tiles, warps and stages of loads; not measured on a GPU yet. IDS are multiples of 4.
 SCORES = {"ROWS": 1, "IDS": 2048, "num_warps": 4, **UNFUSED}
 LOGITS_GRADIENT = {
-    "bfloat16": {"IDS": 128, "COLUMNS": 64, "num_warps": 8, "num_stages": 3, **UNFUSED},
+    "bfloat16": {"IDS": 128, "COLUMNS": 128, "num_warps": 8, "num_stages": 2, **UNFUSED},
     "float": {"IDS": 64, "COLUMNS": 32, "num_warps": 8, "num_stages": 2, **UNFUSED},
     "rocm": {"IDS": 64, "COLUMNS": 32, "num_warps": 8, "num_stages": 2, **UNFUSED},
 }

@@ -133,8 +133,9 @@ def gradient_per_weight(
 
 
 @triton.jit
-def pull_of(
+def add_pull(
     pull: tl.tensor,  # [ROWS, IDS]
+    small: tl.tensor,  # [ROWS, IDS], by what the gradient lacks
     table: tl.tensor,  # [IDS, COLUMNS]
     high: tl.tensor,  # [N, D]
     low: tl.tensor,  # [N, D]
@@ -142,15 +143,15 @@ def pull_of(
     mask: tl.tensor,  # [ROWS, COLUMNS]
     SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
-) -> tl.tensor:  # [ROWS, IDS]
-    """``pull + de @ table^T`` of a few columns."""
+) -> tl.tensor:  # [ROWS, IDS], [ROWS, IDS]
+    """``pull + de @ table^T`` of a few columns, in two sums, as the mixture has them."""
     de = tl.load(high + at, mask=mask, other=0.0)
     if SPLIT:
-        pull = tl.dot(tl.load(low + at, mask=mask, other=0.0), tl.trans(table), pull)
+        small = tl.dot(tl.load(low + at, mask=mask, other=0.0), tl.trans(table), small)
         pull = tl.dot(de, tl.trans(table), pull)
     else:
         pull = tl.dot(de, tl.trans(table.to(tl.float32)), pull, input_precision=PRECISION)
-    return pull
+    return pull, small
 
 
 @triton.jit
@@ -201,12 +202,14 @@ def logits_gradient_kernel(
     da = tl.zeros((ROWS, IDS), tl.float32)
     if tl.sum(active.to(tl.int32)) > 0:
         pull = tl.zeros((ROWS, IDS), tl.float32)
+        small = tl.zeros((ROWS, IDS), tl.float32)
         for begin in range(0, width, COLUMNS):
             columns = begin + tl.arange(0, COLUMNS)
             table = table_tile(embedding, embedding_row, ids, past, columns, width)
             at = rows[:, None] * width + columns[None, :]
             mask = active[:, None] & (columns < width)[None, :]
-            pull = pull_of(pull, table, high, low, at, mask, SPLIT, PRECISION)
+            pull, small = add_pull(pull, small, table, high, low, at, mask, SPLIT, PRECISION)
+        pull += small
         warmth = inverse_temperature(temperature, temperature_step, rows)
         a = logits_tile(logits, row_stride, rows, ids, past) * warmth[:, None]
         x = exponential_tile(seed, row_keys, step, step_step, rows, first_id + start, ROWS, IDS)

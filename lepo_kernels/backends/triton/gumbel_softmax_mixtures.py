@@ -10,8 +10,8 @@ import triton.language as tl
 
 from lepo_kernels.backends.triton.gumbel_softmax_statistics import KNOWN, STATISTICS
 from lepo_kernels.backends.triton.gumbel_softmax_tiles import (
-    add_product,
     finite,
+    halves,
     inverse_tau,
     table_tile,
 )
@@ -66,6 +66,8 @@ def mix_beside_peak_kernel(
             other=0.0,
         )
         total += weight[:, None] * old.to(tl.float32)
+    # A sum of its own: Triton would give chained products different layouts, and convert the sums.
+    small = tl.zeros((ROWS, COLUMNS), tl.float32)
     inverse, hard = inverse_tau(tau, tau_step, rows)
     q_max = finite(tl.load(known + rows * KNOWN).to(tl.float32))
     peak = tl.load(known + rows * KNOWN + 9).to(tl.int32)
@@ -80,8 +82,13 @@ def mix_beside_peak_kernel(
         z = tl.exp((q - q_max[:, None]) * inverse[:, None])
         z = tl.where(ids[None, :] == peak[:, None], 0.0, z)
         table = table_tile(embedding, embedding_row, ids, end, columns, width)
-        total = add_product(total, z, table, SPLIT, PRECISION)
-    tl.store(out, total, mask=inside)
+        if SPLIT:
+            high, low = halves(z)
+            small = tl.dot(low, table, small)
+            total = tl.dot(high, table, total)
+        else:
+            total = tl.dot(z, table.to(tl.float32), total, input_precision=PRECISION)
+    tl.store(out, total + small, mask=inside)
 
 
 @triton.jit

@@ -133,21 +133,3 @@ def halves(x: tl.tensor) -> tl.tensor:
     """Two bfloat16 numbers whose sum is x up to 2^-17 of it."""
     high = x.to(tl.bfloat16)
     return high, (x - high.to(tl.float32)).to(tl.bfloat16)
-
-
-@triton.jit
-def add_product(
-    total: tl.tensor,  # [M, K]
-    factor: tl.tensor,  # [M, IDS] float32
-    table: tl.tensor,  # [IDS, K]
-    SPLIT: tl.constexpr,
-    PRECISION: tl.constexpr,
-) -> tl.tensor:  # [M, K]
-    """``total + factor @ table``, the small terms first."""
-    if SPLIT:
-        high, low = halves(factor)
-        total = tl.dot(low, table, total)
-        total = tl.dot(high, table, total)
-    else:
-        total = tl.dot(factor, table.to(tl.float32), total, input_precision=PRECISION)
-    return total

@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 
 from lepo_kernels.backends.triton.gumbel_softmax_gradients import (
+    add_pull,
     add_weighted,
     gradient_beside_weights,
     gradient_per_weight,
-    pull_of,
     weights_of,
 )
 from lepo_kernels.backends.triton.gumbel_softmax_tiles import (
@@ -78,6 +78,7 @@ def linear_logits_gradient_kernel(
     if tl.sum(active.to(tl.int32)) > 0:
         logits = tl.zeros((ROWS, IDS), tl.float32)
         pull = tl.zeros((ROWS, IDS), tl.float32)
+        small = tl.zeros((ROWS, IDS), tl.float32)
         for begin in range(0, head_width, COLUMNS):
             columns = begin + tl.arange(0, COLUMNS)
             head = table_tile(lm_head, lm_head_row, ids, past, columns, head_width)
@@ -87,14 +88,15 @@ def linear_logits_gradient_kernel(
             if TIED:
                 at = rows[:, None] * head_width + columns[None, :]
                 mask = active[:, None] & (columns < head_width)[None, :]
-                pull = pull_of(pull, head, high, low, at, mask, SPLIT, PRECISION)
+                pull, small = add_pull(pull, small, head, high, low, at, mask, SPLIT, PRECISION)
         if not TIED:
             for begin in range(0, width, COLUMNS):
                 columns = begin + tl.arange(0, COLUMNS)
                 table = table_tile(embedding, embedding_row, ids, past, columns, width)
                 at = rows[:, None] * width + columns[None, :]
                 mask = active[:, None] & (columns < width)[None, :]
-                pull = pull_of(pull, table, high, low, at, mask, SPLIT, PRECISION)
+                pull, small = add_pull(pull, small, table, high, low, at, mask, SPLIT, PRECISION)
+        pull += small
         logits = capped(logits, bias, softcap, ids, past)
         warmth = inverse_temperature(temperature, temperature_step, rows)
         a = logits * warmth[:, None]
