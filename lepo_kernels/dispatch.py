@@ -37,10 +37,13 @@ KERNELS: dict[str, tuple[str, tuple[str, ...]]] = {
         "gumbel_softmax_embedding",
         ("triton", "cpu", "reference"),
     ),
-    "linear_gumbel_softmax_embedding": ("linear_gumbel_softmax_embedding", ("cpu", "reference")),
+    "linear_gumbel_softmax_embedding": (
+        "linear_gumbel_softmax_embedding",
+        ("triton", "cpu", "reference"),
+    ),
     "linear_gumbel_softmax_embedding_backward": (
         "linear_gumbel_softmax_embedding",
-        ("cpu", "reference"),
+        ("triton", "cpu", "reference"),
     ),
 }
 

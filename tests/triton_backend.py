@@ -48,9 +48,21 @@ def serving(patch: pytest.MonkeyPatch, *, large_tiles: bool = True) -> Iterator[
 
 
 def _enlarge_tiles(patch: pytest.MonkeyPatch) -> None:
+    from lepo_kernels.backends.triton import gumbel_softmax_backward, gumbel_softmax_forward
     from lepo_kernels.backends.triton import gumbel_softmax_embedding as dense
+    from lepo_kernels.backends.triton import linear_gumbel_softmax_embedding as linear
 
-    for table in (dense._MIX, dense._LOGITS_GRADIENT, dense._TABLE_GRADIENT):
+    for table in (
+        gumbel_softmax_backward.TABLE_GRADIENT,
+        dense.LOGITS_GRADIENT,
+        linear.LINEAR_SCORES,
+        linear.LINEAR_LOGITS_GRADIENT,
+        linear.HIDDEN_GRADIENT,
+        linear.HEAD_GRADIENT,
+    ):
         for options in table.values():
             patch.setitem(options, "IDS", 1024)
-    patch.setitem(dense._STATISTICS, "ROWS", 64)
+    # Such long sums lose to chance what a test may want.
+    for options in gumbel_softmax_forward.MIX.values():
+        patch.setitem(options, "IDS", 512)
+    patch.setitem(dense.SCORES, "ROWS", 64)

@@ -1,7 +1,5 @@
 """What the Triton kernels of the dense Gumbel-softmax mixture promise beyond the contract."""
 
-import sys
-
 import pytest
 import torch
 
@@ -35,14 +33,30 @@ def on_triton(monkeypatch):
 
 
 @pytest.fixture
-def busy(monkeypatch):
+def launches():
+    from lepo_kernels.backends.triton import gumbel_softmax_launches
+
+    return gumbel_softmax_launches
+
+
+@pytest.fixture
+def busy(launches, monkeypatch):
     """Sets how many programs keep the device busy, and so how many splits there are."""
 
     def set_programs(count):
-        kernels = sys.modules[dispatch.load("gumbel_softmax_embedding", "triton").__module__]
-        monkeypatch.setattr(kernels, "programs_wanted", lambda device: count)
+        monkeypatch.setattr(launches, "programs_wanted", lambda device: count)
 
     return set_programs
+
+
+@pytest.fixture
+def chunks(launches, monkeypatch):
+    """Sets how many ids' scores are held of so many rows at a time, in steps of 2048."""
+
+    def set_ids(count, rows):
+        monkeypatch.setitem(launches.CHUNK, "ENTRIES", count * rows)
+
+    return set_ids
 
 
 # V = 150: tiles of 64, or 32 for float32, and of 128, the last ones cut, and a cut block of noise.
@@ -75,7 +89,7 @@ def test_peaked_rows_beside_cut_tiles(peak):
         torch.testing.assert_close(x.double(), y, rtol=1e-5, atol=4e-7)
 
 
-# V = 9000: five tiles of 2048 for the statistics, nine of 1024 for the mixture; one split, two of
+# V = 9000: five tiles of 2048 for the scores, nine of 1024 for the mixture; one split, two of
 # uneven numbers of tiles, and as many as there are tiles.
 @pytest.mark.usefixtures("on_triton")
 @pytest.mark.parametrize("programs", [1, 2, 1000])
@@ -84,12 +98,32 @@ def test_splits(programs, busy):
     assert_as_good_as_plain(make(5, 9000, 3), **OPTIONS)
 
 
-# In the same tile of 2048, in the next, in the last, cut one; tiles of one split and of several.
+# Five chunks, of which the last one is cut, and three, whose last one is cut within its only split:
+# the sums of all are carried over, and those of rows with a new peak take in the old one.
 @pytest.mark.usefixtures("on_triton")
-@pytest.mark.parametrize("programs", [1, 1000])
-@pytest.mark.parametrize("second", [1000, 3000, 8999])
-def test_ties_go_to_the_first_id(second, programs, busy):
+@pytest.mark.parametrize(("ids", "programs"), [(2048, 1), (4096, 3)])
+def test_chunks_of_the_vocabulary(ids, programs, chunks, busy):
+    logits, embedding = make(5, 9000, 3)
+    with torch.no_grad():
+        # Each chunk has the largest logit so far; each has a smaller one than those before it.
+        logits[0, 100::2048] += torch.arange(5) * 4
+        logits[1, 100::2048] += torch.arange(5).flip(0) * 4
+        logits[2, :5000] = -torch.inf
+    chunks(ids, 5)
     busy(programs)
+    assert_as_good_as_plain((logits, embedding), **OPTIONS)
+    dense = gumbel_softmax_embedding(logits, embedding, **OPTIONS)
+    chunks(10240, 5)
+    for x, y in zip(gumbel_softmax_embedding(logits, embedding, **OPTIONS), dense, strict=True):
+        torch.testing.assert_close(x, y)
+
+
+# In the same tile of 2048, in the next, in the last, cut one; in one chunk and in several.
+@pytest.mark.usefixtures("on_triton")
+@pytest.mark.parametrize("ids", [2048, 10240])
+@pytest.mark.parametrize("second", [1000, 3000, 8999])
+def test_ties_go_to_the_first_id(second, ids, chunks):
+    chunks(ids, 2)
     logits, embedding = make(2, 9000, 2)
     with torch.no_grad():
         logits[:, [700, second]] = 1e30
@@ -98,7 +132,9 @@ def test_ties_go_to_the_first_id(second, programs, busy):
 
 
 @pytest.mark.usefixtures("on_triton")
-def test_splits_without_a_finite_logit(busy):
+@pytest.mark.parametrize("ids", [2048, 10240])
+def test_parts_without_a_finite_logit(ids, chunks, busy):
+    chunks(ids, 2)
     busy(1000)
     logits, embedding = make(2, 9000, 3)
     with torch.no_grad():
@@ -130,8 +166,9 @@ def test_weights_keep_more_digits_than_a_table_of_half_precision(dtype):
     logits, _ = make(4, 3000, 1)
     _, embedding = make(1, 3000, 8, dtype=dtype)
     shared = raw_arguments(logits.detach(), embedding.detach())
-    mixed, _, deviation, statistics = dispatch.load("gumbel_softmax_embedding", "triton")(*shared)
-    exact, _ = plain(*in_float64((logits, embedding)), 1.0)
+    forward = dispatch.load("gumbel_softmax_embedding", "triton")
+    mixed, _, _, deviation, statistics = forward(*shared, False)
+    exact, _, _ = plain(*in_float64((logits, embedding)), 1.0)
     # Two bfloat16 numbers hold a weight to 2^-17; the noise is float32's.
     torch.testing.assert_close(mixed.double(), exact, rtol=0, atol=2e-5)
     peaks = embedding[statistics[:, 4].long()].double()
@@ -141,47 +178,55 @@ def test_weights_keep_more_digits_than_a_table_of_half_precision(dtype):
 # 70 rows in two blocks of 64: idle rows among active ones, and a block of nothing but idle ones.
 @pytest.mark.usefixtures("on_triton")
 @pytest.mark.parametrize("active", [[], [0, 69], list(range(0, 70, 2))])
-def test_idle_rows_are_left_out(active, monkeypatch):
+def test_idle_rows_are_left_out(active):
     logits, embedding = (x.detach() for x in make(70, 40, 3))
-    grad, grad_log_prob = torch.zeros(70, 3), torch.zeros(70)
-    grad[active], grad_log_prob[active] = torch.randn(len(active), 3), torch.randn(len(active))
+    upstream = torch.zeros(70, 3), torch.zeros(70), torch.zeros(70)
+    for x in upstream:
+        x[active] = torch.randn(x[active].shape)
     shared = raw_arguments(logits, embedding)
-    _, _, *known = dispatch.load("gumbel_softmax_embedding", "reference")(*shared)
+    mixed, _, _, *known = dispatch.load("gumbel_softmax_embedding", "reference")(*shared, False)
     idle = torch.ones(70, dtype=torch.bool)
     idle[active] = False
     logits[idle] = torch.nan  # would spread into the gradient of the table
-    arguments = (grad, grad_log_prob, *shared, *known, True, True)
-    ours, expected = (
-        dispatch.load("gumbel_softmax_embedding_backward", name)(*arguments)
-        for name in ("triton", "reference")
-    )
-    for x, y in zip(ours, expected, strict=True):
-        torch.testing.assert_close(x, y)
-    assert ours[0][idle].eq(0).all()
+    for needs in ((True, True), (False, True)):
+        ours, expected = (
+            dispatch.load("gumbel_softmax_embedding_backward", name)(
+                *upstream, *shared, mixed, *known, *needs
+            )
+            for name in ("triton", "reference")
+        )
+        for x, y in zip(ours, expected, strict=True):
+            torch.testing.assert_close(x, y)
+        assert ours[0].numel() == 0 or ours[0][idle].eq(0).all()
 
 
 @pytest.mark.usefixtures("on_triton")
-def test_same_bits_in_every_run(busy):
+def test_same_bits_in_every_run(busy, chunks):
     busy(6)
+    chunks(2048, 5)
     inputs = make(5, 5000, 40, dtype=torch.bfloat16)
     first, again = (everything(gumbel_softmax_embedding, inputs, **OPTIONS) for _ in range(2))
     for x, y in zip(first, again, strict=True):
         assert torch.equal(x, y)
 
 
+# 16 rows of 9000: of 2048 ids, where 20000 scores would be 1250; of 4096, where they are 78000. The
+# backward pass holds the table's gradient, of 36000, and as many weights.
 @pytest.mark.usefixtures("on_triton")
-def test_nothing_of_the_size_of_the_logits_is_stored():
-    logits, embedding = make(8, 3000, 4)
+@pytest.mark.parametrize(("entries", "ids"), [(20000, 2048), (78000, 4096)])
+def test_what_is_held_of_a_size_with_the_logits_is_bounded(entries, ids, launches, monkeypatch):
+    monkeypatch.setitem(launches.CHUNK, "ENTRIES", entries)
+    logits, embedding = make(16, 9000, 4)
     with torch.no_grad(), LargestTensor() as largest:
         gumbel_softmax_embedding(logits, embedding, 0.5)
-    assert largest.numel < 1000
-    forward = dispatch.load("gumbel_softmax_embedding", "triton")
-    backward = dispatch.load("gumbel_softmax_embedding_backward", "triton")
+    assert largest.numel == 16 * ids
     shared = raw_arguments(logits.detach(), embedding.detach())
-    _, _, *known = forward(*shared)
+    mixed, _, _, *known = dispatch.load("gumbel_softmax_embedding", "triton")(*shared, False)
+    backward = dispatch.load("gumbel_softmax_embedding_backward", "triton")
+    upstream = (torch.randn(16, 4), torch.randn(16), torch.randn(16))
     with LargestTensor() as largest:
-        backward(torch.randn(8, 4), torch.randn(8), *shared, *known, False, True)
-    assert largest.numel == 3000 * 4  # the table's gradient itself
+        backward(*upstream, *shared, mixed, *known, False, True)
+    assert largest.numel == max(16 * ids, 9000 * 4)
 
 
 @pytest.mark.usefixtures("on_triton")
@@ -197,7 +242,7 @@ def test_nothing_of_the_size_of_the_logits_is_stored():
     ],
 )
 def test_raw_calls_are_checked(position, value, message):
-    arguments = list(raw_arguments(*(x.detach() for x in make())))
+    arguments = [*raw_arguments(*(x.detach() for x in make())), False]
     arguments[position] = value
     with pytest.raises(ValueError, match=message):
         dispatch.load("gumbel_softmax_embedding", "triton")(*arguments)

@@ -24,15 +24,37 @@ def mix_embeddings(dtype: torch.dtype) -> None:
 
 def gumbel_softmax_embedding(dtype: torch.dtype) -> None:
     logits, embedding = torch.zeros(64, 4096, dtype=dtype), torch.zeros(4096, 2048, dtype=dtype)
-    one, zero = torch.ones(1, dtype=torch.float64), torch.tensor(0)
-    shared = (logits, embedding, one, one, zero, torch.arange(64), torch.arange(64))
-    grads, known = (
-        (torch.zeros(64, 2048), torch.zeros(64)),
-        (torch.zeros(64, 2048), torch.zeros(64, 5, dtype=torch.float64)),
-    )
-    dispatch.load("gumbel_softmax_embedding", "triton")(*shared)
+    shared = (logits, embedding, *_draws())
+    dispatch.load("gumbel_softmax_embedding", "triton")(*shared, 0, False)
     backward = dispatch.load("gumbel_softmax_embedding_backward", "triton")
-    backward(*grads, *shared, *known, True, True)
+    for needs in ((True, True), (False, True)):
+        backward(*_grads(), *shared, 0, *_known(), *needs)
+
+
+def linear_gumbel_softmax_embedding(dtype: torch.dtype) -> None:
+    hidden, lm_head = torch.zeros(64, 2048, dtype=dtype), torch.zeros(4096, 2048, dtype=dtype)
+    forward = dispatch.load("linear_gumbel_softmax_embedding", "triton")
+    backward = dispatch.load("linear_gumbel_softmax_embedding_backward", "triton")
+    untied = (torch.zeros(4096, 2048, dtype=dtype), torch.zeros(4096, dtype=dtype), 30.0)
+    for table in ((None, None, None), untied):
+        embedding, bias, _ = table
+        shared = (hidden, lm_head, *table, *_draws(), 0, 1 << 20)
+        forward(*shared, False)
+        needs = (True, True, bias is not None, embedding is not None)
+        backward(*_grads(), *shared, *_known(), *needs)
+
+
+def _draws() -> tuple[torch.Tensor, ...]:
+    one, zero = torch.ones(1, dtype=torch.float64), torch.tensor(0)
+    return one, one, zero, torch.arange(64), torch.arange(64)
+
+
+def _grads() -> tuple[torch.Tensor, ...]:
+    return torch.zeros(64, 2048), torch.zeros(64), torch.zeros(64)
+
+
+def _known() -> tuple[torch.Tensor, ...]:
+    return torch.zeros(64, 2048), torch.zeros(64, 2048), torch.zeros(64, 8, dtype=torch.float64)
 
 
 def linear_log_probs(dtype: torch.dtype) -> None:
@@ -62,6 +84,7 @@ def philox(dtype: torch.dtype) -> None:
 CASES: dict[str, Callable[[torch.dtype], None]] = {
     "mix_embeddings": mix_embeddings,
     "gumbel_softmax_embedding": gumbel_softmax_embedding,
+    "linear_gumbel_softmax_embedding": linear_gumbel_softmax_embedding,
     "linear_log_probs": linear_log_probs,
     "philox": philox,
 }

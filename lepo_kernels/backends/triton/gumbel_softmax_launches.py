@@ -1,0 +1,151 @@
+"""What the launches of both forms of the dense Gumbel-softmax mixture share.
+
+Scores, and weights in the backward pass, are held for a chunk of the vocabulary at a time: 64 MiB
+of float32, or 2048 ids where rows are many. So up to 110 rows of 151936 ids are a single chunk.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from lepo_kernels.backends.reference.numerics import check_positive, check_steps
+from lepo_kernels.backends.triton.launching import programs_wanted, step_of
+from lepo_kernels.validation import check_tensor
+
+# The sum of a product is not fused: every kernel must find the same bits of q.
+UNFUSED = {"enable_fp_fusion": False}
+CHUNK = {"ENTRIES": 1 << 24, "LEAST_IDS": 2048}
+_THINNEST = 128  # ids of a chunk whose size the caller bounds
+# Not measured on a GPU yet, as all tiles.
+COMBINE = {"COLUMNS": 1024, "num_warps": 4, **UNFUSED}
+# 64 rows fill a tensor core of Hopper; for fewer there is a smaller tile.
+_ROWS = (16, 64)
+_SMALLEST_TILE = 16  # of a product on tensor cores
+
+
+@dataclass
+class Draws:
+    """What the noise and the weights of rows depend on beside their logits."""
+
+    tau: Tensor  # [N] or [1]
+    temperature: Tensor  # [N] or [1]
+    seed: Tensor  # []
+    row_keys: Tensor  # [N]
+    step: Tensor  # [N] or [1]
+    first_id: int
+
+    def tau_arguments(self) -> tuple[Any, ...]:
+        """Arguments of a kernel, ``tau`` and its step."""
+        return self.tau, step_of(self.tau)
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Arguments of a kernel, from the temperature to the first id."""
+        return (
+            *self.tau_arguments(),
+            self.temperature,
+            step_of(self.temperature),
+            self.seed,
+            self.row_keys,
+            self.step,
+            step_of(self.step),
+            self.first_id,
+        )
+
+
+def draws_of(
+    rows: int,
+    tau: Tensor,  # [N] or [1]
+    temperature: Tensor,  # [N] or [1]
+    seed: Tensor,  # []
+    row_keys: Tensor,  # [N]
+    step: Tensor,  # [N] or [1]
+    first_id: int,
+) -> Draws:
+    """Checked; all tensors are on one device."""
+    device = row_keys.device
+    for name, x, dtype in (
+        ("tau", tau, torch.float64),
+        ("temperature", temperature, torch.float64),
+        ("step", step, torch.int64),
+    ):
+        check_tensor(name, x, (1 if x.shape == (1,) else rows,), (dtype,), device)
+    check_tensor("seed", seed, (), (torch.int64,), device)
+    check_tensor("row_keys", row_keys, (rows,), (torch.int64,), device)
+    return Draws(
+        tau.contiguous(),
+        temperature.contiguous(),
+        seed.contiguous(),
+        row_keys.contiguous(),
+        step.contiguous(),
+        first_id,
+    )
+
+
+def check_values(draws: Draws) -> None:
+    """Where values are checked, wait for the device and raise if one is out of range."""
+    check_positive("tau", draws.tau, zero_included=True)
+    check_positive("temperature", draws.temperature)
+    check_steps(draws.step)
+
+
+def dense_rows(x: Tensor) -> Tensor:  # [rows, columns]
+    """Rows may lie apart, and be the same one; their entries are neighbours."""
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def options(table: dict[str, dict[str, int]], rows: int, like: Tensor, **least: int) -> Any:
+    """Tiles for a table of this dtype; those that ``least`` names are no wider than need be."""
+    size = (
+        "rocm" if torch.version.hip else ("bfloat16" if like.dtype == torch.bfloat16 else "float")
+    )
+    chosen: dict[str, Any] = dict(table[size])
+    for name, needed in least.items():
+        chosen[name] = min(chosen[name], max(_SMALLEST_TILE, triton.next_power_of_2(needed)))
+    chosen["ROWS"] = _ROWS[0] if rows <= _ROWS[0] else chosen.get("ROWS", _ROWS[1])
+    chosen["PRECISION"] = "ieee" if torch.version.hip else "tf32x3"
+    return chosen
+
+
+def is_split(table: Tensor) -> bool:
+    """Whether float32 factors of a table are taken apart into two bfloat16 numbers."""
+    return table.dtype == torch.bfloat16
+
+
+@dataclass
+class Chunk:
+    """Ids whose scores or weights are held at a time."""
+
+    first: int
+    past: int
+    width: int  # of the buffer
+
+    @property
+    def ids(self) -> int:
+        """How many."""
+        return self.past - self.first
+
+
+def chunk_width(rows: int, vocab: int, entries: int | None = None) -> int:
+    """How many ids' scores are held: no more than ``entries``, unless a chunk were too thin."""
+    least = CHUNK["LEAST_IDS"] if entries is None else _THINNEST
+    most = CHUNK["ENTRIES"] if entries is None else min(entries, CHUNK["ENTRIES"])
+    width = max(least, most // max(1, rows) // least * least)
+    # So that 16 divides a row's bytes.
+    return min(width, (vocab + 15) // 16 * 16)
+
+
+def chunks_of(vocab: int, width: int) -> Iterator[Chunk]:
+    """In the order of their ids; all but the last one are full."""
+    for first in range(0, vocab, width):
+        yield Chunk(first, min(first + width, vocab), width)
+
+
+def ids_per_split(ids: int, tile: int, programs: int, device: torch.device) -> int:
+    """So many ids, whole tiles, that all splits of ``programs`` blocks keep the device busy."""
+    splits = max(1, programs_wanted(device) // programs)
+    tiles: int = triton.cdiv(triton.cdiv(ids, tile), splits)
+    return tiles * tile
