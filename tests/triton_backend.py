@@ -49,8 +49,12 @@ def serving(patch: pytest.MonkeyPatch, *, large_tiles: bool = True) -> Iterator[
 
 def _enlarge_tiles(patch: pytest.MonkeyPatch) -> None:
     from lepo_kernels.backends.triton import gumbel_softmax_embedding as dense
+    from lepo_kernels.backends.triton import sample_latent as draw
 
     for table in (dense._MIX, dense._LOGITS_GRADIENT, dense._TABLE_GRADIENT):
         for options in table.values():
             patch.setitem(options, "IDS", 1024)
-    patch.setitem(dense._STATISTICS, "ROWS", 64)
+    for options in (dense._STATISTICS, draw._SCAN, draw._KEYS):
+        patch.setitem(options, "ROWS", 64)
+    for options in (draw._NARROW, draw._WIDE, draw._PERTURB):
+        patch.setitem(options, "ROWS", 64)
