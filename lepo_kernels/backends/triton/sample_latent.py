@@ -388,6 +388,18 @@ def wide_perturb_kernel(
 
 
 @triton.jit
+def _scores_at(
+    scores: tl.tensor,  # [N, top_k]
+    rows: tl.tensor,  # [ROWS] int64
+    top_k: tl.tensor,
+    place: tl.tensor,  # [1, ENTRIES]
+) -> tl.tensor:  # [ROWS, ENTRIES]
+    """Scores, -inf behind the last one. The mask depends on no row: loads stay wide."""
+    at = rows[:, None] * top_k + place
+    return tl.load(scores + at, mask=place < top_k, other=-float("inf"))
+
+
+@triton.jit
 def wide_weigh_kernel(
     ids: tl.tensor,  # [N, top_k]
     scores: tl.tensor,  # [N, top_k]
@@ -404,33 +416,32 @@ def wide_weigh_kernel(
     """One row per program: its best score, the sum of the weights, and the weights."""
     rows, there = _rows_of(tl.program_id(0), total_rows, ROWS)
     count = tl.load(kept_count + rows)
-    places = tl.arange(0, ENTRIES)[None, :]
-    of_row = rows[:, None] * top_k + places
     best_keys = tl.full((ROWS, ENTRIES), NO_KEY, tl.int64)
     for first in range(0, tl.max(count), ENTRIES):
-        kept = first + places < count[:, None]
-        score = tl.load(scores + of_row + first, mask=kept, other=-float("inf"))
-        id = tl.load(ids + of_row + first, mask=kept, other=0).to(tl.int32)
-        best_keys = tl.maximum(best_keys, key_of(score, id))
+        place = first + tl.arange(0, ENTRIES)[None, :]
+        score = _scores_at(scores, rows, top_k, place)
+        id = tl.load(ids + rows[:, None] * top_k + place, mask=place < top_k, other=0)
+        best_keys = tl.maximum(best_keys, key_of(score, id.to(tl.int32)))
     best_key = tl.max(best_keys, axis=1)
     picked, best = place_of(best_key), value_of(best_key)
     divisor, hard = tau_of(tau, tau_step, rows)
     total = tl.zeros((ROWS, ENTRIES), tl.float64)
     for first in range(0, tl.max(count), ENTRIES):
-        kept = first + places < count[:, None]
-        score = tl.load(scores + of_row + first, mask=kept, other=-float("inf"))
-        total += soft_weights(score, kept, best, divisor)
+        place = first + tl.arange(0, ENTRIES)[None, :]
+        score = _scores_at(scores, rows, top_k, place)
+        total += soft_weights(score, place < count[:, None], best, divisor)
     sum_of_row = ordered_sum(total, ENTRIES).to(tl.float32)[:, None]
     good = (count > 0)[:, None]
     for first in range(0, top_k, ENTRIES):
-        kept = first + places < count[:, None]
-        score = tl.load(scores + of_row + first, mask=kept, other=-float("inf"))
-        id = tl.load(ids + of_row + first, mask=kept, other=0)
+        place = first + tl.arange(0, ENTRIES)[None, :]
+        score, kept = _scores_at(scores, rows, top_k, place), place < count[:, None]
+        at = rows[:, None] * top_k + place
+        id = tl.load(ids + at, mask=place < top_k, other=0)
         one_hot = tl.where(kept & (id == picked[:, None]), 1.0, 0.0)
-        weight = tl.where(hard[:, None], one_hot, soft_weights(score, kept, best, divisor))
-        weight = weight / tl.where(hard[:, None], 1.0, sum_of_row)
-        inside = there[:, None] & (first + places < top_k)
-        tl.store(weights + of_row + first, tl.where(good, weight, float("nan")), mask=inside)
+        soft = soft_weights(score, kept, best, divisor) / sum_of_row
+        weight = tl.where(hard[:, None], one_hot, soft)
+        inside = there[:, None] & (place < top_k)
+        tl.store(weights + at, tl.where(good, weight, float("nan")), mask=inside)
     tl.store(token + rows, tl.where(count > 0, picked, 0).to(tl.int64), mask=there)
 
 
