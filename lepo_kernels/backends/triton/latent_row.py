@@ -1,4 +1,4 @@
-"""What is made of a row's best entries: filtered, perturbed and weighed.
+"""What the narrow and the wide kernels make of a row's best entries.
 
 Contract: formulas are the reference's, number for number, up to rounding. A score depends on its
 entry and on the row's statistics alone, so that it may be computed in any tile.
@@ -18,6 +18,32 @@ CATEGORICAL = tl.constexpr(4)
 _ALPHA_FLOOR = tl.constexpr(1e-6)
 _LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
 _TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
+
+
+@triton.jit
+def rows_of(
+    block: tl.tensor,
+    total_rows: tl.tensor,
+    ROWS: tl.constexpr,
+) -> tl.tensor:  # [ROWS] int64, [ROWS] bool
+    """A program's rows, and which are there: one that is not is the last one, once more."""
+    wanted = block * ROWS + tl.arange(0, ROWS)
+    return tl.minimum(wanted, total_rows - 1).to(tl.int64), wanted < total_rows
+
+
+@triton.jit
+def step_and_key(
+    step: tl.tensor,  # [N] or [1]
+    step_step: tl.tensor,
+    row_keys: tl.tensor,  # [N], or None to number the rows
+    rows: tl.tensor,  # [ROWS] int64
+    first_row: tl.tensor,
+) -> tl.tensor:  # [ROWS] int64, [ROWS] int64
+    """What the noise of rows depends on, beside the seed."""
+    keys = rows + first_row
+    if row_keys is not None:
+        keys = tl.load(row_keys + rows)
+    return tl.load(step + rows * step_step), keys
 
 
 @triton.jit
