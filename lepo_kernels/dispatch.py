@@ -22,10 +22,10 @@ BACKENDS = ("cuda", "triton", "cpu", "reference")
 # Which backends hold a kernel for an op: op -> (family, backends).
 KERNELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "philox_words": ("philox", ("cuda", "triton", "cpu", "reference")),
-    "sample_latent": ("sample_latent", ("cuda", "cpu", "reference")),
+    "sample_latent": ("sample_latent", ("cuda", "triton", "cpu", "reference")),
     "mix_embeddings": ("mix_embeddings", ("cuda", "triton", "cpu", "reference")),
     "mix_embeddings_backward": ("mix_embeddings", ("cuda", "triton", "cpu", "reference")),
-    "latent_step": ("latent_step", ("cuda", "cpu", "reference")),
+    "latent_step": ("latent_step", ("cuda", "triton", "cpu", "reference")),
     "linear_log_probs": ("linear_log_probs", ("cuda", "triton", "cpu", "reference")),
     "linear_log_probs_backward": ("linear_log_probs", ("cuda", "triton", "cpu", "reference")),
     "gather_log_probs": ("linear_log_probs", ("cuda", "triton", "cpu", "reference")),

@@ -51,6 +51,7 @@ def _enlarge_tiles(patch: pytest.MonkeyPatch) -> None:
     from lepo_kernels.backends.triton import gumbel_softmax_backward, gumbel_softmax_forward
     from lepo_kernels.backends.triton import gumbel_softmax_embedding as dense
     from lepo_kernels.backends.triton import linear_gumbel_softmax_embedding as linear
+    from lepo_kernels.backends.triton import sample_latent as draw
 
     for table in (
         gumbel_softmax_backward.TABLE_GRADIENT,
@@ -65,4 +66,7 @@ def _enlarge_tiles(patch: pytest.MonkeyPatch) -> None:
     # Such long sums lose to chance what a test may want.
     for options in gumbel_softmax_forward.MIX.values():
         patch.setitem(options, "IDS", 512)
-    patch.setitem(dense.SCORES, "ROWS", 64)
+    for options in (dense.SCORES, draw._SCAN, draw._KEYS):
+        patch.setitem(options, "ROWS", 64)
+    for options in (draw._NARROW, draw._WIDE, draw._PERTURB):
+        patch.setitem(options, "ROWS", 64)

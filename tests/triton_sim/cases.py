@@ -75,6 +75,36 @@ def linear_log_probs(dtype: torch.dtype) -> None:
         backward(alpha, gamma, eta, *shared, lse, entropy, chunk, True, True, True)
 
 
+def sample_latent(dtype: torch.dtype) -> None:
+    draw(dtype, 30, "gumbel", excluded=True)
+    draw(dtype, 30, "categorical")
+    # The most entries that are selected by one program, and the noise that takes most registers.
+    draw(dtype, 64, "dirichlet")
+    # The wide kernels.
+    draw(dtype, 4096, "dirichlet", excluded=True)
+    draw(dtype, 4096, "categorical")
+
+
+def latent_step(dtype: torch.dtype) -> None:
+    draw(dtype, 30, "gumbel", torch.zeros(75 * 128, 2048, dtype=dtype))
+
+
+def draw(
+    dtype: torch.dtype,
+    top_k: int,
+    noise: str,
+    *embedding: torch.Tensor,  # [V, D], for a step
+    excluded: bool = False,
+) -> None:
+    logits = torch.zeros(32, 75 * 128, dtype=dtype)
+    one, zero, rows = torch.ones(1, dtype=torch.float64), torch.tensor(0), torch.arange(32)
+    ids = torch.tensor([3]) if excluded else None
+    draws = 3 if noise == "categorical" else 1
+    filters = (top_k, 0.9, 0.01, noise, 0.5, -1.0, 3.0, draws, ids)
+    kernel = dispatch.load("latent_step" if embedding else "sample_latent", "triton")
+    kernel(logits, *embedding, one, one, *filters, zero, rows, rows)
+
+
 def philox(dtype: torch.dtype) -> None:
     seed, rows = torch.tensor(0), torch.arange(32)
     dispatch.load("philox_words", "triton")(seed, rows, rows, rows[None], 0)
@@ -87,6 +117,8 @@ CASES: dict[str, Callable[[torch.dtype], None]] = {
     "linear_gumbel_softmax_embedding": linear_gumbel_softmax_embedding,
     "linear_log_probs": linear_log_probs,
     "philox": philox,
+    "sample_latent": sample_latent,
+    "latent_step": latent_step,
 }
 
 

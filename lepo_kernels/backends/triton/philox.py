@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lepo_kernels.backends.reference.numerics import check_ids, check_steps
 from lepo_kernels.backends.triton.launching import FUSED, device_of
+from lepo_kernels.backends.triton.noise import words_at
 from lepo_kernels.ops._arguments import MAX_DRAWS, MAX_IDS
 from lepo_kernels.validation import INDEX_DTYPES, check_integer, check_tensor
 
@@ -31,23 +32,13 @@ def philox_words_kernel(
     IDS: tl.constexpr,
 ) -> None:
     """A row per program, and a block of its ids."""
-    row = tl.program_id(0).to(tl.int64)
-    entry = tl.program_id(1) * IDS + tl.arange(0, IDS)
+    row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    entry = tl.program_id(1) * IDS + tl.arange(0, IDS)[None, :]
     inside = entry < entries
-    id = tl.load(ids + row * ids_step + entry, mask=inside, other=0).to(tl.uint32)
-    none = tl.zeros((IDS,), tl.uint32)
-    key = tl.load(row_keys + row)
-    first, second, third, fourth = tl.philox(
-        tl.load(seed),
-        id // 4 + draw.to(tl.uint32) * (1 << 24),
-        none + tl.load(step + row * step_step).to(tl.uint32),
-        none + key.to(tl.uint32),
-        none + (key >> 32).to(tl.uint32),
-    )
-    even = tl.where(id & 2 != 0, third, first)
-    odd = tl.where(id & 2 != 0, fourth, second)
-    word = tl.where(id & 1 != 0, odd, even)
-    tl.store(words + row * entries + entry, word.to(tl.int64), mask=inside)
+    id = tl.load(ids + row[:, None] * ids_step + entry, mask=inside, other=0)
+    steps, keys = tl.load(step + row * step_step), tl.load(row_keys + row)
+    word = words_at(tl.load(seed), steps, keys, id, draw)
+    tl.store(words + row[:, None] * entries + entry, word.to(tl.int64), mask=inside)
 
 
 def philox_words(
