@@ -1,13 +1,31 @@
 """What the launches of several Triton kernels share."""
 
+import functools
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 # Whether products are fused into sums. Said in every launch: Triton's own choice changes with its
 # version, and says so in a warning.
 FUSED = {"enable_fp_fusion": True}
+# Blocks of rows that are worked on together, so that what they read stays in the cache.
+_GROUP = tl.constexpr(16)
+
+
+@triton.jit
+def grouped(
+    program: tl.tensor,
+    tall: tl.tensor,
+    wide: tl.tensor,
+) -> tl.tensor:
+    """Which of ``tall`` times ``wide`` blocks a program has: groups of tall ones, side by side."""
+    group = program // (_GROUP * wide)
+    inside = program % (_GROUP * wide)
+    height = tl.minimum(tall - group * _GROUP, _GROUP)
+    return group * _GROUP + inside % height, inside // height
 
 
 def device_of(x: Tensor) -> Any:
@@ -21,6 +39,33 @@ def programs_wanted(device: torch.device) -> int:
         return 8
     count: int = torch.cuda.get_device_properties(device).multi_processor_count
     return count
+
+
+@functools.cache
+def device_family(device: torch.device) -> str:
+    """What tables of tiles and strategies are sorted by."""
+    if torch.version.hip:
+        return "rocm"
+    if device.type != "cuda":
+        return "other"
+    capability = torch.cuda.get_device_capability(device)
+    families = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
+    return families.get(capability, "other")
+
+
+def size_of(dtype: torch.dtype) -> str:
+    """Of a number in a table of tiles."""
+    return "float" if dtype == torch.float32 else "half"
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """Of a product of this dtype; that of halves is exact anyway."""
+    return "tf32x3" if dtype == torch.float32 and not torch.version.hip else "ieee"
+
+
+def dense_rows(x: Tensor) -> Tensor:  # [rows, columns]
+    """Rows may lie apart, and be the same one; their entries are neighbours."""
+    return x if x.stride(1) == 1 else x.contiguous()
 
 
 def step_of(per_row: Tensor) -> int:
