@@ -36,19 +36,23 @@ def gumbel_softmax_embedding(dtype: torch.dtype) -> None:
 
 
 def linear_log_probs(dtype: torch.dtype) -> None:
-    rows, width, vocab, kept = 64, 1024, 4096, 30
+    rows, width, vocab, kept = 128, 1024, 1536, 30
     hidden, lm_head = torch.zeros(rows, width, dtype=dtype), torch.zeros(vocab, width, dtype=dtype)
     ids, one = torch.zeros(rows, kept, dtype=torch.int64), torch.ones(1)
     row, saved = torch.ones(rows), (torch.ones(rows, kept), *torch.ones(4, rows))
     alpha, gamma, eta, lse, entropy = saved
-    logits, chunk = torch.zeros(rows, vocab, dtype=dtype), rows
+    logits = torch.zeros(rows, vocab, dtype=dtype)
     dispatch.load("gather_log_probs", "triton")(logits, ids, one)
     gather_backward = dispatch.load("gather_log_probs_backward", "triton")
     gather_backward(alpha, gamma, eta, logits, ids, one, lse, entropy)
     from lepo_kernels.backends.triton.linear_log_probs import STRATEGIES
 
-    # With all that makes a kernel larger, and without.
-    for bias, softcap, scale in ((hidden.new_zeros(vocab), 30.0, row), (None, None, one)):
+    # With all that makes a kernel larger, in one block; without, in two blocks of rows and three
+    # parts of the vocabulary, where sums begin, go on and end.
+    for bias, softcap, scale, chunk in (
+        (hidden.new_zeros(vocab), 30.0, row, rows),
+        (None, None, one, 22),
+    ):
         shared = (hidden, lm_head, ids, bias, softcap, scale)
         for strategy in STRATEGIES.values():
             strategy.forward(*shared, chunk)

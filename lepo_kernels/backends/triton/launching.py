@@ -4,28 +4,11 @@ import functools
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 # Whether products are fused into sums. Said in every launch: Triton's own choice changes with its
 # version, and says so in a warning.
 FUSED = {"enable_fp_fusion": True}
-# Blocks of rows that are worked on together, so that what they read stays in the cache.
-_GROUP = tl.constexpr(16)
-
-
-@triton.jit
-def grouped(
-    program: tl.tensor,
-    tall: tl.tensor,
-    wide: tl.tensor,
-) -> tl.tensor:
-    """Which of ``tall`` times ``wide`` blocks a program has: groups of tall ones, side by side."""
-    group = program // (_GROUP * wide)
-    inside = program % (_GROUP * wide)
-    height = tl.minimum(tall - group * _GROUP, _GROUP)
-    return group * _GROUP + inside % height, inside // height
 
 
 def device_of(x: Tensor) -> Any:

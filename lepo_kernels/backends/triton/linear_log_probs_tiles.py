@@ -43,31 +43,42 @@ from lepo_kernels.backends.triton.launching import (
     FUSED,
     dense_rows,
     device_of,
-    grouped,
     precision_of,
     size_of,
     step_of,
 )
 from lepo_kernels.backends.triton.logit_math import (
+    LOWEST,
     biased,
     capped,
+    merged_states,
     softmax_gradient,
     state_of,
     times_slope,
 )
+from lepo_kernels.backends.triton.tiling import grouped, pieces_of
 
-_HALF = {"ROWS": 128, "IDS": 128, "WIDTH": 64, "num_warps": 4, "num_stages": 3, **FUSED}
-_FLOAT = {"ROWS": 64, "IDS": 128, "WIDTH": 32, "num_warps": 8, "num_stages": 2, **FUSED}
-# Tiles, warps and stages of loads; not measured on a GPU yet. On Hopper two programs share a
-# multiprocessor: one multiplies while the other is busy with exponentials.
-_TILES: dict[str, dict[str, dict[str, Any]]] = {
-    "sm_80": {"half": {**_HALF, "WIDTH": 32, "num_stages": 4}, "float": _FLOAT},
-    "sm_90": {"half": _HALF, "float": _FLOAT},
-    "sm_100": {"half": {**_HALF, "maxnreg": 248}, "float": _FLOAT},
-    "rocm": {"half": {**_HALF, "num_warps": 8, "num_stages": 2}, "float": _FLOAT},
-    "other": {"half": {**_HALF, "WIDTH": 32}, "float": _FLOAT},
+_HALF = {
+    "ROWS": 128,
+    "IDS": 256,
+    "WIDTH": 64,
+    "PIECES": 4,
+    "num_warps": 8,
+    "num_stages": 3,
+    **FUSED,
 }
-_KEPT = tl.constexpr(32)  # selected ids that are looked at together
+_NARROW = {**_HALF, "IDS": 128}
+_FLOAT = {**_NARROW, "ROWS": 64, "WIDTH": 32, "num_stages": 2}
+# Tiles, warps and stages of loads; not measured on a GPU yet. What is done with the logits of a
+# tile is done piece by piece: for all at once there are not enough registers.
+_TILES: dict[str, dict[str, dict[str, Any]]] = {
+    "sm_80": {"half": _NARROW, "float": _FLOAT},
+    "sm_90": {"half": _HALF, "float": _FLOAT},
+    "sm_100": {"half": _HALF, "float": _FLOAT},
+    "rocm": {"half": {**_NARROW, "num_stages": 2}, "float": _FLOAT},
+    "other": {"half": {**_NARROW, "num_stages": 2}, "float": _FLOAT},
+}
+_KEPT = tl.constexpr(16)  # selected ids that are looked at together: more take too many registers
 _STATE = tl.constexpr(STATE)
 
 
@@ -106,7 +117,7 @@ def _product_tile(
 
 @triton.jit
 def _places(
-    ids: tl.tensor,  # [R, K]
+    ids: tl.tensor,  # [R, K] int32
     rows: tl.tensor,  # [ROWS] int64
     kept: tl.tensor,
     start: tl.tensor,
@@ -118,7 +129,7 @@ def _places(
     at = ids + rows[:, None] * kept + k[None, :]
     some = tl.load(at, mask=(k < kept)[None, :], other=-1)
     here = ((some >= first) & (some < past)).to(tl.int32)
-    return tl.sum(tl.max(here, axis=0).to(tl.int64) << tl.arange(0, _KEPT), axis=0)
+    return tl.sum(tl.max(here, axis=0) << tl.arange(0, _KEPT), axis=0)
 
 
 @triton.jit
@@ -131,7 +142,7 @@ def head_states_kernel(
     softcap: tl.tensor,
     inv_temperature: tl.tensor,  # [N] or [1]
     inv_temperature_step: tl.tensor,
-    selection: tl.tensor,  # [N, K]
+    selection: tl.tensor,  # [N, K] int32
     states: tl.tensor,  # [N, blocks of ids, 3], written
     selected: tl.tensor,  # [N, K], written
     total_rows: tl.tensor,
@@ -145,6 +156,7 @@ def head_states_kernel(
     ROWS: tl.constexpr,
     IDS: tl.constexpr,
     WIDTH: tl.constexpr,
+    PIECES: tl.constexpr,
 ) -> None:
     """A tile of logits per program: its rows' states."""
     id_blocks = tl.cdiv(vocab, IDS)
@@ -153,28 +165,36 @@ def head_states_kernel(
     here = wanted < total_rows
     # What is not there is the last one, once more.
     rows = tl.minimum(wanted, total_rows - 1).to(tl.int64)
-    first = id_block * IDS
-    ids = first + tl.arange(0, IDS)
-    inside = ids < vocab
-    a = _product_tile(
-        hidden, hidden_row, lm_head, lm_head_row, rows, tl.minimum(ids, vocab - 1).to(tl.int64),
-        width, ROWS, IDS, WIDTH, EVEN, PRECISION,
+    begin = id_block * IDS
+    ids = tl.minimum(begin + tl.arange(0, IDS), vocab - 1).to(tl.int64)
+    tile = _product_tile(
+        hidden, hidden_row, lm_head, lm_head_row, rows, ids, width, ROWS, IDS, WIDTH, EVEN,
+        PRECISION,
     )  # fmt: skip
-    a = capped(biased(a, bias, ids[None, :], inside[None, :], HAS_BIAS), softcap, CAPPED)
-    a *= tl.load(inv_temperature + rows * inv_temperature_step)[:, None]
-    a = tl.where(inside[None, :], a, -float("inf"))
-    for start in range(0, kept, _KEPT):
-        bits = _places(selection, rows, kept, start, first, first + IDS)
-        for k in range(tl.minimum(_KEPT, kept - start)):
-            if (bits >> k) & 1 != 0:
-                at = rows * kept + start + k
-                place = tl.load(selection + at) - first
-                is_it = place[:, None] == tl.arange(0, IDS)[None, :]
-                value = tl.sum(tl.where(is_it, a, 0.0), axis=1)
-                # An id that is out of range is in no tile.
-                chosen = here & (place >= 0) & (place < tl.minimum(IDS, vocab - first))
-                tl.store(selected + at, value, mask=chosen)
-    largest, mass, weighted = state_of(a)
+    pieces = pieces_of(tile, ROWS, IDS, PIECES)
+    scale = tl.load(inv_temperature + rows * inv_temperature_step)[:, None]
+    largest = tl.full((ROWS,), LOWEST, tl.float32)
+    mass = tl.zeros((ROWS,), tl.float32)
+    weighted = tl.zeros((ROWS,), tl.float32)
+    for piece in tl.static_range(PIECES):
+        first = begin + piece * (IDS // PIECES)
+        column = first + tl.arange(0, IDS // PIECES)
+        inside = (column < vocab)[None, :]
+        x = biased(pieces[piece], bias, column[None, :], inside, HAS_BIAS)
+        a = tl.where(inside, capped(x, softcap, CAPPED) * scale, -float("inf"))
+        for start in range(0, kept, _KEPT):
+            bits = _places(selection, rows, kept, start, first, first + IDS // PIECES)
+            for k in range(tl.minimum(_KEPT, kept - start)):
+                if (bits >> k) & 1 != 0:
+                    at = rows * kept + start + k
+                    place = tl.load(selection + at)
+                    is_it = place[:, None] == column[None, :]
+                    value = tl.sum(tl.where(is_it, a, 0.0), axis=1)
+                    # An id that is out of range is in no tile.
+                    past = tl.minimum(first + IDS // PIECES, vocab)
+                    chosen = here & (place >= first) & (place < past)
+                    tl.store(selected + at, value, mask=chosen)
+        largest, mass, weighted = merged_states(largest, mass, weighted, *state_of(a))
     at = states + (rows * id_blocks + id_block) * _STATE
     tl.store(at, largest, mask=here)
     tl.store(at + 1, mass, mask=here)
@@ -191,7 +211,7 @@ def head_gradient_kernel(
     softcap: tl.tensor,
     inv_temperature: tl.tensor,  # [R] or [1]
     inv_temperature_step: tl.tensor,
-    selection: tl.tensor,  # [R, K]
+    selection: tl.tensor,  # [R, K] int32
     first_id: tl.tensor,  # of the C
     alpha: tl.tensor,  # [R, K]
     gamma: tl.tensor,  # [R]
@@ -215,6 +235,7 @@ def head_gradient_kernel(
     ROWS: tl.constexpr,
     IDS: tl.constexpr,
     WIDTH: tl.constexpr,
+    PIECES: tl.constexpr,
 ) -> None:
     """A tile of logits per program: their gradient."""
     active_rows = tl.minimum(tl.load(count) - first_row, total_rows)
@@ -227,38 +248,38 @@ def head_gradient_kernel(
     wanted = row_block * ROWS + tl.arange(0, ROWS)
     active = wanted < active_rows
     rows = tl.minimum(wanted, active_rows - 1).to(tl.int64)
-    first = id_block * IDS
-    ids = first + tl.arange(0, IDS)
-    inside = ids < columns
-    x = _product_tile(
-        hidden, hidden_row, lm_head, lm_head_row, rows, tl.minimum(ids, columns - 1).to(tl.int64),
-        width, ROWS, IDS, WIDTH, EVEN, PRECISION,
+    begin = id_block * IDS
+    ids = tl.minimum(begin + tl.arange(0, IDS), columns - 1).to(tl.int64)
+    tile = _product_tile(
+        hidden, hidden_row, lm_head, lm_head_row, rows, ids, width, ROWS, IDS, WIDTH, EVEN,
+        PRECISION,
     )  # fmt: skip
-    x = capped(biased(x, bias, ids[None, :], inside[None, :], HAS_BIAS), softcap, CAPPED)
+    pieces = pieces_of(tile, ROWS, IDS, PIECES)
     scale = tl.load(inv_temperature + rows * inv_temperature_step)[:, None]
-    gradient = softmax_gradient(
-        x * scale,
-        tl.load(lse + rows)[:, None],
-        tl.load(entropy + rows)[:, None],
-        tl.load(gamma + rows)[:, None],
-        tl.load(eta + rows)[:, None],
-    )
-    for start in range(0, kept, _KEPT):
-        begin = first_id + first
-        bits = _places(selection, rows, kept, start, begin, begin + IDS)
-        for k in range(tl.minimum(_KEPT, kept - start)):
-            if (bits >> k) & 1 != 0:
-                at = rows * kept + start + k
-                place = tl.load(selection + at) - begin
-                is_it = place[:, None] == tl.arange(0, IDS)[None, :]
-                gradient += tl.where(is_it, tl.load(alpha + at)[:, None], 0.0)
-    gradient = times_slope(gradient * scale, x, softcap, CAPPED)
-    stored = active[:, None] & inside[None, :]
-    at = da + rows[:, None] * da_row + ids[None, :]
-    tl.store(at, gradient.to(da.dtype.element_ty), mask=stored)
-    if DBIAS:
-        total = tl.sum(tl.where(active[:, None], gradient, 0.0), axis=0)
-        tl.store(dbias + row_block.to(tl.int64) * columns + ids, total, mask=inside)
+    of_lse, of_entropy = tl.load(lse + rows)[:, None], tl.load(entropy + rows)[:, None]
+    of_gamma, of_eta = tl.load(gamma + rows)[:, None], tl.load(eta + rows)[:, None]
+    for piece in tl.static_range(PIECES):
+        first = begin + piece * (IDS // PIECES)
+        column = first + tl.arange(0, IDS // PIECES)
+        inside = column < columns
+        x = biased(pieces[piece], bias, column[None, :], inside[None, :], HAS_BIAS)
+        x = capped(x, softcap, CAPPED)
+        gradient = softmax_gradient(x * scale, of_lse, of_entropy, of_gamma, of_eta)
+        for start in range(0, kept, _KEPT):
+            own = first_id + first
+            bits = _places(selection, rows, kept, start, own, own + IDS // PIECES)
+            for k in range(tl.minimum(_KEPT, kept - start)):
+                if (bits >> k) & 1 != 0:
+                    at = rows * kept + start + k
+                    is_it = (tl.load(selection + at) - first_id)[:, None] == column[None, :]
+                    gradient += tl.where(is_it, tl.load(alpha + at)[:, None], 0.0)
+        gradient = times_slope(gradient * scale, x, softcap, CAPPED)
+        stored = active[:, None] & inside[None, :]
+        out = da + rows[:, None] * da_row + column[None, :]
+        tl.store(out, gradient.to(da.dtype.element_ty), mask=stored)
+        if DBIAS:
+            total = tl.sum(tl.where(active[:, None], gradient, 0.0), axis=0)
+            tl.store(dbias + row_block.to(tl.int64) * columns + column, total, mask=inside)
 
 
 def linear_log_probs(
@@ -274,7 +295,7 @@ def linear_log_probs(
     (rows, width), vocab = hidden.shape, len(lm_head)
     check_ids("ids", ids, vocab)
     check_positive("inv_temperature", inv_temperature)
-    hidden, lm_head, ids = dense_rows(hidden), dense_rows(lm_head), ids.long().contiguous()
+    hidden, lm_head, ids = dense_rows(hidden), dense_rows(lm_head), _narrow_ids(ids, vocab)
     tiles = _tiles(hidden)
     blocks = triton.cdiv(vocab, tiles["IDS"])
     selected = torch.full(ids.shape, torch.nan, dtype=torch.float32, device=ids.device)
@@ -319,6 +340,7 @@ def linear_log_probs_backward(
     needs = (need_dhidden, need_dlm_head, need_dbias)
     upstream = Upstream(grad_logits, grad_lse, grad_entropy, lse, entropy)
     lm_head = dense_rows(lm_head)
+    ids = _narrow_ids(ids, len(lm_head))
     sorted_rows = _sorted(Rows(hidden, ids, inv_temperature), upstream)
     gradients = _Gradients(sorted_rows, lm_head, needs)
     blocks = blocks_of(len(hidden), len(lm_head), chunk_size)
@@ -347,7 +369,7 @@ def _sorted(rows: Rows, upstream: Upstream) -> _Sorted:
     return _Sorted(
         Rows(
             rows.hidden[order],
-            rows.ids[order].long(),
+            rows.ids[order],
             scale.contiguous() if len(scale) == 1 else scale[order],
         ),
         Upstream(*(x[order] for x in upstream)),
@@ -449,6 +471,14 @@ class _Gradients:
 
     def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
         return self._dhidden, self._dlm_head, self._dbias.to(self._dlm_head.dtype)
+
+
+def _narrow_ids(
+    ids: Tensor,  # [N, K]
+    vocab: int,
+) -> Tensor:  # [N, K] int32
+    """Ids as the kernels take them; one that is out of range stays so."""
+    return ids.clamp(-1, vocab).to(torch.int32).contiguous()
 
 
 def _tiles(

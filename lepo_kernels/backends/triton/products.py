@@ -13,32 +13,60 @@ import triton.language as tl
 from torch import Tensor
 
 from lepo_kernels.backends.triton import launching
-from lepo_kernels.backends.triton.launching import FUSED, grouped, precision_of, size_of
+from lepo_kernels.backends.triton.launching import FUSED, precision_of, size_of
+from lepo_kernels.backends.triton.tiling import grouped, pieces_of
 
-_HALF = {"TALL": 128, "WIDE": 256, "INNER": 64, "num_warps": 8, "num_stages": 3, **FUSED}
-_FLOAT = {"TALL": 64, "WIDE": 128, "INNER": 32, "num_warps": 8, "num_stages": 2, **FUSED}
+_HALF = {
+    "TALL": 128,
+    "WIDE": 256,
+    "INNER": 64,
+    "PIECES": 4,
+    "num_warps": 8,
+    "num_stages": 3,
+    **FUSED,
+}
+_NARROW = {**_HALF, "WIDE": 128}
+_FLOAT = {**_NARROW, "TALL": 64, "INNER": 32, "num_stages": 2}
 # Tiles, warps and stages of loads; not measured on a GPU yet.
 _TILES: dict[str, dict[str, dict[str, Any]]] = {
-    "sm_80": {"half": {**_HALF, "INNER": 32}, "float": _FLOAT},
+    "sm_80": {"half": _NARROW, "float": _FLOAT},
     "sm_90": {"half": _HALF, "float": _FLOAT},
     "sm_100": {"half": _HALF, "float": _FLOAT},
-    "rocm": {"half": {**_HALF, "WIDE": 128, "num_stages": 2}, "float": _FLOAT},
-    "other": {"half": {**_HALF, "WIDE": 128, "INNER": 32}, "float": _FLOAT},
+    "rocm": {"half": {**_NARROW, "num_stages": 2}, "float": _FLOAT},
+    "other": {"half": {**_NARROW, "num_stages": 2}, "float": _FLOAT},
 }
 
 
 @triton.jit
-def _store_sums(
+def _add_tile(
     total: tl.tensor,  # [TALL, WIDE]
-    sums: tl.tensor,  # addresses
-    out: tl.tensor,  # addresses
-    stored: tl.tensor,  # [TALL, WIDE] bool
+    sums: tl.tensor,  # [..., width] float32, read unless FIRST, written unless LAST
+    sums_rows: tl.tensor,  # [TALL] int64
+    out: tl.tensor,  # [..., width], written with LAST
+    out_rows: tl.tensor,  # [TALL] int64
+    exists: tl.tensor,  # [TALL] bool
+    first_column: tl.tensor,
+    width: tl.tensor,
+    FIRST: tl.constexpr,
     LAST: tl.constexpr,
+    TALL: tl.constexpr,
+    WIDE: tl.constexpr,
+    PIECES: tl.constexpr,
 ) -> None:
-    if LAST:
-        tl.store(out, total.to(out.dtype.element_ty), mask=stored)
-    else:
-        tl.store(sums, total, mask=stored)
+    """Add a tile to sums, piece by piece: for all at once there are not enough registers."""
+    pieces = pieces_of(total, TALL, WIDE, PIECES)
+    for piece in tl.static_range(PIECES):
+        part = pieces[piece]
+        columns = first_column + piece * (WIDE // PIECES) + tl.arange(0, WIDE // PIECES)
+        stored = exists[:, None] & (columns < width)[None, :]
+        at = sums + sums_rows[:, None] * width + columns[None, :]
+        if not FIRST:
+            part += tl.load(at, mask=stored, other=0.0)
+        if LAST:
+            at_out = out + out_rows[:, None] * width + columns[None, :]
+            tl.store(at_out, part.to(out.dtype.element_ty), mask=stored)
+        else:
+            tl.store(at, part, mask=stored)
 
 
 @triton.jit
@@ -62,6 +90,7 @@ def rows_product_kernel(
     TALL: tl.constexpr,
     WIDE: tl.constexpr,
     INNER: tl.constexpr,
+    PIECES: tl.constexpr,
 ) -> None:
     """``da @ lm_head``, a block of rows and columns per program."""
     active_rows = tl.minimum(tl.load(count) - first_row, total_rows)
@@ -73,14 +102,8 @@ def rows_product_kernel(
     row_block, column_block = grouped(program, row_blocks, column_blocks)
     wanted = row_block * TALL + tl.arange(0, TALL)
     rows = tl.minimum(wanted, active_rows - 1).to(tl.int64)
-    wanted_columns = column_block * WIDE + tl.arange(0, WIDE)
-    columns = tl.minimum(wanted_columns, width - 1)
-    stored = (wanted < active_rows)[:, None] & (wanted_columns < width)[None, :]
-    at_sums = sums + rows[:, None] * width + wanted_columns[None, :]
-    if FIRST:
-        total = tl.zeros((TALL, WIDE), tl.float32)
-    else:
-        total = tl.load(at_sums, mask=stored, other=0.0)
+    columns = column_block * WIDE + tl.arange(0, WIDE)
+    total = tl.zeros((TALL, WIDE), tl.float32)
     inner = tl.arange(0, INNER)
     left_at = da + rows[:, None] * da_row + inner[None, :]
     right_at = lm_head + inner.to(tl.int64)[:, None] * lm_head_row + columns[None, :]
@@ -91,12 +114,14 @@ def rows_product_kernel(
         else:
             inside = inner < ids - start
             left = tl.load(left_at, mask=inside[None, :], other=0.0)
-            right = tl.load(right_at, mask=inside[:, None], other=0.0)
+            right = tl.load(right_at, mask=inside[:, None] & (columns < width)[None, :], other=0.0)
         total = tl.dot(left, right, total, input_precision=PRECISION)
         left_at += INNER
         right_at += step
-    out = tl.load(order + rows)[:, None] * width + wanted_columns[None, :]
-    _store_sums(total, at_sums, dhidden + out, stored, LAST)
+    _add_tile(
+        total, sums, rows, dhidden, tl.load(order + rows), wanted < active_rows,
+        column_block * WIDE, width, FIRST, LAST, TALL, WIDE, PIECES,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -114,37 +139,40 @@ def head_product_kernel(
     width: tl.tensor,
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
+    EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
     TALL: tl.constexpr,
     WIDE: tl.constexpr,
     INNER: tl.constexpr,
+    PIECES: tl.constexpr,
 ) -> None:
     """``da^T @ hidden``, a block of ids and columns per program."""
     active_rows = tl.maximum(tl.minimum(tl.load(count) - first_row, total_rows), 0)
     active_rows = active_rows.to(tl.int32)
     id_block, column_block = grouped(tl.program_id(0), tl.cdiv(ids, TALL), tl.cdiv(width, WIDE))
-    wanted = id_block * TALL + tl.arange(0, TALL)
-    mine = tl.minimum(wanted, ids - 1)
-    wanted_columns = column_block * WIDE + tl.arange(0, WIDE)
-    columns = tl.minimum(wanted_columns, width - 1)
-    stored = (wanted < ids)[:, None] & (wanted_columns < width)[None, :]
-    at_out = wanted.to(tl.int64)[:, None] * width + wanted_columns[None, :]
-    if FIRST:
-        total = tl.zeros((TALL, WIDE), tl.float32)
-    else:
-        total = tl.load(sums + at_out, mask=stored, other=0.0)
+    mine = id_block * TALL + tl.arange(0, TALL)
+    columns = column_block * WIDE + tl.arange(0, WIDE)
+    total = tl.zeros((TALL, WIDE), tl.float32)
     inner = tl.arange(0, INNER)
     left_at = da + inner.to(tl.int64)[:, None] * da_row + mine[None, :]
     right_at = hidden + inner.to(tl.int64)[:, None] * hidden_row + columns[None, :]
     left_step, right_step = da_row.to(tl.int64) * INNER, hidden_row.to(tl.int64) * INNER
     for start in range(0, active_rows, INNER):
         inside = (inner < active_rows - start)[:, None]
-        left = tl.load(left_at, mask=inside, other=0.0)
-        right = tl.load(right_at, mask=inside, other=0.0)
+        if EVEN:
+            left = tl.load(left_at, mask=inside, other=0.0)
+            right = tl.load(right_at, mask=inside, other=0.0)
+        else:
+            left = tl.load(left_at, mask=inside & (mine < ids)[None, :], other=0.0)
+            right = tl.load(right_at, mask=inside & (columns < width)[None, :], other=0.0)
         total = tl.dot(tl.trans(left), right, total, input_precision=PRECISION)
         left_at += left_step
         right_at += right_step
-    _store_sums(total, sums + at_out, dlm_head + at_out, stored, LAST)
+    out_rows = mine.to(tl.int64)
+    _add_tile(
+        total, sums, out_rows, dlm_head, out_rows, mine < ids, column_block * WIDE, width, FIRST,
+        LAST, TALL, WIDE, PIECES,
+    )  # fmt: skip
 
 
 def add_rows_product(
@@ -177,7 +205,7 @@ def add_rows_product(
         width,
         FIRST=is_first,
         LAST=is_last,
-        EVEN=ids % tiles["INNER"] == 0,
+        EVEN=ids % tiles["INNER"] == 0 and width % tiles["WIDE"] == 0,
         **tiles,
     )
 
@@ -210,6 +238,7 @@ def add_head_product(
         width,
         FIRST=is_first,
         LAST=is_last,
+        EVEN=ids % tiles["TALL"] == 0 and width % tiles["WIDE"] == 0,
         **tiles,
     )
 
