@@ -29,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lepo_kernels.backends.reference.numerics import check_positive, check_rows, check_steps
-from lepo_kernels.backends.triton.launching import device_of, programs_wanted, step_of
+from lepo_kernels.backends.triton.launching import dense_rows, device_of, programs_wanted, step_of
 from lepo_kernels.backends.triton.noise import gumbel_tile
 from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
 
@@ -566,7 +566,7 @@ def gumbel_softmax_embedding(
     The latter are the deviations ``e - E_peak`` and the statistics of the rows, see the op.
     """
     noisy = _noisy(logits, embedding, tau, temperature, seed, row_keys, step)
-    embedding = _dense_rows(embedding)
+    embedding = dense_rows(embedding)
     check_positive("tau", tau, zero_included=True)
     check_positive("temperature", temperature)
     check_steps(step)
@@ -594,7 +594,7 @@ def gumbel_softmax_embedding_backward(
 ) -> tuple[Tensor, Tensor]:  # [N, V] or [0], [V, D] or [0]
     """da_j = z_j (E_j . de - e . de) / tau + dlogp (z_j - pi_j) and dE_j += z_j de."""
     noisy = _noisy(logits, embedding, tau, temperature, seed, row_keys, step)
-    embedding = _dense_rows(embedding)
+    embedding = dense_rows(embedding)
     rows, width, device = noisy.rows, embedding.shape[1], logits.device
     check_tensor("grad_embedding", grad_embedding, (rows, width), FLOAT_DTYPES, device)
     check_tensor("grad_log_prob", grad_log_prob, (rows,), FLOAT_DTYPES, device)
@@ -669,14 +669,9 @@ def _noisy(
         check_tensor(name, x, (1 if x.shape == (1,) else rows,), (dtype,), device)
     check_tensor("seed", seed, (), (torch.int64,), device)
     check_tensor("row_keys", row_keys, (rows,), (torch.int64,), device)
-    logits = _dense_rows(logits)
+    logits = dense_rows(logits)
     dense = (x.contiguous() for x in (tau, temperature, seed, row_keys, step))
     return _Noisy(logits, *dense)
-
-
-def _dense_rows(x: Tensor) -> Tensor:  # [rows, columns]
-    """Rows may lie apart, and be the same one; their entries are neighbours."""
-    return x if x.stride(1) == 1 else x.contiguous()
 
 
 def _options(table: dict[str, dict[str, int]], rows: int, like: Tensor, **least: int) -> Any:
