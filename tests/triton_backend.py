@@ -31,7 +31,8 @@ def serving(patch: pytest.MonkeyPatch, *, large_tiles: bool = True) -> Iterator[
     """Offer the backend for CPU tensors, as the last choice.
 
     A tile takes the interpreter some ten milliseconds, whatever its size: it gets tiles of 1024 ids
-    where real ones have 64, and of 64 rows where they have one, unless ``large_tiles`` is False.
+    where real ones have 64, of 64 rows where they have one, and in two pieces where they have four,
+    unless ``large_tiles`` is False.
     """
     gpu_backends.offer_for_cpu_tensors(patch, "triton")
     if has_gpu():
@@ -52,6 +53,7 @@ def _enlarge_tiles(patch: pytest.MonkeyPatch) -> None:
     from lepo_kernels.backends.triton import gumbel_softmax_embedding as dense
     from lepo_kernels.backends.triton import linear_gumbel_softmax_embedding as linear
     from lepo_kernels.backends.triton import sample_latent as draw
+    from lepo_kernels.backends.triton import linear_log_probs_tiles, products
 
     for table in (
         gumbel_softmax_backward.TABLE_GRADIENT,
@@ -70,3 +72,6 @@ def _enlarge_tiles(patch: pytest.MonkeyPatch) -> None:
         patch.setitem(options, "ROWS", 64)
     for options in (draw._NARROW, draw._WIDE, draw._PERTURB):
         patch.setitem(options, "ROWS", 64)
+    for family in (linear_log_probs_tiles._TILES, products._TILES):
+        for options in family["other"].values():
+            patch.setitem(options, "PIECES", 2)

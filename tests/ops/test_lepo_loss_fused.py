@@ -379,10 +379,12 @@ def test_no_more_than_a_block_of_logits_is_held():
 
 
 def test_float64_is_served_by_the_parts(monkeypatch, backend):
-    monkeypatch.setattr(dispatch, "_override", None)
     leaves, facts = make(dtype=torch.float64)
-    monkeypatch.setattr(cpu_kernel, "lepo_loss", None)
-    assert lepo_loss(*leaves[:2], *facts).loss.dtype == torch.float64
+    # Undone here: the fixture, which sets the override, is done before the test's own patches are.
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatch, "_override", None)
+        patch.setattr(cpu_kernel, "lepo_loss", None)
+        assert lepo_loss(*leaves[:2], *facts).loss.dtype == torch.float64
     with pytest.raises(lepo_kernels.BackendUnavailableError, match="float64 is served by"):
         lepo_loss(*leaves[:2], *facts, backend=backend)
 

@@ -92,6 +92,8 @@ def test_values_and_gradients_match_the_dense_expression(chunk_size, softcap, wi
         assert_close_to_exact(x, y)
 
 
+# Hundreds of calls.
+@pytest.mark.large
 def test_gradcheck(backend):
     dtype = working_dtype(backend)
     hidden, lm_head, bias, ids = make(rows=4, dtype=dtype)

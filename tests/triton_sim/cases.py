@@ -58,21 +58,28 @@ def _known() -> tuple[torch.Tensor, ...]:
 
 
 def linear_log_probs(dtype: torch.dtype) -> None:
-    rows, width, vocab, kept = 64, 1024, 4096, 30
+    rows, width, vocab, kept = 128, 1024, 1536, 30
     hidden, lm_head = torch.zeros(rows, width, dtype=dtype), torch.zeros(vocab, width, dtype=dtype)
     ids, one = torch.zeros(rows, kept, dtype=torch.int64), torch.ones(1)
     row, saved = torch.ones(rows), (torch.ones(rows, kept), *torch.ones(4, rows))
     alpha, gamma, eta, lse, entropy = saved
-    logits, chunk = torch.zeros(rows, vocab, dtype=dtype), rows
+    logits = torch.zeros(rows, vocab, dtype=dtype)
     dispatch.load("gather_log_probs", "triton")(logits, ids, one)
     gather_backward = dispatch.load("gather_log_probs_backward", "triton")
     gather_backward(alpha, gamma, eta, logits, ids, one, lse, entropy)
-    # With all that makes a kernel larger, and without.
-    for bias, softcap, scale in ((hidden.new_zeros(vocab), 30.0, row), (None, None, one)):
+    from lepo_kernels.backends.triton.linear_log_probs import STRATEGIES
+
+    # With all that makes a kernel larger, in one block; without, in two blocks of rows and three
+    # parts of the vocabulary, where sums begin, go on and end.
+    for bias, softcap, scale, chunk in (
+        (hidden.new_zeros(vocab), 30.0, row, rows),
+        (None, None, one, 22),
+    ):
         shared = (hidden, lm_head, ids, bias, softcap, scale)
-        dispatch.load("linear_log_probs", "triton")(*shared, chunk)
-        backward = dispatch.load("linear_log_probs_backward", "triton")
-        backward(alpha, gamma, eta, *shared, lse, entropy, chunk, True, True, True)
+        for strategy in STRATEGIES.values():
+            strategy.forward(*shared, chunk)
+            needs = (True, True, bias is not None)
+            strategy.backward(alpha, gamma, eta, *shared, lse, entropy, chunk, *needs)
 
 
 def sample_latent(dtype: torch.dtype) -> None:
@@ -138,8 +145,12 @@ PLANTED = {name: planted(name) for name in ("broken", "endless", "spilling")}
 
 @contextmanager
 def launching_for(target: str) -> Iterator[None]:
-    """Let launches be those for the vendor of a target."""
+    """Let launches be those for the vendor and the family of a target."""
+    from lepo_kernels.backends.triton import launching
+
     with pytest.MonkeyPatch.context() as patch:
-        hip: Any = "6.4" if target.startswith("gfx") else None
+        is_amd = target.startswith("gfx")
+        hip: Any = "6.4" if is_amd else None
         patch.setattr(torch.version, "hip", hip)
+        patch.setattr(launching, "device_family", lambda device: "rocm" if is_amd else target)
         yield

@@ -1,5 +1,6 @@
 """What the launches of several Triton kernels share."""
 
+import functools
 from typing import Any
 
 import torch
@@ -21,6 +22,33 @@ def programs_wanted(device: torch.device) -> int:
         return 8
     count: int = torch.cuda.get_device_properties(device).multi_processor_count
     return count
+
+
+@functools.cache
+def device_family(device: torch.device) -> str:
+    """What tables of tiles and strategies are sorted by."""
+    if torch.version.hip:
+        return "rocm"
+    if device.type != "cuda":
+        return "other"
+    capability = torch.cuda.get_device_capability(device)
+    families = {(8, 0): "sm_80", (9, 0): "sm_90", (10, 0): "sm_100", (10, 3): "sm_100"}
+    return families.get(capability, "other")
+
+
+def size_of(dtype: torch.dtype) -> str:
+    """Of a number in a table of tiles."""
+    return "float" if dtype == torch.float32 else "half"
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """Of a product of this dtype; that of halves is exact anyway."""
+    return "tf32x3" if dtype == torch.float32 and not torch.version.hip else "ieee"
+
+
+def dense_rows(x: Tensor) -> Tensor:  # [rows, columns]
+    """Rows may lie apart, and be the same one; their entries are neighbours."""
+    return x if x.stride(1) == 1 else x.contiguous()
 
 
 def step_of(per_row: Tensor) -> int:

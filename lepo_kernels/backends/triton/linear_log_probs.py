@@ -1,20 +1,54 @@
-"""Triton kernels of selected log-probabilities: torch's matrix products, and row kernels between.
+"""Triton kernels of selected log-probabilities, in one of two ways.
 
-Contract: as `lepo_kernels.backends.chunked_head` says; the row kernels are those of
-linear_log_probs_rows.py.
+Contract: ``chunks`` are torch's matrix products with row kernels (linear_log_probs_rows.py) on the
+logits between them, as `lepo_kernels.backends.chunked_head` says: the best products, but each logit
+goes to memory and back several times, and the backward pass waits once for the GPU to learn how
+many rows it may leave out. ``tiles`` (linear_log_probs_tiles.py) have products of their own, the
+forward pass without logits in memory, and never wait. Which one is taken depends on the device, the
+dtype, D and V (strategies.py), never on the number of rows, so that no row's statistics depend on
+the others.
+
+``gather_log_probs`` are the row kernels alone.
 """
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor
 
 from lepo_kernels.backends import chunked_head
 from lepo_kernels.backends.chunked_head import RowKernels
-from lepo_kernels.backends.triton import linear_log_probs_rows
+from lepo_kernels.backends.triton import (
+    linear_log_probs_rows,
+    linear_log_probs_tiles,
+    strategies,
+)
+
+
+class Strategy(NamedTuple):
+    """One way to compute both directions of `linear_log_probs`, with this module's signatures."""
+
+    forward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
 def row_kernels() -> RowKernels:
     """What this backend does with a block of logits."""
     kernels = linear_log_probs_rows
     return RowKernels(kernels.summarise, kernels.statistics, kernels.gradient)
+
+
+STRATEGIES = {
+    "chunks": Strategy(
+        functools.partial(chunked_head.linear_log_probs, row_kernels()),
+        functools.partial(chunked_head.linear_log_probs_backward, row_kernels()),
+    ),
+    "tiles": Strategy(
+        linear_log_probs_tiles.linear_log_probs,
+        linear_log_probs_tiles.linear_log_probs_backward,
+    ),
+}
 
 
 def linear_log_probs(
@@ -27,8 +61,8 @@ def linear_log_probs(
     chunk_size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """Selected logits, log-sum-exp and entropy of ``cap(hidden @ lm_head^T + bias) / T``."""
-    return chunked_head.linear_log_probs(
-        row_kernels(), hidden, lm_head, ids, bias, softcap, inv_temperature, chunk_size
+    return _strategy(hidden, lm_head).forward(
+        hidden, lm_head, ids, bias, softcap, inv_temperature, chunk_size
     )
 
 
@@ -50,8 +84,7 @@ def linear_log_probs_backward(
     need_dbias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, D] or [0], [V, D] or [0], [V] or [0]
     """Gradients of the hidden states, the head and the bias; those not needed are empty."""
-    return chunked_head.linear_log_probs_backward(
-        row_kernels(),
+    return _strategy(hidden, lm_head).backward(
         grad_logits,
         grad_lse,
         grad_entropy,
@@ -101,3 +134,11 @@ def gather_log_probs_backward(
         lse,
         entropy,
     )
+
+
+def _strategy(
+    hidden: Tensor,  # [N, D]
+    lm_head: Tensor,  # [V, D]
+) -> Strategy:
+    vocab, width = lm_head.shape
+    return STRATEGIES[strategies.choice(hidden.device, hidden.dtype, width, vocab)]

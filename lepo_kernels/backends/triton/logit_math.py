@@ -80,6 +80,26 @@ def state_of(
 
 
 @triton.jit
+def merged_states(
+    largest: tl.tensor,  # [...]
+    mass: tl.tensor,
+    weighted: tl.tensor,
+    other_largest: tl.tensor,
+    other_mass: tl.tensor,
+    other_weighted: tl.tensor,
+) -> tl.tensor:  # [...], [...], [...]
+    """The state of what two states are of."""
+    top = tl.maximum(largest, other_largest)
+    shift, other_shift = largest - top, other_largest - top
+    scale, other_scale = tl.exp(shift), tl.exp(other_shift)
+    shift = tl.maximum(shift, _MOST_NEGATIVE_SHIFT)
+    other_shift = tl.maximum(other_shift, _MOST_NEGATIVE_SHIFT)
+    weighted = scale * (weighted + shift * mass)
+    weighted += other_scale * (other_weighted + other_shift * other_mass)
+    return top, scale * mass + other_scale * other_mass, weighted
+
+
+@triton.jit
 def softmax_gradient(
     a: tl.tensor,  # float32
     lse: tl.tensor,  # those of its rows, to be broadcast

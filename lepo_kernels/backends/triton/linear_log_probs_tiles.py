@@ -1,0 +1,515 @@
+"""Triton kernels of the loss head in tiles: a product whose logits never leave the registers.
+
+Contract: forward reads hidden states and head, and writes 12 bytes for each tile of a row: the
+state of linear_log_probs_rows.py, here of as many entries as a tile has. Selected logits are picked
+where their id is in a tile. Backward forms the logits of a part of the vocabulary once more, and
+writes their gradient, formed in float32 and rounded once to the dtype of the inputs, for the two
+products of products.py. Its size is that of the logits of ``chunk_size`` rows at most. The
+gradient of the head is summed in float32 and rounded once; so is that of the hidden states.
+
+Rows whose upstream gradients are all zero are sorted to the end, and left out: their number is read
+by the kernels, and the host never waits for the device. Beside inputs and results, memory holds the
+states of all rows in the forward pass; in the backward pass the part's gradient, a sorted copy of
+the hidden states, and their gradient in float32 where the vocabulary has several parts.
+
+Tiles depend on the device, the dtype and D: a row's statistics do not depend on other rows. The sum
+of the bias' gradient goes over tiles of rows. No atomics; deterministic.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lepo_kernels.backends.chunked_head import (
+    STATE,
+    HeadPart,
+    Rows,
+    Upstream,
+    blocks_of,
+    head_parts,
+)
+from lepo_kernels.backends.reference.numerics import (
+    check_ids,
+    check_positive,
+    check_rows,
+    has_coefficients,
+)
+from lepo_kernels.backends.triton import launching, linear_log_probs_rows, products
+from lepo_kernels.backends.triton.launching import (
+    FUSED,
+    dense_rows,
+    device_of,
+    precision_of,
+    size_of,
+    step_of,
+)
+from lepo_kernels.backends.triton.logit_math import (
+    LOWEST,
+    biased,
+    capped,
+    merged_states,
+    softmax_gradient,
+    state_of,
+    times_slope,
+)
+from lepo_kernels.backends.triton.tiling import grouped, pieces_of
+
+_HALF = {
+    "ROWS": 128,
+    "IDS": 256,
+    "WIDTH": 64,
+    "PIECES": 4,
+    "num_warps": 8,
+    "num_stages": 3,
+    **FUSED,
+}
+_NARROW = {**_HALF, "IDS": 128}
+_FLOAT = {**_NARROW, "ROWS": 64, "WIDTH": 32, "num_stages": 2}
+# Tiles, warps and stages of loads; not measured on a GPU yet. What is done with the logits of a
+# tile is done piece by piece: for all at once there are not enough registers.
+_TILES: dict[str, dict[str, dict[str, Any]]] = {
+    "sm_80": {"half": _NARROW, "float": _FLOAT},
+    "sm_90": {"half": _HALF, "float": _FLOAT},
+    "sm_100": {"half": _HALF, "float": _FLOAT},
+    "rocm": {"half": {**_NARROW, "num_stages": 2}, "float": _FLOAT},
+    "other": {"half": {**_NARROW, "num_stages": 2}, "float": _FLOAT},
+}
+_KEPT = tl.constexpr(16)  # selected ids that are looked at together: more take too many registers
+_STATE = tl.constexpr(STATE)
+
+
+@triton.jit
+def _product_tile(
+    hidden: tl.tensor,  # [R, D]
+    hidden_row: tl.tensor,
+    lm_head: tl.tensor,  # [C, D]
+    lm_head_row: tl.tensor,
+    rows: tl.tensor,  # [ROWS] int64
+    ids: tl.tensor,  # [IDS] int64
+    width: tl.tensor,
+    ROWS: tl.constexpr,
+    IDS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> tl.tensor:  # [ROWS, IDS] float32
+    """Rows of the hidden states times rows of the head."""
+    total = tl.zeros((ROWS, IDS), tl.float32)
+    columns = tl.arange(0, WIDTH)
+    left_at = hidden + rows[:, None] * hidden_row + columns[None, :]
+    right_at = lm_head + ids[:, None] * lm_head_row + columns[None, :]
+    for start in range(0, width, WIDTH):
+        if EVEN:
+            left, right = tl.load(left_at), tl.load(right_at)
+        else:
+            inside = (columns < width - start)[None, :]
+            left = tl.load(left_at, mask=inside, other=0.0)
+            right = tl.load(right_at, mask=inside, other=0.0)
+        total = tl.dot(left, tl.trans(right), total, input_precision=PRECISION)
+        left_at += WIDTH
+        right_at += WIDTH
+    return total
+
+
+@triton.jit
+def _places(
+    ids: tl.tensor,  # [R, K] int32
+    rows: tl.tensor,  # [ROWS] int64
+    kept: tl.tensor,
+    start: tl.tensor,
+    first: tl.tensor,
+    past: tl.tensor,
+) -> tl.tensor:
+    """Which of the ids from ``start`` on are from ``first`` to ``past`` in some row: bits."""
+    k = start + tl.arange(0, _KEPT)
+    at = ids + rows[:, None] * kept + k[None, :]
+    some = tl.load(at, mask=(k < kept)[None, :], other=-1)
+    here = ((some >= first) & (some < past)).to(tl.int32)
+    return tl.sum(tl.max(here, axis=0) << tl.arange(0, _KEPT), axis=0)
+
+
+@triton.jit
+def head_states_kernel(
+    hidden: tl.tensor,  # [N, D]
+    hidden_row: tl.tensor,
+    lm_head: tl.tensor,  # [V, D]
+    lm_head_row: tl.tensor,
+    bias: tl.tensor,  # [V]
+    softcap: tl.tensor,
+    inv_temperature: tl.tensor,  # [N] or [1]
+    inv_temperature_step: tl.tensor,
+    selection: tl.tensor,  # [N, K] int32
+    states: tl.tensor,  # [N, blocks of ids, 3], written
+    selected: tl.tensor,  # [N, K], written
+    total_rows: tl.tensor,
+    vocab: tl.tensor,
+    width: tl.tensor,
+    kept: tl.tensor,
+    HAS_BIAS: tl.constexpr,
+    CAPPED: tl.constexpr,
+    EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    IDS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PIECES: tl.constexpr,
+) -> None:
+    """A tile of logits per program: its rows' states."""
+    id_blocks = tl.cdiv(vocab, IDS)
+    row_block, id_block = grouped(tl.program_id(0), tl.cdiv(total_rows, ROWS), id_blocks)
+    wanted = row_block * ROWS + tl.arange(0, ROWS)
+    here = wanted < total_rows
+    # What is not there is the last one, once more.
+    rows = tl.minimum(wanted, total_rows - 1).to(tl.int64)
+    begin = id_block * IDS
+    ids = tl.minimum(begin + tl.arange(0, IDS), vocab - 1).to(tl.int64)
+    tile = _product_tile(
+        hidden, hidden_row, lm_head, lm_head_row, rows, ids, width, ROWS, IDS, WIDTH, EVEN,
+        PRECISION,
+    )  # fmt: skip
+    pieces = pieces_of(tile, ROWS, IDS, PIECES)
+    scale = tl.load(inv_temperature + rows * inv_temperature_step)[:, None]
+    largest = tl.full((ROWS,), LOWEST, tl.float32)
+    mass = tl.zeros((ROWS,), tl.float32)
+    weighted = tl.zeros((ROWS,), tl.float32)
+    for piece in tl.static_range(PIECES):
+        first = begin + piece * (IDS // PIECES)
+        column = first + tl.arange(0, IDS // PIECES)
+        inside = (column < vocab)[None, :]
+        x = biased(pieces[piece], bias, column[None, :], inside, HAS_BIAS)
+        a = tl.where(inside, capped(x, softcap, CAPPED) * scale, -float("inf"))
+        for start in range(0, kept, _KEPT):
+            bits = _places(selection, rows, kept, start, first, first + IDS // PIECES)
+            for k in range(tl.minimum(_KEPT, kept - start)):
+                if (bits >> k) & 1 != 0:
+                    at = rows * kept + start + k
+                    place = tl.load(selection + at)
+                    is_it = place[:, None] == column[None, :]
+                    value = tl.sum(tl.where(is_it, a, 0.0), axis=1)
+                    # An id that is out of range is in no tile.
+                    past = tl.minimum(first + IDS // PIECES, vocab)
+                    chosen = here & (place >= first) & (place < past)
+                    tl.store(selected + at, value, mask=chosen)
+        largest, mass, weighted = merged_states(largest, mass, weighted, *state_of(a))
+    at = states + (rows * id_blocks + id_block) * _STATE
+    tl.store(at, largest, mask=here)
+    tl.store(at + 1, mass, mask=here)
+    tl.store(at + 2, weighted, mask=here)
+
+
+@triton.jit
+def head_logit_gradient_kernel(
+    hidden: tl.tensor,  # [R, D], rows with gradients first
+    hidden_row: tl.tensor,
+    lm_head: tl.tensor,  # [C, D]
+    lm_head_row: tl.tensor,
+    bias: tl.tensor,  # [C]
+    softcap: tl.tensor,
+    inv_temperature: tl.tensor,  # [R] or [1]
+    inv_temperature_step: tl.tensor,
+    selection: tl.tensor,  # [R, K] int32
+    first_id: tl.tensor,  # of the C
+    alpha: tl.tensor,  # [R, K]
+    gamma: tl.tensor,  # [R]
+    eta: tl.tensor,  # [R]
+    lse: tl.tensor,  # [R]
+    entropy: tl.tensor,  # [R]
+    count: tl.tensor,  # [], how many rows have gradients, those before these included
+    first_row: tl.tensor,  # of the R
+    da: tl.tensor,  # [R, C], written where rows have gradients
+    da_row: tl.tensor,
+    dbias: tl.tensor,  # [blocks of rows, C], written with DBIAS: sums of da
+    total_rows: tl.tensor,
+    columns: tl.tensor,
+    width: tl.tensor,
+    kept: tl.tensor,
+    HAS_BIAS: tl.constexpr,
+    CAPPED: tl.constexpr,
+    DBIAS: tl.constexpr,
+    EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    IDS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PIECES: tl.constexpr,
+) -> None:
+    """A tile of logits per program: their gradient."""
+    active_rows = tl.minimum(tl.load(count) - first_row, total_rows)
+    id_blocks = tl.cdiv(columns, IDS)
+    row_blocks = tl.cdiv(tl.maximum(active_rows, 0), ROWS).to(tl.int32)
+    program = tl.program_id(0)
+    if program >= row_blocks * id_blocks:
+        return
+    row_block, id_block = grouped(program, row_blocks, id_blocks)
+    wanted = row_block * ROWS + tl.arange(0, ROWS)
+    active = wanted < active_rows
+    rows = tl.minimum(wanted, active_rows - 1).to(tl.int64)
+    begin = id_block * IDS
+    ids = tl.minimum(begin + tl.arange(0, IDS), columns - 1).to(tl.int64)
+    tile = _product_tile(
+        hidden, hidden_row, lm_head, lm_head_row, rows, ids, width, ROWS, IDS, WIDTH, EVEN,
+        PRECISION,
+    )  # fmt: skip
+    pieces = pieces_of(tile, ROWS, IDS, PIECES)
+    scale = tl.load(inv_temperature + rows * inv_temperature_step)[:, None]
+    of_lse, of_entropy = tl.load(lse + rows)[:, None], tl.load(entropy + rows)[:, None]
+    of_gamma, of_eta = tl.load(gamma + rows)[:, None], tl.load(eta + rows)[:, None]
+    for piece in tl.static_range(PIECES):
+        first = begin + piece * (IDS // PIECES)
+        column = first + tl.arange(0, IDS // PIECES)
+        inside = column < columns
+        x = biased(pieces[piece], bias, column[None, :], inside[None, :], HAS_BIAS)
+        x = capped(x, softcap, CAPPED)
+        gradient = softmax_gradient(x * scale, of_lse, of_entropy, of_gamma, of_eta)
+        for start in range(0, kept, _KEPT):
+            own = first_id + first
+            bits = _places(selection, rows, kept, start, own, own + IDS // PIECES)
+            for k in range(tl.minimum(_KEPT, kept - start)):
+                if (bits >> k) & 1 != 0:
+                    at = rows * kept + start + k
+                    is_it = (tl.load(selection + at) - first_id)[:, None] == column[None, :]
+                    gradient += tl.where(is_it, tl.load(alpha + at)[:, None], 0.0)
+        gradient = times_slope(gradient * scale, x, softcap, CAPPED)
+        stored = active[:, None] & inside[None, :]
+        out = da + rows[:, None] * da_row + column[None, :]
+        tl.store(out, gradient.to(da.dtype.element_ty), mask=stored)
+        if DBIAS:
+            total = tl.sum(tl.where(active[:, None], gradient, 0.0), axis=0)
+            tl.store(dbias + row_block.to(tl.int64) * columns + column, total, mask=inside)
+
+
+def linear_log_probs(
+    hidden: Tensor,  # [N, D]
+    lm_head: Tensor,  # [V, D]
+    ids: Tensor,  # [N, K]
+    bias: Tensor | None,  # [V]
+    softcap: float | None,
+    inv_temperature: Tensor,  # [N] or [1]
+    chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
+    """Selected logits, log-sum-exp and entropy of ``cap(hidden @ lm_head^T + bias) / T``."""
+    (rows, width), vocab = hidden.shape, len(lm_head)
+    check_ids("ids", ids, vocab)
+    check_positive("inv_temperature", inv_temperature)
+    hidden, lm_head, ids = dense_rows(hidden), dense_rows(lm_head), _narrow_ids(ids, vocab)
+    tiles = _tiles(hidden)
+    blocks = triton.cdiv(vocab, tiles["IDS"])
+    selected = torch.full(ids.shape, torch.nan, dtype=torch.float32, device=ids.device)
+    states = selected.new_empty((rows, blocks, STATE))
+    if rows > 0:
+        with device_of(hidden):
+            head_states_kernel[(triton.cdiv(rows, tiles["ROWS"]) * blocks,)](
+                *_head_arguments(hidden, lm_head, bias, softcap, inv_temperature),
+                ids,
+                states,
+                selected,
+                rows,
+                vocab,
+                width,
+                ids.shape[1],
+                **_variant(bias, softcap),
+                **tiles,
+            )
+    lse, entropy = linear_log_probs_rows.statistics(states)
+    check_rows("logits of hidden", lse)
+    return selected, lse, entropy
+
+
+def linear_log_probs_backward(
+    grad_logits: Tensor,  # [N, K]
+    grad_lse: Tensor,  # [N]
+    grad_entropy: Tensor,  # [N]
+    hidden: Tensor,  # [N, D]
+    lm_head: Tensor,  # [V, D]
+    ids: Tensor,  # [N, K]
+    bias: Tensor | None,  # [V]
+    softcap: float | None,
+    inv_temperature: Tensor,  # [N] or [1]
+    lse: Tensor,  # [N]
+    entropy: Tensor,  # [N]
+    chunk_size: int,
+    need_dhidden: bool,
+    need_dlm_head: bool,
+    need_dbias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # [N, D] or [0], [V, D] or [0], [V] or [0]
+    """Gradients of the hidden states, the head and the bias; those not needed are empty."""
+    needs = (need_dhidden, need_dlm_head, need_dbias)
+    upstream = Upstream(grad_logits, grad_lse, grad_entropy, lse, entropy)
+    lm_head = dense_rows(lm_head)
+    ids = _narrow_ids(ids, len(lm_head))
+    sorted_rows = _sorted(Rows(hidden, ids, inv_temperature), upstream)
+    gradients = _Gradients(sorted_rows, lm_head, needs)
+    blocks = blocks_of(len(hidden), len(lm_head), chunk_size)
+    with device_of(hidden):
+        for part in head_parts(blocks.columns, lm_head, bias, softcap):
+            for block in blocks.rows:
+                gradients.add(block, part)
+    return gradients.outputs()
+
+
+@dataclass
+class _Sorted:
+    """Rows with gradients first."""
+
+    rows: Rows  # of N
+    upstream: Upstream  # of N
+    order: Tensor  # [N], where they were
+    count: Tensor  # [], how many have gradients
+
+
+def _sorted(rows: Rows, upstream: Upstream) -> _Sorted:
+    idle = has_coefficients(*upstream[:3]).logical_not_().to(torch.int8)
+    # Stable: a row's place depends on nothing but which rows have gradients.
+    order, count = idle.argsort(stable=True), len(idle) - idle.sum()
+    scale = rows.inv_temperature
+    return _Sorted(
+        Rows(
+            rows.hidden[order],
+            rows.ids[order],
+            scale.contiguous() if len(scale) == 1 else scale[order],
+        ),
+        Upstream(*(x[order] for x in upstream)),
+        order,
+        count,
+    )
+
+
+class _Gradients:
+    """The gradients, block by block of the logits; empty where they are not wanted."""
+
+    def __init__(
+        self,
+        everything: _Sorted,
+        lm_head: Tensor,  # [V, D]
+        needs: tuple[bool, bool, bool],
+    ) -> None:
+        self._all, self._needs = everything, needs
+        (self._count, self._width), self._vocab = everything.rows.hidden.shape, len(lm_head)
+        # Idle rows are not written, and without rows no part of the head.
+        like = everything.rows.hidden
+        self._dhidden = like.new_zeros(like.shape if needs[0] else (0,))
+        make = torch.empty if len(like) else torch.zeros
+        shape = lm_head.shape if needs[1] else (0,)
+        self._dlm_head = make(shape, dtype=lm_head.dtype, device=lm_head.device)
+        self._dbias = lm_head.new_zeros(len(lm_head) if needs[2] else 0, dtype=torch.float32)
+        # Sums that are not complete.
+        self._row_sums = self._head_sums = self._dbias
+
+    def add(self, rows: slice, part: HeadPart) -> None:
+        """Add what the logits of some rows and a part of the vocabulary give."""
+        columns = part.columns
+        is_first, is_last = columns.start == 0, columns.stop == self._vocab
+        da = self._logit_gradient(rows, part)
+        hidden = self._all.rows.hidden[rows]
+        if self._needs[0]:
+            if is_first and rows.start == 0 and not is_last:
+                self._row_sums = torch.empty(
+                    self._dhidden.shape, dtype=torch.float32, device=da.device
+                )
+            products.add_rows_product(
+                da,
+                part.weight,
+                self._row_sums[rows],
+                self._dhidden,
+                self._all.order[rows],
+                self._all.count,
+                rows.start,
+                is_first,
+                is_last,
+            )
+        if self._needs[1]:
+            is_first, is_last = rows.start == 0, rows.stop == self._count
+            if is_first and not is_last:
+                self._head_sums = torch.empty(
+                    (da.shape[1], self._width), dtype=torch.float32, device=da.device
+                )
+            products.add_head_product(
+                da,
+                hidden,
+                self._head_sums,
+                self._dlm_head[columns],
+                self._all.count,
+                rows.start,
+                is_first,
+                is_last,
+            )
+
+    def _logit_gradient(self, block: slice, part: HeadPart) -> Tensor:  # [R, C]
+        rows, upstream = self._all.rows.block(block), self._all.upstream.block(block)
+        hidden, tiles = rows.hidden, _tiles(rows.hidden)
+        count, columns = len(hidden), len(part.weight)
+        row_blocks = triton.cdiv(count, tiles["ROWS"])
+        # Rows that begin at multiples of 16 entries are loaded in wide accesses.
+        da = hidden.new_empty((count, triton.cdiv(columns, 16) * 16))[:, :columns]
+        shape = (row_blocks, columns) if self._needs[2] else (0, 0)
+        dbias = self._dbias.new_zeros(shape)
+        head_logit_gradient_kernel[(row_blocks * triton.cdiv(columns, tiles["IDS"]),)](
+            *_head_arguments(hidden, part.weight, part.bias, part.softcap, rows.inv_temperature),
+            rows.ids,
+            part.columns.start,
+            *upstream,
+            self._all.count,
+            block.start,
+            da,
+            da.stride(0),
+            dbias,
+            count,
+            columns,
+            self._width,
+            rows.ids.shape[1],
+            DBIAS=self._needs[2],
+            **_variant(part.bias, part.softcap),
+            **tiles,
+        )
+        if self._needs[2]:
+            self._dbias[part.columns] += dbias.sum(dim=0)
+        return da
+
+    def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self._dhidden, self._dlm_head, self._dbias.to(self._dlm_head.dtype)
+
+
+def _narrow_ids(
+    ids: Tensor,  # [N, K]
+    vocab: int,
+) -> Tensor:  # [N, K] int32
+    """Ids as the kernels take them; one that is out of range stays so."""
+    return ids.clamp(-1, vocab).to(torch.int32).contiguous()
+
+
+def _tiles(
+    hidden: Tensor,  # [N, D]
+) -> dict[str, Any]:
+    """Tiles for this device, dtype and D."""
+    options = _TILES[launching.device_family(hidden.device)][size_of(hidden.dtype)]
+    even = hidden.shape[1] % options["WIDTH"] == 0
+    return {**options, "EVEN": even, "PRECISION": precision_of(hidden.dtype)}
+
+
+def _head_arguments(
+    hidden: Tensor,  # [R, D]
+    lm_head: Tensor,  # [C, D]
+    bias: Tensor | None,  # [C]
+    softcap: float | None,
+    inv_temperature: Tensor,  # [R] or [1]
+) -> tuple[Any, ...]:
+    """Arguments of a kernel, from the hidden states to the step of the temperature."""
+    scale = inv_temperature.contiguous()
+    return (
+        hidden,
+        hidden.stride(0),
+        lm_head,
+        lm_head.stride(0),
+        scale if bias is None else bias,
+        softcap or 0.0,
+        scale,
+        step_of(scale),
+    )
+
+
+def _variant(bias: Tensor | None, softcap: float | None) -> dict[str, bool]:
+    return {"HAS_BIAS": bias is not None, "CAPPED": bool(softcap)}

@@ -1,0 +1,250 @@
+"""Triton's matrix products with the gradient of the logits, of rows whose number the device knows.
+
+Contract: ``da`` [R, C] is the gradient of a block of logits, of which the first ``count`` rows are
+used: programs that have none of them leave at once, and sums over rows end there, so that the
+others cost nothing. Sums are float32 and go over blocks in turn: all but the last leave them in
+``sums``, the last rounds them once. Products of float32 are ``tf32x3``. Deterministic.
+"""
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lepo_kernels.backends.triton import launching
+from lepo_kernels.backends.triton.launching import FUSED, precision_of, size_of
+from lepo_kernels.backends.triton.tiling import grouped, pieces_of
+
+_HALF = {
+    "TALL": 128,
+    "WIDE": 256,
+    "INNER": 64,
+    "PIECES": 4,
+    "num_warps": 8,
+    "num_stages": 3,
+    **FUSED,
+}
+_NARROW = {**_HALF, "WIDE": 128}
+_FLOAT = {**_NARROW, "TALL": 64, "INNER": 32, "num_stages": 2}
+# Tiles, warps and stages of loads; not measured on a GPU yet.
+_TILES: dict[str, dict[str, dict[str, Any]]] = {
+    "sm_80": {"half": _NARROW, "float": _FLOAT},
+    "sm_90": {"half": _HALF, "float": _FLOAT},
+    "sm_100": {"half": _HALF, "float": _FLOAT},
+    "rocm": {"half": {**_NARROW, "num_stages": 2}, "float": _FLOAT},
+    "other": {"half": {**_NARROW, "num_stages": 2}, "float": _FLOAT},
+}
+
+
+@triton.jit
+def _add_tile(
+    total: tl.tensor,  # [TALL, WIDE]
+    sums: tl.tensor,  # [..., width] float32, read unless FIRST, written unless LAST
+    sums_rows: tl.tensor,  # [TALL] int64
+    out: tl.tensor,  # [..., width], written with LAST
+    out_rows: tl.tensor,  # [TALL] int64
+    exists: tl.tensor,  # [TALL] bool
+    first_column: tl.tensor,
+    width: tl.tensor,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
+    TALL: tl.constexpr,
+    WIDE: tl.constexpr,
+    PIECES: tl.constexpr,
+) -> None:
+    """Add a tile to sums, piece by piece: for all at once there are not enough registers."""
+    pieces = pieces_of(total, TALL, WIDE, PIECES)
+    for piece in tl.static_range(PIECES):
+        part = pieces[piece]
+        columns = first_column + piece * (WIDE // PIECES) + tl.arange(0, WIDE // PIECES)
+        stored = exists[:, None] & (columns < width)[None, :]
+        at = sums + sums_rows[:, None] * width + columns[None, :]
+        if not FIRST:
+            part += tl.load(at, mask=stored, other=0.0)
+        if LAST:
+            at_out = out + out_rows[:, None] * width + columns[None, :]
+            tl.store(at_out, part.to(out.dtype.element_ty), mask=stored)
+        else:
+            tl.store(at, part, mask=stored)
+
+
+@triton.jit
+def rows_product_kernel(
+    da: tl.tensor,  # [R, C]
+    da_row: tl.tensor,
+    lm_head: tl.tensor,  # [C, D]
+    lm_head_row: tl.tensor,
+    sums: tl.tensor,  # [R, D] float32, read unless FIRST, written unless LAST
+    dhidden: tl.tensor,  # [N, D], written with LAST
+    order: tl.tensor,  # [R], which of the N rows these are
+    count: tl.tensor,  # [], how many rows are used, those before these included
+    first_row: tl.tensor,  # of the R
+    total_rows: tl.tensor,
+    ids: tl.tensor,
+    width: tl.tensor,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
+    EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TALL: tl.constexpr,
+    WIDE: tl.constexpr,
+    INNER: tl.constexpr,
+    PIECES: tl.constexpr,
+) -> None:
+    """``da @ lm_head``, a block of rows and columns per program."""
+    active_rows = tl.minimum(tl.load(count) - first_row, total_rows)
+    row_blocks = tl.cdiv(tl.maximum(active_rows, 0), TALL).to(tl.int32)
+    column_blocks = tl.cdiv(width, WIDE)
+    program = tl.program_id(0)
+    if program >= row_blocks * column_blocks:
+        return
+    row_block, column_block = grouped(program, row_blocks, column_blocks)
+    wanted = row_block * TALL + tl.arange(0, TALL)
+    rows = tl.minimum(wanted, active_rows - 1).to(tl.int64)
+    columns = column_block * WIDE + tl.arange(0, WIDE)
+    total = tl.zeros((TALL, WIDE), tl.float32)
+    inner = tl.arange(0, INNER)
+    left_at = da + rows[:, None] * da_row + inner[None, :]
+    right_at = lm_head + inner.to(tl.int64)[:, None] * lm_head_row + columns[None, :]
+    step = lm_head_row.to(tl.int64) * INNER
+    for start in range(0, ids, INNER):
+        if EVEN:
+            left, right = tl.load(left_at), tl.load(right_at)
+        else:
+            inside = inner < ids - start
+            left = tl.load(left_at, mask=inside[None, :], other=0.0)
+            right = tl.load(right_at, mask=inside[:, None] & (columns < width)[None, :], other=0.0)
+        total = tl.dot(left, right, total, input_precision=PRECISION)
+        left_at += INNER
+        right_at += step
+    _add_tile(
+        total, sums, rows, dhidden, tl.load(order + rows), wanted < active_rows,
+        column_block * WIDE, width, FIRST, LAST, TALL, WIDE, PIECES,
+    )  # fmt: skip
+
+
+@triton.jit
+def head_product_kernel(
+    da: tl.tensor,  # [R, C]
+    da_row: tl.tensor,
+    hidden: tl.tensor,  # [R, D]
+    hidden_row: tl.tensor,
+    sums: tl.tensor,  # [C, D] float32, read unless FIRST, written unless LAST
+    dlm_head: tl.tensor,  # [C, D], written with LAST
+    count: tl.tensor,  # [], how many rows are used, those before these included
+    first_row: tl.tensor,  # of the R
+    total_rows: tl.tensor,
+    ids: tl.tensor,
+    width: tl.tensor,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
+    EVEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TALL: tl.constexpr,
+    WIDE: tl.constexpr,
+    INNER: tl.constexpr,
+    PIECES: tl.constexpr,
+) -> None:
+    """``da^T @ hidden``, a block of ids and columns per program."""
+    active_rows = tl.maximum(tl.minimum(tl.load(count) - first_row, total_rows), 0)
+    active_rows = active_rows.to(tl.int32)
+    id_block, column_block = grouped(tl.program_id(0), tl.cdiv(ids, TALL), tl.cdiv(width, WIDE))
+    mine = id_block * TALL + tl.arange(0, TALL)
+    columns = column_block * WIDE + tl.arange(0, WIDE)
+    total = tl.zeros((TALL, WIDE), tl.float32)
+    inner = tl.arange(0, INNER)
+    left_at = da + inner.to(tl.int64)[:, None] * da_row + mine[None, :]
+    right_at = hidden + inner.to(tl.int64)[:, None] * hidden_row + columns[None, :]
+    left_step, right_step = da_row.to(tl.int64) * INNER, hidden_row.to(tl.int64) * INNER
+    for start in range(0, active_rows, INNER):
+        inside = (inner < active_rows - start)[:, None]
+        if EVEN:
+            left = tl.load(left_at, mask=inside, other=0.0)
+            right = tl.load(right_at, mask=inside, other=0.0)
+        else:
+            left = tl.load(left_at, mask=inside & (mine < ids)[None, :], other=0.0)
+            right = tl.load(right_at, mask=inside & (columns < width)[None, :], other=0.0)
+        total = tl.dot(tl.trans(left), right, total, input_precision=PRECISION)
+        left_at += left_step
+        right_at += right_step
+    out_rows = mine.to(tl.int64)
+    _add_tile(
+        total, sums, out_rows, dlm_head, out_rows, mine < ids, column_block * WIDE, width, FIRST,
+        LAST, TALL, WIDE, PIECES,
+    )  # fmt: skip
+
+
+def add_rows_product(
+    da: Tensor,  # [R, C]
+    lm_head: Tensor,  # [C, D]
+    sums: Tensor,  # [R, D] float32; not used if this is the first part and the last one
+    dhidden: Tensor,  # [N, D], written by the last part where rows are used
+    order: Tensor,  # [R], which of the N rows these are
+    count: Tensor,  # []
+    first_row: int,
+    is_first: bool,
+    is_last: bool,
+) -> None:
+    """Add a part of the vocabulary to the gradient of the hidden states."""
+    (rows, ids), width = da.shape, lm_head.shape[1]
+    tiles = _tiles(da, width)
+    programs = triton.cdiv(rows, tiles["TALL"]) * triton.cdiv(width, tiles["WIDE"])
+    rows_product_kernel[(programs,)](
+        da,
+        da.stride(0),
+        lm_head,
+        lm_head.stride(0),
+        sums,
+        dhidden,
+        order,
+        count,
+        first_row,
+        rows,
+        ids,
+        width,
+        FIRST=is_first,
+        LAST=is_last,
+        EVEN=ids % tiles["INNER"] == 0 and width % tiles["WIDE"] == 0,
+        **tiles,
+    )
+
+
+def add_head_product(
+    da: Tensor,  # [R, C]
+    hidden: Tensor,  # [R, D]
+    sums: Tensor,  # [C, D] float32; not used if this is the first block and the last one
+    dlm_head: Tensor,  # [C, D], written by the last block
+    count: Tensor,  # []
+    first_row: int,
+    is_first: bool,
+    is_last: bool,
+) -> None:
+    """Add a block of rows to the gradient of a part of the head."""
+    (rows, ids), width = da.shape, hidden.shape[1]
+    tiles = _tiles(da, width)
+    programs = triton.cdiv(ids, tiles["TALL"]) * triton.cdiv(width, tiles["WIDE"])
+    head_product_kernel[(programs,)](
+        da,
+        da.stride(0),
+        hidden,
+        hidden.stride(0),
+        sums,
+        dlm_head,
+        count,
+        first_row,
+        rows,
+        ids,
+        width,
+        FIRST=is_first,
+        LAST=is_last,
+        EVEN=ids % tiles["TALL"] == 0 and width % tiles["WIDE"] == 0,
+        **tiles,
+    )
+
+
+def _tiles(da: Tensor, width: int) -> dict[str, Any]:
+    options = dict(_TILES[launching.device_family(da.device)][size_of(da.dtype)])
+    if width % options["WIDE"] != 0:
+        options["WIDE"] = min(options["WIDE"], 128)
+    return {**options, "PRECISION": precision_of(da.dtype)}
