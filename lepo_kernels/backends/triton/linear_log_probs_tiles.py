@@ -138,7 +138,7 @@ def head_states_kernel(
     hidden_row: tl.tensor,
     lm_head: tl.tensor,  # [V, D]
     lm_head_row: tl.tensor,
-    bias: tl.tensor,  # [V]
+    bias: tl.tensor,  # [V] float32
     softcap: tl.tensor,
     inv_temperature: tl.tensor,  # [N] or [1]
     inv_temperature_step: tl.tensor,
@@ -296,6 +296,7 @@ def linear_log_probs(
     check_ids("ids", ids, vocab)
     check_positive("inv_temperature", inv_temperature)
     hidden, lm_head, ids = dense_rows(hidden), dense_rows(lm_head), _narrow_ids(ids, vocab)
+    bias = None if bias is None else bias.float().contiguous()
     tiles = _tiles(hidden)
     blocks = triton.cdiv(vocab, tiles["IDS"])
     selected = torch.full(ids.shape, torch.nan, dtype=torch.float32, device=ids.device)
