@@ -2,8 +2,8 @@
 
 Times a forward and a backward pass of both on this machine's GPU, for a shape of each class of the
 table (`lepo_kernels/backends/triton/strategies.json`), beside the four bare products, and with
-``--write`` enters the faster ones under the GPU's family, with what they rest on. About three
-minutes on an H100. Nothing of the table depends on the number of rows: see there.
+``--write`` enters the faster ones under the GPU's family, with what they rest on. Nothing of the
+table depends on the number of rows: see there.
 """
 
 import argparse

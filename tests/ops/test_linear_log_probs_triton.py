@@ -141,6 +141,18 @@ def test_peaked_rows_beside_cut_tiles(strategy, peak, serve):
         torch.testing.assert_close(x.double(), y, rtol=1e-5, atol=2e-6)
 
 
+# One number in memory for all of them, or with gaps.
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_bias_of_any_layout(strategy, serve):
+    serve(strategy)
+    hidden, lm_head, bias, ids = make(3, 4, 23)
+    for laid_out in (bias[:1].expand(23), torch.stack((bias, bias), 1)[:, 0]):
+        ours = linear_log_probs(hidden, lm_head, ids, bias=laid_out)
+        expected = linear_log_probs(hidden, lm_head, ids, bias=laid_out.clone().contiguous())
+        for x, y in zip(ours, expected, strict=True):
+            assert torch.equal(x, y)
+
+
 # Cut into both blocks of rows and parts of the vocabulary; into parts only; not at all.
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def head_states_kernel(
     hidden_row: tl.tensor,
     lm_head: tl.tensor,  # [V, D]
     lm_head_row: tl.tensor,
-    bias: tl.tensor,  # [V]
+    bias: tl.tensor,  # [V] float32
     softcap: tl.tensor,
     inv_temperature: tl.tensor,  # [N] or [1]
     inv_temperature_step: tl.tensor,
@@ -296,6 +296,7 @@ def linear_log_probs(
     check_ids("ids", ids, vocab)
     check_positive("inv_temperature", inv_temperature)
     hidden, lm_head, ids = dense_rows(hidden), dense_rows(lm_head), _narrow_ids(ids, vocab)
+    bias = None if bias is None else bias.float().contiguous()
     tiles = _tiles(hidden)
     blocks = triton.cdiv(vocab, tiles["IDS"])
     selected = torch.full(ids.shape, torch.nan, dtype=torch.float32, device=ids.device)
@@ -368,11 +369,11 @@ def _sorted(rows: Rows, upstream: Upstream) -> _Sorted:
     scale = rows.inv_temperature
     return _Sorted(
         Rows(
-            rows.hidden[order],
-            rows.ids[order],
-            scale.contiguous() if len(scale) == 1 else scale[order],
+            rows.hidden[order].contiguous(),
+            rows.ids[order].contiguous(),
+            scale if len(scale) == 1 else scale[order],
         ),
-        Upstream(*(x[order] for x in upstream)),
+        Upstream(*(x[order].contiguous() for x in upstream)),
         order,
         count,
     )
@@ -401,42 +402,44 @@ class _Gradients:
 
     def add(self, rows: slice, part: HeadPart) -> None:
         """Add what the logits of some rows and a part of the vocabulary give."""
-        columns = part.columns
-        is_first, is_last = columns.start == 0, columns.stop == self._vocab
         da = self._logit_gradient(rows, part)
-        hidden = self._all.rows.hidden[rows]
         if self._needs[0]:
-            if is_first and rows.start == 0 and not is_last:
-                self._row_sums = torch.empty(
-                    self._dhidden.shape, dtype=torch.float32, device=da.device
-                )
-            products.add_rows_product(
-                da,
-                part.weight,
-                self._row_sums[rows],
-                self._dhidden,
-                self._all.order[rows],
-                self._all.count,
-                rows.start,
-                is_first,
-                is_last,
-            )
+            self._add_to_rows(rows, part, da)
         if self._needs[1]:
-            is_first, is_last = rows.start == 0, rows.stop == self._count
-            if is_first and not is_last:
-                self._head_sums = torch.empty(
-                    (da.shape[1], self._width), dtype=torch.float32, device=da.device
-                )
-            products.add_head_product(
-                da,
-                hidden,
-                self._head_sums,
-                self._dlm_head[columns],
-                self._all.count,
-                rows.start,
-                is_first,
-                is_last,
-            )
+            self._add_to_head(rows, part, da)
+
+    def _add_to_rows(self, rows: slice, part: HeadPart, da: Tensor) -> None:
+        is_first, is_last = part.columns.start == 0, part.columns.stop == self._vocab
+        if is_first and rows.start == 0 and not is_last:
+            self._row_sums = da.new_empty(self._dhidden.shape, dtype=torch.float32)
+        products.add_rows_product(
+            da,
+            part.weight,
+            self._row_sums[rows],
+            self._dhidden,
+            self._all.order[rows],
+            self._all.count,
+            rows.start,
+            is_first,
+            is_last,
+        )
+
+    def _add_to_head(self, rows: slice, part: HeadPart, da: Tensor) -> None:
+        """Blocks of rows come in turn for each part of the vocabulary."""
+        is_first, is_last = rows.start == 0, rows.stop == self._count
+        if is_first and not is_last:
+            shape = (da.shape[1], self._width)
+            self._head_sums = da.new_empty(shape, dtype=torch.float32)
+        products.add_head_product(
+            da,
+            self._all.rows.hidden[rows],
+            self._head_sums,
+            self._dlm_head[part.columns],
+            self._all.count,
+            rows.start,
+            is_first,
+            is_last,
+        )
 
     def _logit_gradient(self, block: slice, part: HeadPart) -> Tensor:  # [R, C]
         rows, upstream = self._all.rows.block(block), self._all.upstream.block(block)
