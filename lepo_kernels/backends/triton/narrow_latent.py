@@ -8,7 +8,7 @@ number alone gives.
 import triton
 import triton.language as tl
 
-from lepo_kernels.backends.triton.best_entries import key_of, place_of, value_of
+from lepo_kernels.backends.triton.best_entries import NO_KEY, key_of, place_of, value_of
 from lepo_kernels.backends.triton.latent_noise import gumbel_at
 from lepo_kernels.backends.triton.latent_row import (
     CATEGORICAL,
@@ -44,6 +44,7 @@ def _preceding(
 
 @triton.jit
 def _write_draws(
+    keys: tl.tensor,  # [ROWS, KEPT], descending
     values: tl.tensor,  # [ROWS, KEPT]
     id: tl.tensor,  # [ROWS, KEPT]
     place: tl.tensor,  # [1, KEPT]
@@ -69,9 +70,10 @@ def _write_draws(
     for draw in range(width):
         score = values + gumbel_at(seed, steps, row_key, id, draw)
         score = tl.where(kept, score, -float("inf"))
-        picked = place == place_of(tl.max(key_of(score, place), axis=1))[:, None]
-        drawn = tl.where(good, tl.sum(tl.where(picked, id, 0), axis=1), 0).to(tl.int64)
-        value = tl.where(good, tl.sum(tl.where(picked, values, 0.0), axis=1), nan)
+        best = tl.max(key_of(score, place), axis=1)
+        picked = tl.max(tl.where(place == place_of(best)[:, None], keys, NO_KEY), axis=1)
+        drawn = tl.where(good, place_of(picked), 0).to(tl.int64)
+        value = tl.where(good, value_of(picked), nan)
         out = rows * width + draw
         tl.store(ids + out, drawn, mask=there)
         tl.store(weights + out, weight, mask=there)
@@ -191,7 +193,7 @@ def narrow_latent_kernel(
     kept_mass = ordered_sum(tl.where(kept, mass, 0.0), KEPT)
     # False for NaN, too.
     good = (tl.abs(lse_of_row) < float("inf")) & (kept_count > 0)
-    first_id = tl.where(good, tl.sum(tl.where(place == 0, id, 0), axis=1), 0)
+    first_id = tl.where(good, place_of(tl.max(keys, axis=1)), 0)
     nan = float("nan")
     tl.store(kept_lse + rows, tl.where(good, top + tl.log(kept_mass), nan), mask=there)
     tl.store(shadow + rows, first_id.to(tl.int64), mask=there)
@@ -199,8 +201,8 @@ def narrow_latent_kernel(
     seed_number = tl.load(seed)
     if NOISE == CATEGORICAL:
         _write_draws(
-            values, id, place, kept, good, seed_number, steps, row_key, rows, there, ids, weights,
-            scores, values_at, count, token, width, draw_weight,
+            keys, values, id, place, kept, good, seed_number, steps, row_key, rows, there, ids,
+            weights, scores, values_at, count, token, width, draw_weight,
         )  # fmt: skip
     else:
         sigma = top
