@@ -49,11 +49,15 @@ def serving(patch: pytest.MonkeyPatch, *, large_tiles: bool = True) -> Iterator[
 
 
 def _enlarge_tiles(patch: pytest.MonkeyPatch) -> None:
-    from lepo_kernels.backends.triton import gumbel_softmax_backward, gumbel_softmax_forward
+    from lepo_kernels.backends.triton import (
+        gumbel_softmax_backward,
+        gumbel_softmax_forward,
+        linear_log_probs_tiles,
+        products,
+    )
     from lepo_kernels.backends.triton import gumbel_softmax_embedding as dense
     from lepo_kernels.backends.triton import linear_gumbel_softmax_embedding as linear
     from lepo_kernels.backends.triton import sample_latent as draw
-    from lepo_kernels.backends.triton import linear_log_probs_tiles, products
 
     for table in (
         gumbel_softmax_backward.TABLE_GRADIENT,

@@ -13,7 +13,6 @@ import torch
 import triton
 from torch import Tensor
 
-from lepo_kernels.backends.reference.gumbel_softmax_embedding import log_density_of
 from lepo_kernels.backends.reference.numerics import check_rows
 from lepo_kernels.backends.triton.gumbel_softmax_launches import (
     COMBINE,
@@ -90,6 +89,7 @@ def forward(
     floats: dict[str, Any] = {"dtype": torch.float32, "device": device}
     doubles: dict[str, Any] = {"dtype": torch.float64, "device": device}
     log_prob = torch.empty(rows, **floats)
+    log_density = torch.empty_like(log_prob)
     statistics = torch.empty(rows, STATISTICS.value, **doubles)
     mixed = torch.empty(rows, embedding.shape[1], **floats)
     if rows > 0:
@@ -109,6 +109,7 @@ def forward(
                 mixer.carry,
                 mixer.old_peaks,
                 log_prob,
+                log_density,
                 statistics,
                 chunk.first,
                 vocab,
@@ -122,13 +123,7 @@ def forward(
         deviation = mixer.finish(statistics, mixed)
     else:
         deviation = torch.empty_like(mixed)
-    return (
-        mixed,
-        log_prob,
-        log_density_of(statistics, draws.tau, torch.float32),
-        deviation,
-        statistics,
-    )
+    return mixed, log_prob, log_density, deviation, statistics
 
 
 class _Mixer:

@@ -180,6 +180,7 @@ def fold_statistics_kernel(
     carry: tl.tensor,  # [N, 2], written: what the sums shrink by, and the old peak's weight
     old_peaks: tl.tensor,  # [N] int32, written
     log_prob: tl.tensor,  # [N], written
+    log_density: tl.tensor,  # [N], written
     statistics: tl.tensor,  # [N, 8] float64, written
     first: tl.tensor,
     vocab: tl.tensor,
@@ -236,6 +237,8 @@ def fold_statistics_kernel(
     total = 1.0 + others
     mean = tl.where(hard, at_peak - a_max, shifted / total)
     tl.store(log_prob + row, (mean - tl.log(mass)).to(tl.float32) + valid)
+    density = _log_density(count, sum_x, sum_log_x, tl.load(tau + row * tau_step), hard)
+    tl.store(log_density + row, density.to(tl.float32) + valid)
     out = statistics + row * STATISTICS
     tl.store(out, q_max.to(tl.float64) + valid)
     tl.store(out + 1, tl.where(hard, 1.0, 1.0 / total) + valid)
@@ -308,3 +311,26 @@ def _added(
     tile = tl.arange(0, TILES)
     total = tl.sum(tl.load(part + tile, mask=tile < tiles, other=0.0).to(tl.float64), axis=0)
     return total + tl.load(known, mask=later, other=0.0)
+
+
+@triton.jit
+def _log_density(
+    count: tl.tensor,  # float64, as all of these
+    sum_x: tl.tensor,
+    sum_log_x: tl.tensor,
+    tau: tl.tensor,
+    hard: tl.tensor,
+) -> tl.tensor:
+    """``log Gamma(m) + (m - 1) log tau + sum log X - m log sum X``, 0 where m = 1."""
+    # log Gamma(m + 8) by its series, which is good to 1e-12 there.
+    shifted = count + 8.0
+    inverse = 1.0 / shifted
+    square = inverse * inverse
+    series = 1.0 / 360.0 - square * (1.0 / 1260.0 - square * (1.0 / 1680.0))
+    gamma = (shifted - 0.5) * tl.log(shifted) - shifted + 0.9189385332046727  # log(2 pi) / 2
+    gamma += inverse * (1.0 / 12.0 - square * series)
+    below = count * (count + 1.0) * (count + 2.0) * (count + 3.0)
+    gamma -= tl.log(below * (count + 4.0) * (count + 5.0) * (count + 6.0) * (count + 7.0))
+    spread = tl.where(hard, -float("inf"), tl.log(tl.where(hard, 1.0, tau)))
+    density = gamma + (count - 1.0) * spread + sum_log_x - count * tl.log(sum_x)
+    return tl.where(count == 1.0, 0.0, density)

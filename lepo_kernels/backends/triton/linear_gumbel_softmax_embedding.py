@@ -55,12 +55,12 @@ from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
 # Tiles, warps and stages of loads; not measured on a GPU yet. IDS are multiples of 4. Logits come
 # out the same, bit for bit, where the first two have the same IDS and COLUMNS.
 LINEAR_SCORES = {
-    "bfloat16": {"IDS": 128, "COLUMNS": 128, "num_warps": 8, "num_stages": 2, **UNFUSED},
+    "bfloat16": {"IDS": 128, "COLUMNS": 64, "num_warps": 8, "num_stages": 3, **UNFUSED},
     "float": {"IDS": 32, "COLUMNS": 32, "num_warps": 8, "num_stages": 2, **UNFUSED},
     "rocm": {"IDS": 64, "COLUMNS": 32, "num_warps": 8, "num_stages": 2, **UNFUSED},
 }
 LINEAR_LOGITS_GRADIENT = {
-    "bfloat16": {"IDS": 128, "COLUMNS": 128, "num_warps": 8, "num_stages": 2, **UNFUSED},
+    "bfloat16": {"IDS": 128, "COLUMNS": 64, "num_warps": 8, "num_stages": 3, **UNFUSED},
     "float": {"IDS": 32, "COLUMNS": 32, "num_warps": 8, "num_stages": 2, **UNFUSED},
     "rocm": {"IDS": 64, "COLUMNS": 32, "num_warps": 8, "num_stages": 2, **UNFUSED},
 }

@@ -103,14 +103,16 @@ def linear_logits_gradient_kernel(
         x = exponential_tile(seed, row_keys, step, step_step, rows, first_id + start, ROWS, IDS)
         q = a - tl.log(x)
         da = gradient_beside_weights(a, x, rows, statistics, upstream)
+        per_weight = gradient_per_weight(pull, ids, rows, tau, tau_step, statistics, upstream)
+        slope = warmth[:, None]
+        if softcap is not None:
+            # Of the logits again, so that no tile of them is kept beside the tempered ones.
+            share = a * (1.0 / (warmth * softcap))[:, None]
+            slope *= 1.0 - share * share
         z = weights_of(q, ids, rows, tau, tau_step, statistics)
-        da += z * gradient_per_weight(pull, ids, rows, tau, tau_step, statistics, upstream)
+        da = da * slope + z * (per_weight * slope)
         at = place.to(tl.int64)[:, None] * chunk + (ids - first)[None, :]
         mask = active[:, None] & (ids < past)[None, :]
-        da *= warmth[:, None]
-        if softcap is not None:
-            share = logits / softcap
-            da *= 1.0 - share * share
         tl.store(dlogits + at, da.to(dlogits.dtype.element_ty), mask=mask)
         tl.store(weights + at, z, mask=mask)
 

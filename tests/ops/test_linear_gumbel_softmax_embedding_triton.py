@@ -1,0 +1,70 @@
+"""What the Triton kernels of the mixture from hidden states promise beyond the contract."""
+
+import pytest
+import torch
+
+import lepo_kernels
+from lepo_kernels import dispatch
+from tests import triton_backend
+from tests.ops.helpers import LOW_DTYPES, assert_no_worse_than_plain
+from tests.ops.test_linear_gumbel_softmax_embedding import (
+    dense,
+    everything,
+    fused,
+    make,
+    raw_arguments,
+)
+
+pytestmark = pytest.mark.skipif(triton_backend.why_not() is not None, reason="no triton")
+
+
+@pytest.fixture
+def real_tiles(monkeypatch):
+    with triton_backend.serving(monkeypatch, large_tiles=False), lepo_kernels.backend("triton"):
+        yield
+
+
+# V = 150: tiles of 128, 64 or 32, and chunks of 128, the last ones cut. Dh = 140 and D = 40: pieces
+# of 128 or 32 columns, the last ones cut. 5 rows: a cut tile of 16; 70: two of 64.
+@pytest.mark.usefixtures("real_tiles")
+@pytest.mark.parametrize("dtype", LOW_DTYPES)
+@pytest.mark.parametrize(("rows", "tied"), [(5, True), (5, False), (70, True)])
+def test_real_tiles(rows, tied, dtype):
+    hidden, lm_head, table, bias = make(rows, 140, 150, 40, dtype=dtype)
+    with torch.no_grad():
+        lm_head /= 12  # logits of about 1
+    inputs = (hidden, lm_head, None if tied else table, bias)
+    exact = tuple(x if x is None else x.detach().double().requires_grad_() for x in inputs)
+    ours = everything(fused, inputs, softcap=5.0, chunk_size=1)
+    rounded, oracle = (everything(dense, x, softcap=5.0) for x in (inputs, exact))
+    for x, y, z in zip(ours, rounded, oracle, strict=True):
+        if z is not None:
+            # Most of a sum of 140 products cancels.
+            assert_no_worse_than_plain(x, y, z, x.dtype, float32_units=16)
+
+
+@pytest.mark.usefixtures("real_tiles")
+def test_same_bits_in_every_run():
+    inputs = make(5, 20, 300, 40, dtype=torch.bfloat16)
+    first, again = (everything(fused, inputs, chunk_size=1) for _ in range(2))
+    for x, y in zip(first, again, strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.usefixtures("real_tiles")
+@pytest.mark.parametrize(
+    ("position", "value", "message"),
+    [
+        (0, torch.zeros(3), r"hidden: expected shape \[N, D\]"),
+        (1, torch.zeros(11, 5), r"lm_head: expected shape \[V, 4\]"),
+        (2, torch.zeros(12, 3), r"embedding: expected shape \[11, D\]"),
+        (3, torch.zeros(12), r"bias: expected shape \[11\]"),
+        (5, torch.ones(2).double(), r"tau: expected shape \[6\]"),
+        (8, torch.arange(4), r"row_keys: expected shape \[6\]"),
+    ],
+)
+def test_raw_calls_are_checked(position, value, message):
+    arguments = [*raw_arguments(*(x.detach() for x in make())), False]
+    arguments[position] = value
+    with pytest.raises(ValueError, match=message):
+        dispatch.load("linear_gumbel_softmax_embedding", "triton")(*arguments)
