@@ -77,7 +77,7 @@ def linear_log_probs(dtype: torch.dtype) -> None:
     ):
         shared = (hidden, lm_head, ids, bias, softcap, scale)
         for strategy in STRATEGIES.values():
-            strategy.forward(*shared, chunk)
+            strategy.forward(*shared, chunk, False)
             needs = (True, True, bias is not None)
             strategy.backward(alpha, gamma, eta, *shared, lse, entropy, chunk, *needs)
 

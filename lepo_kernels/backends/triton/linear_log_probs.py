@@ -59,10 +59,11 @@ def linear_log_probs(
     softcap: float | None,
     inv_temperature: Tensor,  # [N] or [1]
     chunk_size: int,
+    shard: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """Selected logits, log-sum-exp and entropy of ``cap(hidden @ lm_head^T + bias) / T``."""
     return _strategy(hidden, lm_head).forward(
-        hidden, lm_head, ids, bias, softcap, inv_temperature, chunk_size
+        hidden, lm_head, ids, bias, softcap, inv_temperature, chunk_size, shard
     )
 
 

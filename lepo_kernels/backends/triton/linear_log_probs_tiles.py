@@ -36,6 +36,7 @@ from lepo_kernels.backends.reference.numerics import (
     check_ids,
     check_positive,
     check_rows,
+    fill_empty_sums,
     has_coefficients,
 )
 from lepo_kernels.backends.triton import launching, linear_log_probs_rows, products
@@ -290,6 +291,7 @@ def linear_log_probs(
     softcap: float | None,
     inv_temperature: Tensor,  # [N] or [1]
     chunk_size: int,
+    shard: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """Selected logits, log-sum-exp and entropy of ``cap(hidden @ lm_head^T + bias) / T``."""
     (rows, width), vocab = hidden.shape, len(lm_head)
@@ -316,7 +318,10 @@ def linear_log_probs(
                 **tiles,
             )
     lse, entropy = linear_log_probs_rows.statistics(states)
-    check_rows("logits of hidden", lse)
+    if shard:
+        fill_empty_sums(lse, entropy, (states[:, :, 1] == 0).all(dim=1))
+    else:
+        check_rows("logits of hidden", lse)
     return selected, lse, entropy
 
 
