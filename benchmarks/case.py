@@ -126,7 +126,13 @@ def ours(
             return next((reason for reason in reasons if reason is not None), None)
 
         return Implementation(
-            f"{label} ({backend})", "ours", lambda x: run(x, backend), check, why_not, backend, lacks
+            f"{label} ({backend})",
+            "ours",
+            lambda x: run(x, backend),
+            check,
+            why_not,
+            backend,
+            lacks,
         )
 
     names = dispatch.BACKENDS

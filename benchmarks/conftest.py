@@ -24,7 +24,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 _PACKAGES = ("triton", "liger-kernel", "cut-cross-entropy", "trl", "flashinfer-python")
 # pytest-benchmark's columns, unless others are asked for.
 _COLUMNS = ["median", "iqr", "min", "rounds"]
-# What says whose machine it was, or repeats at length what `Run.machine` says.
+# What says whose machine it was, or repeats at length what we say of the device.
 _LEFT_OUT = ("node", "release", "processor", "python_build", "python_compiler", "cpu")
 
 
@@ -32,9 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("lepo_kernels")
     group.addoption("--device", help="cpu or cuda; default: cuda if there is a GPU")
     group.addoption(
-        "--models", help=f"all, or some of {', '.join(shapes.MODELS)}; default: what suits the device"
+        "--models",
+        help=f"all, or some of {', '.join(shapes.MODELS)}; default: what suits the device",
     )
-    group.addoption("--rows", type=int, help="rows (tokens) of every case; default: by kind of work")
+    group.addoption(
+        "--rows", type=int, help="rows (tokens) of every case; default: by kind of work"
+    )
     group.addoption("--dtype", choices=tuple(_DTYPES), help="of every case")
     group.addoption("--seconds", type=float, default=8.0, help="to spend on timing a case")
     group.addoption("--threads", type=int, help="torch's threads; default: all")
@@ -74,15 +77,14 @@ class Run:
             self.found = ceilings.measure(self.device, dtypes, rough=self.tiny)
         return self.found
 
-    def machine(self) -> dict[str, Any]:
-        """What is saved of the machine and the run."""
-        found = {
-            "device": self.device.facts(),
-            "versions": _versions(),
+    def about(self) -> dict[str, Any]:
+        """What is saved of this run; of the machine, see `pytest_benchmark_update_machine_info`."""
+        return {
             "load": self.load,
             "note": self.note,
+            "ceilings": self.ceilings().as_dict(),
+            "skipped": self.skipped,
         }
-        return found if self.found is None else {**found, "ceilings": self.found.as_dict()}
 
 
 _RUN = pytest.StashKey[Run]()
@@ -103,7 +105,7 @@ def pytest_configure(config: pytest.Config) -> None:
         options.benchmark_columns = _COLUMNS
         # Our own table says more than pytest-benchmark's, but does not compare with saved runs.
         options.benchmark_quiet |= not options.benchmark_compare and not options.benchmark_verbose
-    # It differs between any two runs: our own hook tells what matters.
+    # Our own hook says in a line what differs.
     warnings.filterwarnings("ignore", message="Benchmark machine_info is different")
 
 
@@ -154,7 +156,9 @@ def _versions() -> dict[str, str]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     run = metafunc.config.stash[_RUN]
-    pairs = [(name, one.name) for name, case in run.cases.items() for one in run.implementations(case)]
+    pairs = [
+        (name, one.name) for name, case in run.cases.items() for one in run.implementations(case)
+    ]
     metafunc.parametrize(
         ("case", "implementation"), pairs, ids=[f"{case} | {name}" for case, name in pairs]
     )
@@ -166,9 +170,7 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 
 @pytest.fixture
-def measured(
-    request: pytest.FixtureRequest, run: Run, case: str, implementation: str
-) -> Measured:
+def measured(request: pytest.FixtureRequest, run: Run, case: str, implementation: str) -> Measured:
     """What was found of one implementation; its whole case is measured at its first test."""
     one = next(x for x in run.implementations(run.cases[case]) if x.name == implementation)
     reason = one.why_not(run.device.torch)
@@ -204,9 +206,11 @@ def _selected(request: pytest.FixtureRequest, run: Run, case: str) -> list[Imple
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: Any) -> None:
+    """Nothing that differs between two runs on one machine: the comparison asks for that."""
     for name in _LEFT_OUT:
         machine_info.pop(name, None)
-    machine_info.update(config.stash[_RUN].machine())
+    machine_info["device"] = config.stash[_RUN].device.facts()
+    machine_info["versions"] = _versions()
 
 
 def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: Any) -> None:
@@ -215,7 +219,7 @@ def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: Any)
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: Any) -> None:
-    output_json["skipped"] = config.stash[_RUN].skipped
+    output_json["run"] = config.stash[_RUN].about()
 
 
 def pytest_benchmark_compare_machine_info(
@@ -234,10 +238,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     benchmarks = [x for x in config._benchmarksession.benchmarks if x]
     if not benchmarks:
         return
+    run = config.stash[_RUN]
     output = {
         "benchmarks": [x.as_dict(include_data=False) for x in benchmarks],
-        "machine_info": config.stash[_RUN].machine(),
-        "skipped": config.stash[_RUN].skipped,
+        "machine_info": {"device": run.device.facts(), "versions": _versions()},
+        "run": run.about(),
     }
     terminalreporter.section("how much faster, than what, how far from the limit")
     for line in text(Result.of(output)).splitlines():

@@ -1,7 +1,7 @@
 """P3 and P6: LEPO's loss from hidden states and the head, forward and backward.
 
-Others: eager torch, and the peers' losses, most of which take hard targets, one id per row: they
-do less on the selected entries, and the same on the rest. Beside them stands ours with hard targets.
+Others: eager torch, and the peers' losses, which take hard targets, one id per row: they do less on
+the selected entries, and the same on the rest. Beside them stands ours with hard targets.
 Floors: the three products that a loss with its gradients needs at least (6NVD flops), and the four
 that a backward pass which recomputes the logits makes (8NVD), each with fresh results.
 """
