@@ -184,7 +184,7 @@ def measured(request: pytest.FixtureRequest, run: Run, case: str, implementation
         run.current = (case, found)
     mine = run.current[1][implementation]
     if mine.unavailable:
-        _skip(run, case, implementation, f"its import fails: {mine.error}")
+        _skip(run, case, implementation, f"it fails: {type(mine.error).__name__}: {mine.error}")
     if mine.error is not None:
         raise mine.error
     return mine

@@ -144,7 +144,8 @@ def _bar_label(milliseconds: float, row: Row) -> str:
 def _limits(groups: Sequence[Group], result: Result) -> Any:
     """Bandwidth of the cases without products, and a roofline of those with."""
     ceilings = result.run["ceilings"]
-    figure = _figure(11.5, 4.6 + 0.25 * len(groups) / 2, f"Distance to the measured limits of {result.device['name']}")
+    title = f"Distance to the measured limits of {result.device['name']}"
+    figure = _figure(11.5, 4.2 + 0.14 * len(groups), title)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
     _bandwidth(left, [group for group in groups if not group.rows[0].info["flops"]], ceilings)
     _roofline(right, [group for group in groups if group.rows[0].info["flops"]], ceilings)
