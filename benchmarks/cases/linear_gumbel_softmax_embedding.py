@@ -5,14 +5,27 @@ Floors: the six products of an implementation that keeps the logits, and the sev
 them again, each with fresh results.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.case import Case, Family, Implementation, assert_close, generator, ours
+from benchmarks.case import (
+    Case,
+    Family,
+    Implementation,
+    assert_close,
+    dtype_name,
+    generator,
+    ours,
+    size_of,
+    tolerance_of,
+)
+from benchmarks.compiling import compiled, lazily
+from benchmarks.plan import Plan
 from lepo_kernels import (
     gumbel_noise,
     gumbel_softmax_embedding,
@@ -63,9 +76,17 @@ def of_kept_logits(x: Inputs) -> _Result:
     return with_gradients(x, gumbel_softmax_embedding(logits, x.lm_head, TAU).embedding)
 
 
-def eager(x: Inputs) -> _Result:
+def eager_mixture(hidden: Tensor, lm_head: Tensor) -> Tensor:  # [N, D]
+    weights = F.gumbel_softmax((hidden @ lm_head.T).float(), tau=TAU)
+    return weights.to(lm_head.dtype) @ lm_head
+
+
+compiled_mixture = lazily(eager_mixture)
+
+
+def seeded(mixture: Callable[..., Tensor], x: Inputs) -> _Result:
     torch.manual_seed(0)
-    return with_gradients(x, F.gumbel_softmax(x.hidden @ x.lm_head.T, tau=TAU) @ x.lm_head)
+    return with_gradients(x, mixture(*x.leaves))
 
 
 def six_products(x: Inputs) -> _Result:
@@ -87,13 +108,13 @@ def seven_products(x: Inputs) -> _Result:
 def check(x: Inputs, result: _Result, want: _Result | None = None) -> None:
     names = ("mixture", "dhidden", "dlm_head")
     for name, got, expected in zip(names, result, want or x.oracle, strict=True):
-        assert_close(name, got, expected, 1e-4)
+        assert_close(name, got, expected, tolerance_of(x.lm_head.dtype))
 
 
 def check_eager(x: Inputs, result: _Result) -> None:
     """Against the same formulas with its own noise, drawn again as torch's gumbel_softmax does."""
     torch.manual_seed(0)
-    like = x.hidden.new_empty(len(x.hidden), len(x.lm_head))
+    like = x.upstream.new_empty(len(x.hidden), len(x.lm_head), dtype=torch.float32)
     check(x, result, x.with_noise(-like.exponential_().log().double()))
 
 
@@ -106,32 +127,43 @@ def check_products(x: Inputs, result: _Result) -> None:
     check(x, tuple(y[:4] for y in result), want)
 
 
-def case(rows: int, vocab: int, width: int) -> Case:
+def case(rows: int, vocab: int, width: int, dtype: torch.dtype, model: str = "tiny") -> Case:
     def make(device: torch.device) -> Inputs:
         rng = generator(device)
         hidden = torch.randn(rows, width, device=device, generator=rng) * 2 * width**-0.5
         head = torch.randn(vocab, width, device=device, generator=rng)
         upstream = torch.randn(rows, width, device=device, generator=rng)
-        return Inputs(hidden.requires_grad_(), head.requires_grad_(), upstream)
+        leaves = (y.to(dtype).requires_grad_() for y in (hidden, head))
+        return Inputs(*leaves, upstream.to(dtype))
 
     ops = ("linear_gumbel_softmax_embedding", "linear_gumbel_softmax_embedding_backward")
+    eager = Implementation("eager", "other", partial(seeded, eager_mixture), check_eager)
     return Case(
         op="linear_gumbel_softmax_embedding (P5)",
-        shape=f"[{rows}, {width}] x [{vocab}, {width}] tied, float32",
+        shape=f"{model}: [{rows}, {width}] x [{vocab}, {width}] tied, {dtype_name(dtype)}",
         make=make,
         implementations=(
             *ours("ours", ops, ours_run, check),
             Implementation("ours, kept logits", "other", of_kept_logits, check),
-            Implementation("eager", "other", eager, check_eager),
+            eager,
+            compiled(eager, partial(seeded, compiled_mixture)),
             Implementation("floor: 6 GEMMs", "floor", six_products, check_products),
             Implementation("floor: 7 GEMMs", "floor", seven_products, check_products),
         ),
         # The head in each pass and its gradient; hidden states and mixtures are small.
-        bytes=4 * 3 * (rows + vocab) * width,
+        bytes=size_of(dtype) * 3 * (rows + vocab) * width,
         flops=12 * rows * vocab * width,
-        rounds=5,
+        dtype=dtype,
     )
 
 
-# The head and table of SmolLM2-135M.
-FAMILY = Family(timed=(case(256, 49152, 576),), tiny=(case(3, 50, 5),))
+def timed(plan: Plan) -> Iterator[Case]:
+    for model in plan.heavy_models():
+        if model.tied and model.softcap is None:
+            # Logits, their weights and pulls in float32, and the oracle's in float64.
+            rows = plan.training_rows(56 * model.vocab)
+            for dtype in plan.step_dtypes():
+                yield case(rows, model.vocab, model.width, dtype, model.name)
+
+
+FAMILY = Family(timed, tiny=(case(3, 50, 5, torch.float32), case(3, 50, 5, torch.bfloat16)))
