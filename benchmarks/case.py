@@ -1,15 +1,23 @@
 """What a benchmark case is: random inputs, and implementations that are checked before timing."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from benchmarks.plan import Plan
 from lepo_kernels import dispatch
 
 Kind = Literal["ours", "other", "floor"]
+
+# Entries that a check compares at a time.
+_COMPARED = 1 << 26
+
+
+def runs_anywhere(device: torch.device) -> None:
+    """Nothing keeps it from running."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +29,33 @@ class Implementation:
         kind: ours, another implementation, or a floor.
         run: inputs -> result; what is timed.
         check: (inputs, result) -> None; raises AssertionError where the result is wrong.
-        missing: why it cannot run here; None if it can.
+        why_not: device -> why it cannot run there; None if it can.
+        backend: which of ours it is.
+        lacks: what it does not do that ours do in this case.
+        compiles: whether its first call takes many seconds.
     """
 
     name: str
     kind: Kind
     run: Callable[[Any], Any]
     check: Callable[[Any, Any], None]
-    missing: str | None = None
+    why_not: Callable[[torch.device], str | None] = runs_anywhere
+    backend: str | None = None
+    lacks: str = ""
+    compiles: bool = False
+
+
+def clones(inputs: Any, index: int) -> Any:
+    """The same inputs in other memory; ``index`` tells copies apart where they differ."""
+    tensors = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
+    return replace(
+        inputs,
+        **{
+            name: x.detach().clone().requires_grad_(x.requires_grad)
+            for name, x in tensors.items()
+            if isinstance(x, Tensor)
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -37,15 +64,16 @@ class Case:
 
     Attributes:
         op: the group of the case.
-        shape: in words, with dtypes.
-        make: device -> inputs, the same at every call.
+        shape: in words, with the model and dtypes.
+        make: device -> inputs, a dataclass of tensors, the same at every call.
         implementations: what is compared.
         bytes: the least traffic: inputs read once in each pass that the op needs, results written
             once.
         flops: of the matrix products; 0 where there are none.
         dtype: of the matrix products.
         words: random words made, where that is the op's work.
-        rounds: how many timed rounds are enough.
+        another: (inputs, index) -> inputs that a call finds in no cache. Where a call reads a few
+            rows of a large table, the copies share it and read other rows.
     """
 
     op: str
@@ -56,28 +84,27 @@ class Case:
     flops: int = 0
     dtype: torch.dtype = torch.float32
     words: int = 0
-    rounds: int = 5
+    another: Callable[[Any, int], Any] = clones
 
     @property
     def name(self) -> str:
         return f"{self.op} {self.shape}"
 
+    def on(self, device: torch.device) -> tuple[Implementation, ...]:
+        """What is compared on ``device``; a backend for other devices is no part of it."""
+        here = dispatch.candidates(device)
+        return tuple(x for x in self.implementations if x.backend is None or x.backend in here)
+
 
 @dataclass(frozen=True)
 class Family:
-    """The cases of an op: at the sizes that are timed, and at tiny ones that a test can run."""
+    """The cases of an op: those that a plan asks for, and tiny ones that a test can run.
 
-    timed: tuple[Case, ...]
+    Every implementation of ``timed`` is in ``tiny``, too, under the same name and dtype.
+    """
+
+    timed: Callable[[Plan], Iterable[Case]]
     tiny: tuple[Case, ...]
-
-
-def backends_of(ops: Iterable[str], device: torch.device) -> list[str]:
-    """Backends that serve all of ``ops`` on ``device``, fastest first."""
-    return [
-        name
-        for name in dispatch.candidates(device)
-        if all(dispatch.why_not(op, device, name) is None for op in ops)
-    ]
 
 
 def ours(
@@ -85,26 +112,47 @@ def ours(
     ops: Iterable[str],
     run: Callable[[Any, str], Any],
     check: Callable[[Any, Any], None],
+    lacks: str = "",
 ) -> list[Implementation]:
-    """One implementation per backend that serves ``ops``; ``run`` takes (inputs, backend)."""
-    device = torch.device("cpu")
+    """One implementation per backend that has kernels for ``ops``, fastest first.
+
+    ``run`` takes (inputs, backend).
+    """
+    wanted = tuple(ops)
 
     def on(backend: str) -> Implementation:
-        return Implementation(f"{label} ({backend})", "ours", lambda x: run(x, backend), check)
+        def why_not(device: torch.device) -> str | None:
+            reasons = (dispatch.why_not(op, device, backend) for op in wanted)
+            return next((reason for reason in reasons if reason is not None), None)
 
-    return [on(name) for name in backends_of(ops, device)]
+        return Implementation(
+            f"{label} ({backend})", "ours", lambda x: run(x, backend), check, why_not, backend, lacks
+        )
+
+    names = dispatch.BACKENDS
+    return [on(name) for name in names if all(name in dispatch.KERNELS[op][1] for op in wanted)]
 
 
 def tensor_bytes(*tensors: Tensor) -> int:
     return sum(x.numel() * x.element_size() for x in tensors)
 
 
+def size_of(dtype: torch.dtype) -> int:
+    return torch.empty((), dtype=dtype).element_size()
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def assert_close(name: str, got: Tensor, want: Tensor, tolerance: float) -> None:
     """Elementwise |got - want| <= tolerance * max |want|, both finite."""
     assert got.shape == want.shape, f"{name}: shape {list(got.shape)}, not {list(want.shape)}"
-    error = float((got.double() - want.double()).abs().max())
-    allowed = tolerance * float(want.double().abs().max())
-    assert error <= allowed, f"{name}: off by {error:.3g}, {allowed:.3g} allowed"
+    allowed = tolerance * float(want.detach().abs().max())
+    parts = (x.detach().flatten().split(_COMPARED) for x in (got, want))
+    for x, y in zip(*parts, strict=True):
+        error = float((x.double() - y.double()).abs().max())
+        assert error <= allowed, f"{name}: off by {error:.3g}, {allowed:.3g} allowed"
 
 
 def tolerance_of(dtype: torch.dtype) -> float:

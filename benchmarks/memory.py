@@ -1,66 +1,54 @@
 """Extra memory of an implementation: its peak above its inputs and its results.
 
-A process of its own makes the inputs, runs the same implementation once at a tiny size (which
-loads libraries and starts threads), gives free memory back to the system, resets the kernel's
-record of the peak of the resident set (``/proc/self/clear_refs``), and runs once. Extra memory is
-that peak, less what was resident before, less the tensors that the run returns (results and
-gradients, which every implementation has to make). Buffers of libraries count.
+On CUDA the allocator of torch keeps the peak. On the host, free memory is given back to the system,
+the kernel's record of the peak of the resident set is reset (``/proc/self/clear_refs``), and the
+function runs once. Extra memory is that peak, less what was resident before, less the tensors that
+the run returns (results and gradients, which every implementation has to make). The function has run
+before: what libraries keep for good does not count.
 """
 
-import argparse
 import ctypes
 import gc
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case, Implementation, tensor_bytes
+from benchmarks.case import tensor_bytes
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 
 
 def why_not() -> str | None:
-    """Say why extra memory cannot be measured here; None if it can."""
+    """Say why extra memory cannot be measured on this host; None if it can."""
     if not os.access(_CLEAR, os.W_OK):
         return "needs Linux's /proc/self/clear_refs"
     return None
 
 
-def extra_memory(case: Case, implementation: Implementation, threads: int) -> int:
-    """Bytes of extra memory, measured in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.memory", case.name, implementation.name]
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [*command, "--threads", str(threads)], cwd=root, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"{case.name}, {implementation.name}: {done.stderr}")
-    return int(done.stdout.split()[-1])
-
-
-def measure(case: Case, implementation: Implementation, warm_up: Case) -> int:
-    """Bytes of extra memory of one run in this process."""
-    device = torch.device("cpu")
-    inputs = case.make(device)
-    find(warm_up.implementations, implementation.name).run(warm_up.make(device))
+def extra_on_host(run: Callable[[], Any]) -> int:
     gc.collect()
     _give_back_free_memory()
     _CLEAR.write_text(_RESET_PEAK)
     before = _resident("VmRSS")
-    result = implementation.run(inputs)
+    result = run()
     peak = _resident("VmHWM")
     return max(0, peak - before - tensor_bytes(*_tensors(result)))
 
 
-def find(things: Any, name: str) -> Any:
-    return next(thing for thing in things if thing.name == name)
+def extra_on_cuda(run: Callable[[], Any]) -> int:
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    result = run()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated()
+    return max(0, peak - before - tensor_bytes(*_tensors(result)))
 
 
 def _give_back_free_memory() -> None:
@@ -80,31 +68,3 @@ def _tensors(result: Any) -> Iterator[Tensor]:
     elif isinstance(result, tuple):
         for part in result:
             yield from _tensors(part)
-
-
-def main() -> None:
-    from benchmarks.cases import FAMILIES
-
-    parser = argparse.ArgumentParser(description="Print the extra memory of one implementation.")
-    parser.add_argument("case")
-    parser.add_argument("implementation")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    wanted = parser.parse_args()
-    torch.set_num_threads(wanted.threads)
-    for family in FAMILIES:
-        for case in (*family.timed, *family.tiny):
-            if case.name == wanted.case:
-                implementation = find(case.implementations, wanted.implementation)
-                warm_up = next(
-                    tiny
-                    for tiny in family.tiny
-                    if wanted.implementation in {x.name for x in tiny.implementations}
-                    and tiny.dtype == case.dtype
-                )
-                print(measure(case, implementation, warm_up))
-                return
-    parser.error(f"no case is called {wanted.case!r}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,24 +1,42 @@
 """P3 for logits at hand: LEPO's surrogate and its gradient in the logits.
 
-Other: eager torch. Floor: one pass that reads the logits and one that reads and writes them.
+Others: eager torch, TRL. Floor: one pass that reads the logits and one that reads and writes them.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case, Family, Implementation, assert_close, generator, ours
+from benchmarks.case import (
+    Case,
+    Family,
+    Implementation,
+    assert_close,
+    dtype_name,
+    generator,
+    ours,
+    size_of,
+    tolerance_of,
+)
 from benchmarks.cases.soft_targets import (
+    BLOCK,
+    compiled_loss,
     eager_loss,
     oracle,
     soft_targets,
     some_advantages,
     surrogate,
 )
+from benchmarks.compiling import compiled
+from benchmarks.peers import LOG_PROBS
+from benchmarks.peers.peer import Peer
+from benchmarks.plan import Plan
 from lepo_kernels import gather_log_probs, soft_log_prob
 
+KEPT = 30
 _Result = tuple[Tensor, ...]
 
 
@@ -30,19 +48,35 @@ class Inputs:
     advantages: Tensor  # [N]
 
     @cached_property
-    def oracle(self) -> _Result:
-        return oracle(self.logits.detach(), self.ids, self.weights, self.advantages)
+    def loss(self) -> Tensor:  # []
+        return sum(loss for _, loss, _ in self.blocks())
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """The oracle of some rows at a time: rows, their part of the loss, and their gradient."""
+        share = self.advantages / len(self.logits)
+        for start in range(0, len(self.logits), BLOCK):
+            rows = slice(start, start + BLOCK)
+            logits = self.logits.detach()[rows].double()
+            yield rows, *oracle(logits, self.ids[rows], self.weights[rows], share[rows])
+
+
+def with_gradient(loss: Tensor, x: Inputs) -> _Result:
+    return loss.detach(), *torch.autograd.grad(loss, (x.logits,))
 
 
 def our_log_probs(x: Inputs, backend: str) -> _Result:
     scored = gather_log_probs(x.logits, x.ids, backend=backend)
-    loss = surrogate(soft_log_prob(scored.logits, scored.lse, x.weights), x.advantages)
-    return loss.detach(), *torch.autograd.grad(loss, (x.logits,))
+    log_prob = soft_log_prob(scored.logits, scored.lse, x.weights)
+    return with_gradient(surrogate(log_prob, x.advantages), x)
 
 
-def eager(x: Inputs) -> _Result:
-    loss = eager_loss(x.logits, x.ids, x.weights, x.advantages)
-    return loss.detach(), *torch.autograd.grad(loss, (x.logits,))
+def of_logits(loss: Callable[..., Tensor], x: Inputs) -> _Result:
+    return with_gradient(loss(x.logits, x.ids, x.weights, x.advantages), x)
+
+
+def peer_run(peer: Peer, x: Inputs) -> _Result:
+    log_prob = (x.weights * peer.function(x.logits, x.ids)).sum(-1)
+    return with_gradient(surrogate(log_prob, x.advantages), x)
 
 
 def two_passes(x: Inputs) -> _Result:
@@ -51,8 +85,11 @@ def two_passes(x: Inputs) -> _Result:
 
 
 def check(x: Inputs, result: _Result) -> None:
-    assert_close("loss", result[0], x.oracle[0], 1e-4)
-    assert_close("dlogits", result[1], x.oracle[1], 1e-4)
+    # Log-probabilities in the logits' dtype, as peers return them, round the loss, too.
+    tolerance = tolerance_of(x.logits.dtype)
+    assert_close("loss", result[0], x.loss, tolerance)
+    for rows, _, gradient in x.blocks():
+        assert_close("dlogits", result[1][rows], gradient, tolerance)
 
 
 def check_two_passes(x: Inputs, result: _Result) -> None:
@@ -61,27 +98,43 @@ def check_two_passes(x: Inputs, result: _Result) -> None:
     assert torch.equal(result[1], logits / 2)
 
 
-def case(rows: int, vocab: int, kept: int) -> Case:
+def case(rows: int, vocab: int, kept: int, dtype: torch.dtype, model: str = "tiny") -> Case:
     def make(device: torch.device) -> Inputs:
         rng = generator(device)
         logits = torch.randn(rows, vocab, device=device, generator=rng) * 2
         ids, weights = soft_targets(rows, kept, vocab, rng)
         advantages = some_advantages(rows, rows, rng)
-        return Inputs(logits.requires_grad_(), ids, weights, advantages)
+        return Inputs(logits.to(dtype).requires_grad_(), ids, weights, advantages)
 
     ops = ("gather_log_probs", "gather_log_probs_backward")
+    eager = Implementation("eager", "other", partial(of_logits, eager_loss), check)
     return Case(
         op="gather_log_probs (P3)",
-        shape=f"[{rows}, {vocab}] float32, K {kept}",
+        shape=f"{model}: [{rows}, {vocab}] {dtype_name(dtype)}, K {kept}",
         make=make,
         implementations=(
             *ours("ours", ops, our_log_probs, check),
-            Implementation("eager", "other", eager, check),
+            eager,
+            compiled(eager, partial(of_logits, compiled_loss)),
+            *(
+                Implementation(
+                    peer.name, "other", partial(peer_run, peer), check, peer.why_not, lacks=peer.lacks
+                )
+                for peer in LOG_PROBS
+            ),
             Implementation("floor: amax and a scaled copy", "floor", two_passes, check_two_passes),
         ),
-        bytes=4 * 3 * rows * vocab,
-        rounds=5,
+        bytes=size_of(dtype) * 3 * rows * vocab,
+        dtype=dtype,
     )
 
 
-FAMILY = Family(timed=(case(1024, 49152, 30),), tiny=(case(4, 23, 3),))
+def timed(plan: Plan) -> Iterator[Case]:
+    for model in plan.heavy_models():
+        for dtype in plan.step_dtypes():
+            # Logits, two of their size in float32, the gradient, and the oracle of a block.
+            rows = plan.training_rows((2 * size_of(dtype) + 8) * model.vocab)
+            yield case(rows, model.vocab, KEPT, dtype, model.name)
+
+
+FAMILY = Family(timed, tiny=(case(4, 23, 3, torch.float32), case(4, 23, 3, torch.bfloat16)))

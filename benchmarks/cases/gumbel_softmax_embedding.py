@@ -3,14 +3,27 @@
 Other: torch's gumbel_softmax and a product. Floor: the three products alone.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.case import Case, Family, Implementation, assert_close, generator, ours
+from benchmarks.case import (
+    Case,
+    Family,
+    Implementation,
+    assert_close,
+    dtype_name,
+    generator,
+    ours,
+    size_of,
+    tolerance_of,
+)
+from benchmarks.compiling import compiled, lazily
+from benchmarks.plan import Plan
 from lepo_kernels import gumbel_noise, gumbel_softmax_embedding
 
 TAU = 0.5
@@ -48,14 +61,17 @@ def ours_run(x: Inputs, backend: str) -> _Result:
     return mixed.detach(), *torch.autograd.grad(mixed, x.leaves, x.upstream)
 
 
-def eager(x: Inputs) -> _Result:
-    mixed = F.gumbel_softmax(x.logits, tau=TAU) @ x.embedding
-    return mixed.detach(), *torch.autograd.grad(mixed, x.leaves, x.upstream)
+def eager_mixture(logits: Tensor, embedding: Tensor) -> Tensor:  # [N, D]
+    return F.gumbel_softmax(logits.float(), tau=TAU).to(embedding.dtype) @ embedding
 
 
-def seeded_eager(x: Inputs) -> _Result:
+compiled_mixture = lazily(eager_mixture)
+
+
+def seeded(mixture: Callable[..., Tensor], x: Inputs) -> _Result:
     torch.manual_seed(0)
-    return eager(x)
+    mixed = mixture(*x.leaves)
+    return mixed.detach(), *torch.autograd.grad(mixed, x.leaves, x.upstream)
 
 
 def three_products(x: Inputs) -> _Result:
@@ -65,14 +81,15 @@ def three_products(x: Inputs) -> _Result:
 
 def check(x: Inputs, result: _Result, want: _Result | None = None) -> None:
     names = ("mixture", "dlogits", "dembedding")
+    tolerance = tolerance_of(x.embedding.dtype)
     for name, got, expected in zip(names, result, want or x.oracle, strict=True):
-        assert_close(name, got, expected, 1e-4)
+        assert_close(name, got, expected, tolerance)
 
 
 def check_eager(x: Inputs, result: _Result) -> None:
     """Against the same formulas with its own noise, drawn again as torch's gumbel_softmax does."""
     torch.manual_seed(0)
-    noise = -torch.empty_like(x.logits.detach()).exponential_().log()
+    noise = -torch.empty_like(x.logits.detach(), dtype=torch.float32).exponential_().log()
     check(x, result, x.with_noise(noise.double()))
 
 
@@ -82,29 +99,38 @@ def check_products(x: Inputs, result: _Result) -> None:
     check(x, result, (logits @ table, upstream @ table.T, logits.T @ upstream))
 
 
-def case(rows: int, vocab: int, width: int) -> Case:
+def case(rows: int, vocab: int, width: int, dtype: torch.dtype, model: str = "tiny") -> Case:
     def make(device: torch.device) -> Inputs:
         rng = generator(device)
         logits = torch.randn(rows, vocab, device=device, generator=rng) * 2
         embedding = torch.randn(vocab, width, device=device, generator=rng)
         upstream = torch.randn(rows, width, device=device, generator=rng)
-        return Inputs(logits.requires_grad_(), embedding.requires_grad_(), upstream)
+        leaves = (y.to(dtype).requires_grad_() for y in (logits, embedding))
+        return Inputs(*leaves, upstream.to(dtype))
 
     ops = ("gumbel_softmax_embedding", "gumbel_softmax_embedding_backward")
+    eager = Implementation("eager", "other", partial(seeded, eager_mixture), check_eager)
     return Case(
         op="gumbel_softmax_embedding (P5)",
-        shape=f"[{rows}, {vocab}] x [{vocab}, {width}] float32",
+        shape=f"{model}: [{rows}, {vocab}] x [{vocab}, {width}] {dtype_name(dtype)}",
         make=make,
         implementations=(
             *ours("ours", ops, ours_run, check),
-            Implementation("eager", "other", seeded_eager, check_eager),
+            eager,
+            compiled(eager, partial(seeded, compiled_mixture)),
             Implementation("floor: 3 GEMMs", "floor", three_products, check_products),
         ),
         # The table in each pass and its gradient; the logits in each pass and their gradient.
-        bytes=4 * 3 * vocab * (rows + width),
+        bytes=size_of(dtype) * 3 * vocab * (rows + width),
         flops=6 * rows * vocab * width,
-        rounds=7,
+        dtype=dtype,
     )
 
 
-FAMILY = Family(timed=(case(32, 49152, 576),), tiny=(case(3, 50, 5),))
+def timed(plan: Plan) -> Iterator[Case]:
+    for model in plan.heavy_models():
+        for dtype in plan.step_dtypes():
+            yield case(plan.rollout_rows(), model.vocab, model.width, dtype, model.name)
+
+
+FAMILY = Family(timed, tiny=(case(3, 50, 5, torch.float32), case(3, 50, 5, torch.bfloat16)))

@@ -1,45 +1,46 @@
 """P3 and P6: LEPO's loss from hidden states and the head, forward and backward.
 
-Others: eager torch, and ``torch.nn.functional.linear_cross_entropy``, as it is by default and
-chunked. Its targets are hard (one id per row), so that it does less on the selected entries and the
-same on the rest.
+Others: eager torch, and the peers' losses, most of which take hard targets, one id per row: they
+do less on the selected entries, and the same on the rest. Beside them stands ours with hard targets.
 Floors: the three products that a loss with its gradients needs at least (6NVD flops), and the four
 that a backward pass which recomputes the logits makes (8NVD), each with fresh results.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from types import ModuleType
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from benchmarks.case import (
     Case,
     Family,
     Implementation,
     assert_close,
+    dtype_name,
     generator,
     ours,
+    size_of,
     tolerance_of,
 )
 from benchmarks.cases.soft_targets import (
+    BLOCK,
     eager_loss,
     oracle,
     soft_targets,
     some_advantages,
     surrogate,
 )
-from lepo_kernels import lepo_loss, linear_log_probs, soft_log_prob
+from benchmarks.compiling import compiled, lazily
+from benchmarks.peers import LOSSES
+from benchmarks.peers.peer import Peer
+from benchmarks.plan import Plan
+from lepo_kernels import hard_log_prob, lepo_loss, linear_log_probs, soft_log_prob
 
+KEPT = 30
+HARD = "hard targets"
 _Result = tuple[Tensor, ...]
-
-
-def missing(module: ModuleType, name: str) -> str | None:
-    if hasattr(module, name):
-        return None
-    return f"torch {torch.__version__} has no {module.__name__}.{name}"
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Inputs:
     ids: Tensor  # [N, K]
     weights: Tensor  # [N, K]
     advantages: Tensor  # [N]
+    softcap: float | None
 
     @property
     def leaves(self) -> tuple[Tensor, Tensor]:
@@ -65,41 +67,79 @@ class Inputs:
         return self._oracle(self.ids[:, :1], ones[:, None], ones)
 
     def _oracle(self, ids: Tensor, weights: Tensor, advantages: Tensor) -> _Result:
+        """Loss and gradients in float64, a block of rows at a time."""
         hidden, head = (x.detach().double() for x in self.leaves)
-        loss, da = oracle(hidden @ head.T, ids, weights, advantages)
-        return loss, da @ head, da.T @ hidden
+        dhidden, dhead = torch.empty_like(hidden), torch.zeros_like(head)
+        loss = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        share = advantages / len(hidden)
+        for start in range(0, len(hidden), BLOCK):
+            rows = slice(start, start + BLOCK)
+            logits = capped(hidden[rows] @ head.T, self.softcap)
+            part, da = oracle(logits, ids[rows], weights[rows], share[rows])
+            if self.softcap is not None:
+                da *= 1 - (logits / self.softcap) ** 2
+            loss += part
+            torch.mm(da, head, out=dhidden[rows])
+            dhead.addmm_(da.T, hidden[rows])
+        return loss, dhidden, dhead
+
+
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def with_gradients(loss: Tensor, x: Inputs) -> _Result:
+    return loss.detach(), *torch.autograd.grad(loss, x.leaves)
 
 
 def our_log_probs(x: Inputs, backend: str) -> _Result:
-    scored = linear_log_probs(x.hidden, x.lm_head, x.ids, backend=backend)
-    loss = surrogate(soft_log_prob(scored.logits, scored.lse, x.weights), x.advantages)
-    return loss.detach(), *torch.autograd.grad(loss, x.leaves)
+    scored = linear_log_probs(*x.leaves, x.ids, softcap=x.softcap, backend=backend)
+    log_prob = soft_log_prob(scored.logits, scored.lse, x.weights)
+    return with_gradients(surrogate(log_prob, x.advantages), x)
+
+
+def our_hard_loss(x: Inputs, backend: str) -> _Result:
+    scored = linear_log_probs(*x.leaves, x.ids[:, :1], softcap=x.softcap, backend=backend)
+    return with_gradients(-hard_log_prob(scored.logits[:, 0], scored.lse).mean(), x)
 
 
 def our_loss(x: Inputs, backend: str) -> _Result:
     rows = len(x.hidden)
     latent = torch.ones(rows, dtype=torch.bool, device=x.ids.device)
     row_weights = torch.full((rows,), 1 / rows, device=x.ids.device)
-    loss = lepo_loss(
-        *x.leaves, x.ids, x.weights, latent, x.advantages, row_weights, backend=backend
-    ).loss
-    return loss.detach(), *torch.autograd.grad(loss, x.leaves)
+    found = lepo_loss(
+        *x.leaves,
+        x.ids,
+        x.weights,
+        latent,
+        x.advantages,
+        row_weights,
+        softcap=x.softcap,
+        backend=backend,
+    )
+    return with_gradients(found.loss, x)
 
 
-def eager(x: Inputs) -> _Result:
-    loss = eager_loss(x.hidden @ x.lm_head.T, x.ids, x.weights, x.advantages)
-    return loss.detach(), *torch.autograd.grad(loss, x.leaves)
+def eager_of_hidden(
+    hidden: Tensor,
+    lm_head: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    advantages: Tensor,
+    softcap: float | None,
+) -> Tensor:  # []
+    return eager_loss(capped(hidden @ lm_head.T, softcap), ids, weights, advantages)
 
 
-def torch_hard(x: Inputs) -> _Result:
-    loss = F.linear_cross_entropy(*x.leaves, x.ids[:, 0])
-    return loss.detach(), *torch.autograd.grad(loss, x.leaves)
+compiled_of_hidden = lazily(eager_of_hidden)
 
 
-def torch_hard_chunked(x: Inputs) -> _Result:
-    options = torch.nn.LinearCrossEntropyOptions()
-    loss = F.linear_cross_entropy(*x.leaves, x.ids[:, 0], options=options)
-    return loss.detach(), *torch.autograd.grad(loss, x.leaves)
+def of_hidden(loss: Callable[..., Tensor], x: Inputs) -> _Result:
+    return with_gradients(loss(*x.leaves, x.ids, x.weights, x.advantages, x.softcap), x)
+
+
+def peer_run(peer: Peer, x: Inputs) -> _Result:
+    return with_gradients(peer.function(*x.leaves, x.ids[:, 0], x.softcap), x)
 
 
 def three_products(x: Inputs) -> _Result:
@@ -140,8 +180,28 @@ def check_products(x: Inputs, result: _Result) -> None:
     assert_close("dlm_head", dhead[:4], logits[:, :4].double().T @ hidden, tolerance)
 
 
+def peer_rows(softcap: float | None) -> Iterator[Implementation]:
+    for peer in LOSSES:
+
+        def why_not(device: torch.device, peer: Peer = peer) -> str | None:
+            if softcap is not None and not peer.softcap:
+                return f"{peer.package} takes no softcap here"
+            return peer.why_not(device)
+
+        run = partial(peer_run, peer)
+        yield Implementation(peer.name, "other", run, check_hard, why_not, lacks=peer.lacks)
+
+
 def case(
-    rows: int, width: int, vocab: int, kept: int, dtype: torch.dtype, *, active: int | None = None
+    rows: int,
+    width: int,
+    vocab: int,
+    kept: int,
+    dtype: torch.dtype,
+    *,
+    active: int | None = None,
+    softcap: float | None = None,
+    model: str = "tiny",
 ) -> Case:
     def make(device: torch.device) -> Inputs:
         rng = generator(device)
@@ -150,61 +210,58 @@ def case(
         ids, weights = soft_targets(rows, kept, vocab, rng)
         advantages = some_advantages(rows, rows if active is None else active, rng)
         hidden, head = hidden.to(dtype).requires_grad_(), head.to(dtype).requires_grad_()
-        return Inputs(hidden, head, ids, weights, advantages)
+        return Inputs(hidden, head, ids, weights, advantages, softcap)
 
     ops = ("linear_log_probs", "linear_log_probs_backward")
+    eager = Implementation("eager", "other", partial(of_hidden, eager_of_hidden), check_soft)
     everywhere = (
         *ours("ours, P3 + P4", ops, our_log_probs, check_soft),
         *ours("ours, lepo_loss", ops, our_loss, check_soft),
-        Implementation("eager", "other", eager, check_soft),
+        eager,
     )
     # What they compute does not depend on the advantages.
     with_all_rows = (
-        Implementation(
-            "linear_cross_entropy (hard)",
-            "other",
-            torch_hard,
-            check_hard,
-            missing(F, "linear_cross_entropy"),
-        ),
-        Implementation(
-            "linear_cross_entropy (hard, chunked)",
-            "other",
-            torch_hard_chunked,
-            check_hard,
-            missing(torch.nn, "LinearCrossEntropyOptions"),
-        ),
+        compiled(eager, partial(of_hidden, compiled_of_hidden)),
+        *ours("ours, hard targets", ops, our_hard_loss, check_hard, HARD),
+        *peer_rows(softcap),
         Implementation("floor: 3 GEMMs", "floor", three_products, check_products),
         Implementation("floor: 4 GEMMs", "floor", four_products, check_products),
     )
-    name = str(dtype).removeprefix("torch.")
+    cap = "" if softcap is None else f", softcap {softcap:g}"
     share = "" if active is None else f", {active} rows with advantage"
     working = rows if active is None else active
-    size = torch.empty((), dtype=dtype).element_size()
     return Case(
         op="linear_log_probs (P3, P6)",
-        shape=f"[{rows}, {width}] x [{vocab}, {width}] {name}, K {kept}{share}",
+        shape=f"{model}: [{rows}, {width}] x [{vocab}, {width}] {dtype_name(dtype)}, "
+        f"K {kept}{cap}{share}",
         make=make,
         implementations=everywhere + (with_all_rows if active is None else ()),
         # Both inputs in each pass, both gradients once.
-        bytes=3 * size * (rows + vocab) * width,
+        bytes=3 * size_of(dtype) * (rows + vocab) * width,
         # A row without advantage needs the forward product alone.
         flops=2 * (rows + 2 * working) * vocab * width,
         dtype=dtype,
-        rounds=3,
     )
 
 
+def timed(plan: Plan) -> Iterator[Case]:
+    for model in plan.heavy_models():
+        # What eager torch keeps for a row: logits, two of their size in float32, and gradients.
+        rows = plan.training_rows(16 * model.vocab)
+        for dtype in plan.product_dtypes():
+            wanted = {"softcap": model.softcap, "model": model.name}
+            sizes = (rows, model.width, model.vocab, KEPT, dtype)
+            yield case(*sizes, **wanted)
+            if dtype == plan.product_dtypes()[0]:
+                yield case(*sizes, active=rows // 2, **wanted)
+
+
 FAMILY = Family(
-    # A batch of 1024 scored steps with the head of SmolLM2-135M.
-    timed=(
-        case(1024, 576, 49152, 30, torch.float32),
-        case(1024, 576, 49152, 30, torch.bfloat16),
-        case(1024, 576, 49152, 30, torch.float32, active=512),
-    ),
+    timed,
     tiny=(
         case(8, 5, 23, 3, torch.float32),
         case(8, 5, 23, 3, torch.bfloat16),
         case(8, 5, 23, 3, torch.float32, active=4),
+        case(8, 5, 23, 3, torch.float32, softcap=2.0),
     ),
 )

@@ -5,17 +5,32 @@ mixture reads (as many, one after another), and with gradients also making the z
 table's gradient starts from.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.case import Case, Family, Implementation, assert_close, generator, ours
+from benchmarks.case import (
+    Case,
+    Family,
+    Implementation,
+    assert_close,
+    dtype_name,
+    generator,
+    ours,
+    size_of,
+    tolerance_of,
+)
+from benchmarks.compiling import compiled, lazily
+from benchmarks.plan import Plan
 from lepo_kernels import mix_embeddings
 
+KEPT = 30
+# By which copies of the inputs differ: far enough to meet other rows of the table.
+_SHIFT = 1009
 _Mix = Callable[["Inputs"], Tensor]
 
 
@@ -40,20 +55,39 @@ class Inputs:
         return (rows * upstream[:, None]).sum(-1), table
 
 
-def plain(x: Inputs) -> Tensor:
-    return (x.weights[..., None] * x.embedding[x.ids]).sum(1)
+def shifted(x: Inputs, index: int) -> Inputs:
+    """Other rows of the same table."""
+    ids = (x.ids + _SHIFT * index) % len(x.embedding)
+    return replace(x, ids=ids, upstream=x.upstream.clone())
+
+
+def of_tensors(ids: Tensor, weights: Tensor, embedding: Tensor) -> Tensor:  # [N, D]
+    return (weights[..., None] * embedding[ids]).sum(1).to(embedding.dtype)
+
+
+compiled_of_tensors = lazily(of_tensors)
+
+
+def called(function: Callable[..., Tensor], x: Inputs) -> Tensor:
+    return function(x.ids, x.weights, x.embedding)
 
 
 def bag(x: Inputs) -> Tensor:
-    return F.embedding_bag(x.ids, x.embedding, per_sample_weights=x.weights, mode="sum")
+    weights = x.weights.to(x.embedding.dtype)
+    return F.embedding_bag(x.ids, x.embedding, per_sample_weights=weights, mode="sum")
 
 
-def with_gradients(mix: _Mix) -> Callable[[Inputs], tuple[Tensor, ...]]:
-    def run(x: Inputs) -> tuple[Tensor, ...]:
-        mixed = mix(x)
-        return mixed.detach(), *torch.autograd.grad(mixed, (x.weights, x.embedding), x.upstream)
+def our_mix(x: Inputs, backend: str) -> Tensor:
+    return mix_embeddings(x.ids, x.weights, x.embedding, backend=backend)
 
-    return run
+
+def with_gradients(mix: _Mix, x: Inputs) -> tuple[Tensor, ...]:
+    mixed = mix(x)
+    return mixed.detach(), *torch.autograd.grad(mixed, (x.weights, x.embedding), x.upstream)
+
+
+def our_gradients(x: Inputs, backend: str) -> tuple[Tensor, ...]:
+    return with_gradients(partial(our_mix, backend=backend), x)
 
 
 def read_rows(x: Inputs) -> Tensor:
@@ -65,13 +99,14 @@ def read_rows_and_zeros(x: Inputs) -> tuple[Tensor, Tensor]:
 
 
 def check_forward(x: Inputs, result: Tensor) -> None:
-    assert_close("mixture", result, x.mixture, 1e-4)
+    assert_close("mixture", result, x.mixture, tolerance_of(x.embedding.dtype))
 
 
 def check_with_gradients(x: Inputs, result: tuple[Tensor, ...]) -> None:
     check_forward(x, result[0])
+    tolerance = tolerance_of(x.embedding.dtype)
     for name, got, want in zip(("dweights", "dembedding"), result[1:], x.grads, strict=True):
-        assert_close(name, got, want, 1e-4)
+        assert_close(name, got, want, tolerance)
 
 
 def check_rows(x: Inputs, result: Tensor) -> None:
@@ -83,58 +118,83 @@ def check_rows_and_zeros(x: Inputs, result: tuple[Tensor, Tensor]) -> None:
     assert not result[1].any()
 
 
-def case(rows: int, kept: int, vocab: int, width: int, *, gradients: bool) -> Case:
+def forward_rows() -> list[Implementation]:
+    eager = Implementation("eager", "other", partial(called, of_tensors), check_forward)
+    return [
+        *ours("ours", ("mix_embeddings",), our_mix, check_forward),
+        eager,
+        compiled(eager, partial(called, compiled_of_tensors)),
+        Implementation("embedding_bag", "other", bag, check_forward),
+        Implementation("floor: rows", "floor", read_rows, check_rows),
+    ]
+
+
+def gradient_rows() -> list[Implementation]:
+    ops = ("mix_embeddings", "mix_embeddings_backward")
+    check = check_with_gradients
+    plain, fused = partial(called, of_tensors), partial(called, compiled_of_tensors)
+    eager = Implementation("eager", "other", partial(with_gradients, plain), check)
+    floor = "floor: rows and zeros"
+    return [
+        *ours("ours", ops, our_gradients, check),
+        eager,
+        compiled(eager, partial(with_gradients, fused)),
+        Implementation("embedding_bag", "other", partial(with_gradients, bag), check),
+        Implementation(floor, "floor", read_rows_and_zeros, check_rows_and_zeros),
+    ]
+
+
+def case(
+    rows: int,
+    vocab: int,
+    width: int,
+    kept: int,
+    dtype: torch.dtype,
+    *,
+    gradients: bool,
+    model: str = "tiny",
+) -> Case:
     def make(device: torch.device) -> Inputs:
         rng = generator(device)
         ids = torch.randint(vocab, (rows, kept), device=device, generator=rng)
         weights = torch.randn(rows, kept, device=device, generator=rng).softmax(-1)
-        embedding = torch.randn(vocab, width, device=device, generator=rng)
-        upstream = torch.randn(rows, width, device=device, generator=rng)
+        embedding = torch.randn(vocab, width, device=device, generator=rng).to(dtype)
+        upstream = torch.randn(rows, width, device=device, generator=rng).to(dtype)
         weights.requires_grad_(gradients)
         return Inputs(ids, weights, embedding.requires_grad_(gradients), upstream)
 
-    ops = ("mix_embeddings", "mix_embeddings_backward")
-
-    def our_mix(backend: str) -> _Mix:
-        return lambda x: mix_embeddings(x.ids, x.weights, x.embedding, backend=backend)
-
-    entries = rows * kept * (width + 3) + rows * width
-    if gradients:
-        check = check_with_gradients
-        shape = f"[{rows}, {kept}] of [{vocab}, {width}] float32, forward + backward"
-        implementations = [
-            *ours("ours", ops, lambda x, backend: with_gradients(our_mix(backend))(x), check),
-            Implementation("eager", "other", with_gradients(plain), check),
-            Implementation("embedding_bag", "other", with_gradients(bag), check),
-            Implementation(
-                "floor: rows and zeros", "floor", read_rows_and_zeros, check_rows_and_zeros
-            ),
-        ]
-        entries = 2 * entries + vocab * width + rows * kept * width
-    else:
-        shape = f"[{rows}, {kept}] of [{vocab}, {width}] float32, forward"
-        implementations = [
-            *ours("ours", ops, lambda x, backend: our_mix(backend)(x), check_forward),
-            Implementation("eager", "other", plain, check_forward),
-            Implementation("embedding_bag", "other", bag, check_forward),
-            Implementation("floor: rows", "floor", read_rows, check_rows),
-        ]
+    # Rows of the table, each once, and the mixture; ids in eight bytes and weights in four.
+    read = min(vocab, rows * kept)
+    forward = size_of(dtype) * (read + rows) * width + 12 * rows * kept
+    # The table's gradient is written whole; the rows that get any are read and written once more.
+    backward = forward + size_of(dtype) * (vocab + read) * width + 4 * rows * kept
+    direction = "forward + backward" if gradients else "forward"
     return Case(
         op="mix_embeddings (P2)",
-        shape=shape,
+        shape=f"{model}: [{rows}, {kept}] of [{vocab}, {width}] {dtype_name(dtype)}, {direction}",
         make=make,
-        implementations=tuple(implementations),
-        bytes=4 * entries,
-        rounds=9,
+        implementations=tuple(gradient_rows() if gradients else forward_rows()),
+        bytes=forward + backward if gradients else forward,
+        dtype=dtype,
+        another=shifted,
     )
 
 
+def timed(plan: Plan) -> Iterator[Case]:
+    for model in plan.heavy_models():
+        for dtype in plan.step_dtypes():
+            sizes = (model.vocab, model.width, KEPT, dtype)
+            # A copy of the rows in float32, as the plain expression makes it, and the oracle's.
+            training = plan.training_rows(24 * KEPT * model.width)
+            yield case(plan.rollout_rows(), *sizes, gradients=False, model=model.name)
+            yield case(training, *sizes, gradients=True, model=model.name)
+
+
 FAMILY = Family(
-    # A step of 32 rollouts; the 1024 latent rows of a small training batch.
-    timed=(
-        case(32, 30, 49152, 576, gradients=False),
-        case(1024, 30, 49152, 576, gradients=False),
-        case(1024, 30, 49152, 576, gradients=True),
+    timed,
+    tiny=tuple(
+        case(3, 13, 5, 4, dtype, gradients=gradients)
+        for dtype in (torch.float32, torch.bfloat16)
+        for gradients in (False, True)
     ),
-    tiny=(case(3, 4, 13, 5, gradients=False), case(3, 4, 13, 5, gradients=True)),
 )

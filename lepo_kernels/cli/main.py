@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train a model on a task",
     "eval": "evaluate a model on a task: greedy, mean@k, pass@k",
     "generate": "complete a prompt and show each soft step",
+    "bench": "time every op beside what one would use otherwise",
     "info": "show versions, the device, and which kernel serves each op",
 }
 

@@ -1,0 +1,98 @@
+"""The device of a run: what it is, its cache, and how time and memory are taken on it."""
+
+import gc
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import memory
+from benchmarks.timing import Call, Clock, HostSampler, Sampler, device_sampler
+
+# Where the system does not tell the size of its last-level cache.
+_USUAL_CACHE = 32 << 20
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a run takes place.
+
+    Attributes:
+        clock: for the CPU.
+        graphs: whether CUDA graphs are replayed where that is possible.
+    """
+
+    torch: torch.device
+    clock: Clock
+    graphs: bool = False
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.torch.type == "cuda"
+
+    def sampler(self, call: Call) -> Sampler:
+        if self.is_cuda:
+            return device_sampler(call, self.graphs)
+        return HostSampler(call, self.clock)
+
+    def extra_memory(self, run: Callable[[], Any]) -> int | None:
+        """Bytes of a run's peak above its inputs and results; None where it cannot be measured."""
+        if self.is_cuda:
+            return memory.extra_on_cuda(run)
+        return memory.extra_on_host(run) if memory.why_not() is None else None
+
+    def cache_bytes(self) -> int:
+        """Of the last-level cache."""
+        if self.is_cuda:
+            return int(torch.cuda.get_device_properties(self.torch).L2_cache_size)
+        sizes = [_bytes(file.read_text()) for file in _CACHES.glob("index*/size")]
+        return max(sizes, default=_USUAL_CACHE)
+
+    def free(self) -> None:
+        """Give memory that nothing uses back."""
+        gc.collect()
+        if self.is_cuda:
+            torch.cuda.empty_cache()
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader needs to know of it."""
+        if self.is_cuda:
+            found = torch.cuda.get_device_properties(self.torch)
+            return {
+                "type": "cuda",
+                "name": found.name,
+                "capability": f"{found.major}.{found.minor}",
+                "memory_gib": round(found.total_memory / 2**30, 1),
+                "cache_mib": self.cache_bytes() >> 20,
+                "timed_by": "CUDA graphs where possible" if self.graphs else "CUDA events",
+            }
+        return {
+            "type": self.torch.type,
+            "name": cpu_model(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "processors": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "cache_mib": self.cache_bytes() >> 20,
+            "timed_by": getattr(self.clock, "__name__", "clock"),
+        }
+
+
+def cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _bytes(text: str) -> int:
+    """Of a size as the system writes it, such as 2048K."""
+    text = text.strip()
+    factors = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    return int(text[:-1]) * factors[text[-1]] if text[-1] in factors else int(text)

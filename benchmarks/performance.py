@@ -1,0 +1,68 @@
+"""``python -m benchmarks.performance``: ``docs/performance.md`` from ``benchmarks/results/*.json``."""
+
+from pathlib import Path
+
+from benchmarks import plots, report
+from benchmarks.results import Result
+from benchmarks.tables import machine_lines
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "performance.md"
+PICTURES = ROOT / "docs" / "images"
+
+_HEAD = """# Performance
+
+Written by `python -m benchmarks.performance` from the files in `benchmarks/results`; do not edit it.
+`lepo bench` takes the same figures on your machine, and [benchmarks/README.md](../benchmarks/README.md)
+says how they are taken and how to read them. In short: a table is one case, whose implementations
+were checked against a float64 oracle and then timed in turn; `speed` is how many times as fast a row is
+as the fastest of the others (eager PyTorch, torch.compile, and peers that are installed), and
+`of limit` the share of what the measured bandwidth and rate of products allow.
+"""
+
+_NO_GPU = """**There are no GPU figures yet**: no result that is committed was taken on a GPU. The kernels for
+CUDA and Triton are simulated and compiled only ([cuda-kernels.md](cuda-kernels.md)).
+"""
+
+
+def files() -> list[Path]:
+    """The committed results, GPUs' first."""
+    found = sorted(RESULTS.glob("*.json"))
+    return sorted(found, key=lambda file: Result.read(file).device["type"] != "cuda")
+
+
+def page() -> str:
+    """The page's text."""
+    results = {file.stem: Result.read(file) for file in files()}
+    lines = [_HEAD]
+    if not any(result.device["type"] == "cuda" for result in results.values()):
+        lines.append(_NO_GPU)
+    for stem, result in results.items():
+        lines += [f"## {result.device['name']}: {stem}", ""]
+        lines += [f"- {line}" for line in machine_lines(result)]
+        lines += [f"- taken {result.date[:10]}, commit {result.commit[:12]}", ""]
+        for name in ("summary", "roofline"):
+            lines += [f"![{name} of {stem}](images/{picture(stem, name)})", ""]
+        lines.append(report.sections(result, level=3))
+    return "\n".join(lines)
+
+
+def picture(stem: str, name: str) -> str:
+    return f"{prefix(stem)}{name}.png"
+
+
+def prefix(stem: str) -> str:
+    return f"performance_{plots.slug(stem)}_"
+
+
+def main() -> None:
+    """Write the page and its pictures."""
+    PAGE.write_text(page(), encoding="utf-8")
+    for file in files():
+        plots.overview(Result.read(file), PICTURES, prefix(file.stem))
+    print(f"written: {PAGE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

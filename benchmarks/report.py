@@ -1,0 +1,59 @@
+"""``python -m benchmarks.report RESULTS.json [--out DIR]``: a page of tables, and pictures.
+
+Prints the tables; with ``--out`` it writes ``report.md`` and the pictures there.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import plots
+from benchmarks.results import Result
+from benchmarks.tables import machine_lines, markdown, meaning, text
+
+PAGE = "report.md"
+
+
+def page(result: Result, pictures: Sequence[str]) -> str:
+    """The whole report; ``pictures`` as they are linked."""
+    lines = ["# Benchmark results", "", f"{result.date}", ""]
+    lines += [f"- {line}" for line in machine_lines(result)]
+    lines += ["", *(f"![{Path(name).stem}]({name})" for name in pictures), ""]
+    lines.append(sections(result, level=2))
+    return "\n".join(lines)
+
+
+def sections(result: Result, level: int) -> str:
+    """A section for each op, in it a table for each shape."""
+    lines = []
+    for op in dict.fromkeys(group.op for group in result.groups):
+        lines += [f"{'#' * level} {op}", ""]
+        for group in result.groups:
+            if group.op == op:
+                lines += [f"{'#' * (level + 1)} {group.shape}", "", f"{meaning(group)}.", ""]
+                lines += [markdown(group)]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("results", type=Path, help="what --benchmark-json or -autosave wrote")
+    parser.add_argument("--out", type=Path, help="the folder for the page and the pictures")
+    wanted = parser.parse_args(arguments)
+    try:
+        result = Result.read(wanted.results)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    print(text(result))
+    if wanted.out is not None:
+        try:
+            pictures = plots.draw(result, wanted.out)
+        except ImportError as error:
+            parser.error(f"pictures take matplotlib: {error}; run: pip install matplotlib")
+        (wanted.out / PAGE).write_text(page(result, [x.name for x in pictures]), encoding="utf-8")
+        print(f"written to {wanted.out}: {PAGE}, {', '.join(x.name for x in pictures)}")
+
+
+if __name__ == "__main__":
+    main()
