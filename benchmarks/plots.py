@@ -76,7 +76,9 @@ def _summary(groups: Sequence[Group], result: Result) -> Any:
     left.set_xlim(low / 1.5, high * 6)
     left.axvline(1, color=INK, linewidth=1)
     for position, group, speed in zip(positions, groups, speeds, strict=True):
-        words = f" {number(speed)} x {group.best_other}" if group.best_other else " nothing beside it"
+        words = (
+            f" {number(speed)} x {group.best_other}" if group.best_other else " nothing beside it"
+        )
         left.annotate(words, (speed, position), va="center", fontsize=8, color=INK)
     left.set_yticks(positions, [f"{group.op}\n{group.shape}" for group in groups], fontsize=7.5)
     _title(left, "Times as fast as the fastest of the others (logarithmic)")
@@ -114,7 +116,9 @@ def _bars(groups: Sequence[Group]) -> Any:
         )
         for name, time, row in zip(names, times, rows, strict=True):
             end = max(time, 1e3 * row.high)
-            axis.annotate(f"  {_bar_label(time, row)}", (end, name), va="center", fontsize=8, color=INK)
+            axis.annotate(
+                f"  {_bar_label(time, row)}", (end, name), va="center", fontsize=8, color=INK
+            )
         axis.set_xlim(0, 1.35 * max(1e3 * row.high for row in rows))
         axis.tick_params(axis="y", labelsize=8)
         _title(axis, group.shape)

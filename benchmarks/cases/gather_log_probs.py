@@ -118,7 +118,12 @@ def case(rows: int, vocab: int, kept: int, dtype: torch.dtype, model: str = "tin
             compiled(eager, partial(of_logits, compiled_loss)),
             *(
                 Implementation(
-                    peer.name, "other", partial(peer_run, peer), check, peer.why_not, lacks=peer.lacks
+                    peer.name,
+                    "other",
+                    partial(peer_run, peer),
+                    check,
+                    peer.why_not,
+                    lacks=peer.lacks,
                 )
                 for peer in LOG_PROBS
             ),

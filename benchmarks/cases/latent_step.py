@@ -187,7 +187,9 @@ def case(rows: int, vocab: int, width: int, dtype: torch.dtype, model: str = "ti
 
     ops = ("sample_latent", "mix_embeddings")
     dense = Implementation("eager, z @ E", "other", partial(step, eager_dense), check_eager)
-    sparse = Implementation("eager, 30 rows of E", "other", partial(step, eager_sparse), check_eager)
+    sparse = Implementation(
+        "eager, 30 rows of E", "other", partial(step, eager_sparse), check_eager
+    )
     peers = [
         Implementation(x.name, "other", partial(peer_run, x), check_token, x.why_not, lacks=x.lacks)
         for x in SAMPLERS

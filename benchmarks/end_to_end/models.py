@@ -1,11 +1,15 @@
 """Whole models with random weights, at published sizes; nothing is downloaded."""
 
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from benchmarks.case import size_of
+from benchmarks.plan import Plan
 
 # An id that no implementation ever samples: rows of a benchmark all have the same length.
 EOS = 0
@@ -40,6 +44,10 @@ class Model:
         return self.layers * (attention + 3 * self.width * self.intermediate) + (
             self.vocab * self.width
         )
+
+    def bytes(self, dtype: torch.dtype) -> int:
+        """Of the weights."""
+        return size_of(dtype) * self.parameters
 
     def build(self, device: torch.device, dtype: torch.dtype) -> Any:
         """The model in eval mode, the same weights at every call."""
@@ -78,8 +86,19 @@ class Model:
 SMOLLM2 = Model("SmolLM2-135M", "Llama", 49152, 576, 30, 1536, 9, 3, 100_000.0)
 QWEN_HALF = Model("Qwen2.5-0.5B", "Qwen2", 151936, 896, 24, 4864, 14, 2, 1_000_000.0)
 QWEN_3B = Model("Qwen2.5-3B", "Qwen2", 151936, 2048, 36, 11008, 16, 2, 1_000_000.0)
+BY_DEFAULT = {"cpu": (SMOLLM2,), "cuda": (QWEN_HALF, QWEN_3B)}
 # For tests.
 TINY = Model("tiny", "Llama", 131, 32, 2, 48, 4, 2)
+
+
+def planned(plan: Plan) -> Iterator[tuple[Model, torch.dtype]]:
+    """The models that a plan asks for, of those known here, and the dtype of each."""
+    known = BY_DEFAULT["cuda" if plan.device.type == "cuda" else "cpu"]
+    if plan.models is not None:
+        wanted = {model.name for model in plan.models}
+        known = tuple(x for x in (SMOLLM2, QWEN_HALF, QWEN_3B) if x.name in wanted)
+    for dtype in plan.step_dtypes():
+        yield from ((model, dtype) for model in known)
 
 
 def why_not(device: torch.device) -> str | None:

@@ -22,11 +22,9 @@ from benchmarks.case import (
 )
 from benchmarks.end_to_end.models import (
     EOS,
-    QWEN_3B,
-    QWEN_HALF,
-    SMOLLM2,
     TINY,
     Model,
+    planned,
     random_prompts,
     why_not,
 )
@@ -102,9 +100,9 @@ def check(x: Inputs, result: Sampled) -> None:
         assert (result.soft_weights >= 0).all(), "a negative weight"
     prompt_ids, mask = (t.repeat_interleave(SAMPLES, 0) for t in (x.prompt_ids, x.prompt_mask))
     table = x.model.get_input_embeddings().weight
-    mixed = torch.einsum(
-        "blk,blkd->bld", result.soft_weights, table[result.soft_ids].float()
-    ).to(table.dtype)
+    mixed = torch.einsum("blk,blkd->bld", result.soft_weights, table[result.soft_ids].float()).to(
+        table.dtype
+    )
     fed = torch.cat([table[prompt_ids], mixed, table[result.ids[:, latent:]]], dim=1)[:, :-1]
     mask = torch.cat([mask, torch.ones_like(result.ids)], dim=1)[:, :-1]
     logits = x.model(
@@ -132,7 +130,7 @@ def case(
 
     rows, steps = prompts * SAMPLES, latent + discrete
     phase = "latent" if not discrete else "discrete"
-    shape = f"{model.name} {dtype_name(dtype)}, {rows} rows, {steps} steps after {prompt_length}"
+    shape = f"{model.name}: {dtype_name(dtype)}, {rows} rows, {steps} steps after {prompt_length}"
     return Case(
         op=f"rollout, {phase}",
         shape=shape,
@@ -142,7 +140,7 @@ def case(
             Implementation("plain transformers", "other", plain, check, why_not),
         ),
         # The weights are read once per step, and once for the prompts.
-        bytes=size_of(dtype) * model.parameters * steps,
+        bytes=model.bytes(dtype) * steps,
         # One pass over each prompt serves its samples; the last step is never fed.
         flops=2 * model.parameters * (prompts * prompt_length + rows * (steps - 1)),
         dtype=dtype,
@@ -152,13 +150,13 @@ def case(
 
 
 def timed(plan: Plan) -> Iterable[Case]:
-    if plan.device.type == "cuda":
-        for model in (QWEN_HALF, QWEN_3B):
-            yield case(model, 4, 128, 64, 0, torch.bfloat16)
-            yield case(model, 4, 128, 0, 64, torch.bfloat16)
-    else:
-        yield case(SMOLLM2, 2, 32, 12, 0, torch.float32)
-        yield case(SMOLLM2, 2, 32, 0, 12, torch.float32)
+    prompts, prompt, steps = (4, 128, 32) if plan.device.type == "cuda" else (2, 32, 12)
+    for model, dtype in planned(plan):
+        # Beside the weights, the check of a result holds all logits of its steps.
+        logits = prompts * SAMPLES * steps * model.vocab * size_of(dtype)
+        if model.bytes(dtype) + 2 * logits <= 2 * plan.memory:
+            yield case(model, prompts, prompt, steps, 0, dtype)
+            yield case(model, prompts, prompt, 0, steps, dtype)
 
 
 FAMILY = Family(

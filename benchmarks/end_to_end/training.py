@@ -4,6 +4,7 @@ Ours is `LEPOTrainer`'s own loss. The optimizer's learning rate is 0, so that ev
 the same weights; it costs the same.
 """
 
+import importlib.util
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,19 +21,10 @@ from benchmarks.case import (
     assert_close,
     dtype_name,
     generator,
-    size_of,
     tolerance_of,
 )
 from benchmarks.end_to_end import models
-from benchmarks.end_to_end.models import (
-    EOS,
-    QWEN_3B,
-    QWEN_HALF,
-    SMOLLM2,
-    TINY,
-    Model,
-    random_prompts,
-)
+from benchmarks.end_to_end.models import EOS, TINY, Model, planned, random_prompts
 from benchmarks.plan import Plan
 
 TOP_K = 30
@@ -72,14 +64,15 @@ def plain(x: Inputs) -> Update:
 
 
 def update(x: Inputs, loss_of: Callable[[], Tensor]) -> Update:
-    x.optimizer.zero_grad(set_to_none=True)
     loss = loss_of()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(x.model.parameters(), 1.0)
     x.optimizer.step()
     table = x.model.get_input_embeddings().weight
     layers = tuple(p.grad for p in x.model.parameters() if p is not table)
-    return Update(loss.detach(), layers, table.grad)
+    result = Update(loss.detach(), layers, table.grad)
+    x.optimizer.zero_grad(set_to_none=True)
+    return result
 
 
 def as_samples(rollout: Any) -> Any:
@@ -173,8 +166,6 @@ def make_trainer(model: Any, batch_size: int) -> Any:
 
 def why_not(device: torch.device) -> str | None:
     """Say why no trainer can be built; None if it can."""
-    import importlib.util
-
     missing = importlib.util.find_spec("accelerate") is None
     return models.why_not(device) or ("accelerate is not installed" if missing else None)
 
@@ -194,7 +185,8 @@ def case(
         return Inputs(policy, optimizer, random_experience(*shape, device))
 
     columns = prompt_length + latent + discrete
-    shape = f"{model.name} {dtype_name(dtype)}, {rows} rows of {prompt_length} + {latent} + {discrete}"
+    lengths = f"{prompt_length} + {latent} + {discrete}"
+    shape = f"{model.name}: {dtype_name(dtype)}, {rows} rows of {lengths} steps"
     return Case(
         op="training step",
         shape=shape,
@@ -205,7 +197,7 @@ def case(
         ),
         # AdamW reads weight, gradient and two moments, and writes three of them; forward and
         # backward read the weights, backward writes the gradient.
-        bytes=10 * size_of(dtype) * model.parameters,
+        bytes=10 * model.bytes(dtype),
         flops=6 * model.parameters * rows * columns,
         dtype=dtype,
         tokens=rows * columns,
@@ -214,11 +206,16 @@ def case(
 
 
 def timed(plan: Plan) -> Iterable[Case]:
-    if plan.device.type == "cuda":
-        yield case(QWEN_HALF, 16, 128, 64, 448, torch.bfloat16)
-        yield case(QWEN_3B, 8, 128, 64, 448, torch.bfloat16)
-    else:
-        yield case(SMOLLM2, 4, 32, 16, 64, torch.float32)
+    lengths = (128, 64, 448) if plan.device.type == "cuda" else (32, 16, 64)
+    for model, dtype in planned(plan):
+        rows = 8 if plan.device.type == "cuda" else 4
+        # Weights, gradients (those expected, too) and two moments; the plain loss holds some five
+        # times all its logits in float32.
+        fixed, each = 5 * model.bytes(dtype), 20 * sum(lengths) * model.vocab
+        while rows and fixed + rows * each > 2 * plan.memory:
+            rows //= 2
+        if rows:
+            yield case(model, rows, *lengths, dtype)
 
 
 FAMILY = Family(

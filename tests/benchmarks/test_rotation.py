@@ -1,7 +1,5 @@
 """No call finds its inputs in a cache: there are enough copies, each in memory of its own."""
 
-
-
 import pytest
 import torch
 
@@ -46,5 +44,3 @@ def test_tables_that_a_call_reads_a_little_of_are_shared():
         if case.op.startswith(("latent", "mix")):
             inputs = case.make(CPU)
             assert case.another(inputs, 3).embedding is inputs.embedding
-
-
