@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from benchmarks import cases, rotation
-from benchmarks.case import Case
 
 CPU = torch.device("cpu")
 
