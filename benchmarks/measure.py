@@ -40,7 +40,7 @@ class Measured:
     Attributes:
         samples: seconds per call, a number for each round; empty if it failed.
         error: why it has no samples.
-        unavailable: whether that is an import that failed, not a wrong result.
+        unavailable: whether that is a peer's own failure, not a wrong result.
         derived: columns for the tables.
     """
 
@@ -55,8 +55,8 @@ def check(case: Case, one: Implementation, inputs: Any) -> Measured:
     try:
         one.check(inputs, one.run(inputs))
     except Exception as error:
-        # A peer that is installed, and broken: not ours to mend.
-        unavailable = one.kind == "other" and isinstance(error, ImportError)
+        # A peer that is installed and does not work here; but a wrong result is to be seen.
+        unavailable = one.foreign and not isinstance(error, AssertionError)
         return Measured(error=error, unavailable=unavailable)
     return Measured()
 

@@ -3,7 +3,7 @@
 On CUDA the allocator of torch keeps the peak. On the host, free memory is given back to the system,
 the kernel's record of the peak of the resident set is reset (``/proc/self/clear_refs``), and the
 function runs once. Extra memory is that peak, less what was resident before, less the tensors that
-the run returns (results and gradients, which every implementation has to make). The function has run
+the run returns (results and gradients, which every implementation has to make). The function ran
 before: what libraries keep for good does not count.
 """
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.performance``: ``docs/performance.md`` from ``benchmarks/results/*.json``."""
+"""``python -m benchmarks.performance`` writes ``docs/performance.md`` from committed results."""
 
 from pathlib import Path
 
@@ -13,16 +13,17 @@ PICTURES = ROOT / "docs" / "images"
 
 _HEAD = """# Performance
 
-Written by `python -m benchmarks.performance` from the files in `benchmarks/results`; do not edit it.
-`lepo bench` takes the same figures on your machine, and [benchmarks/README.md](../benchmarks/README.md)
-says how they are taken and how to read them. In short: a table is one case, whose implementations
-were checked against a float64 oracle and then timed in turn; `speed` is how many times as fast a row is
-as the fastest of the others (eager PyTorch, torch.compile, and peers that are installed), and
-`of limit` the share of what the measured bandwidth and rate of products allow.
+Written by `python -m benchmarks.performance` from the files in `benchmarks/results`; do not edit.
+`lepo bench` takes the same figures on your machine;
+[benchmarks/README.md](../benchmarks/README.md) says how they are taken and how to read them. In
+short: a table is one case, whose implementations were checked against a float64 oracle and then
+timed in turn; `speed` is how many times as fast a row is as the fastest of the others (eager
+PyTorch, torch.compile, and peers that are installed), and `of limit` the share of what the measured
+bandwidth and rate of products allow.
 """
 
-_NO_GPU = """**There are no GPU figures yet**: no result that is committed was taken on a GPU. The kernels for
-CUDA and Triton are simulated and compiled only ([cuda-kernels.md](cuda-kernels.md)).
+_NO_GPU = """**There are no GPU figures yet**: no committed result was taken on a GPU. The kernels
+for CUDA and Triton are simulated and compiled only ([cuda-kernels.md](cuda-kernels.md)).
 """
 
 

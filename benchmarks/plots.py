@@ -1,4 +1,4 @@
-"""Results as pictures: how much faster, the time of each implementation, and the distance to the limits.
+"""Results as pictures: how much faster, each implementation's time, the distance to the limits.
 
 The colours can be told apart with colour blindness (Okabe and Ito); every bar and point has its
 number beside it.
@@ -16,6 +16,8 @@ COLOURS = {"ours": "#0072B2", "other": "#E69F00", "floor": "#999999"}
 LABELS = {"ours": "ours", "other": "others", "floor": "floor: a part that nobody can leave out"}
 INK, PALE = "#333333", "#DDDDDD"
 _BAR = 0.3  # inches per bar
+# Behind words that a line would run through.
+_BACKGROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.6}
 
 
 def draw(result: Result, folder: Path) -> list[Path]:
@@ -70,25 +72,26 @@ def _summary(groups: Sequence[Group], result: Result) -> Any:
     best = [group.best_of_ours for group in groups]
     positions = list(range(len(groups)))[::-1]
     speeds = [row.speed or 0.0 for row in best]
-    left.barh(positions, speeds, color=COLOURS["ours"], height=0.6)
-    left.set_xscale("log")
-    low, high = min(0.5, *speeds), max(2.0, *speeds)
-    left.set_xlim(low / 1.5, high * 6)
+    # From 1, where both are equally fast: to the left of it ours is slower.
+    left.barh(positions, [x - 1 for x in speeds], left=1, color=COLOURS["ours"], height=0.6)
+    _logarithmic(left.xaxis)
+    low, high = min(0.8, *speeds), max(2.0, *speeds)
+    left.set_xlim(low / 1.2, high * (high / low) ** 0.7)
     left.axvline(1, color=INK, linewidth=1)
     for position, group, speed in zip(positions, groups, speeds, strict=True):
         words = (
             f" {number(speed)} x {group.best_other}" if group.best_other else " nothing beside it"
         )
-        left.annotate(words, (speed, position), va="center", fontsize=8, color=INK)
+        left.annotate(words, (max(1, speed), position), va="center", fontsize=8, color=INK)
     left.set_yticks(positions, [f"{group.op}\n{group.shape}" for group in groups], fontsize=7.5)
-    _title(left, "Times as fast as the fastest of the others (logarithmic)")
+    _title(left, "Times as fast as the fastest of the others")
     shares = [row.info["percent_of_limit"] for row in best]
     right.barh(positions, shares, color=COLOURS["ours"], height=0.6)
     right.axvline(100, color=INK, linewidth=1)
     right.set_xlim(0, max(120, *(1.2 * share for share in shares)))
     for position, share in zip(positions, shares, strict=True):
         right.annotate(f" {share:.0f}%", (share, position), va="center", fontsize=8, color=INK)
-    _title(right, "Share of what the measured limits allow")
+    _title(right, "Share of the measured limit")
     for axis in (left, right):
         _clean(axis)
     return figure
@@ -124,11 +127,12 @@ def _bars(groups: Sequence[Group]) -> Any:
         _title(axis, group.shape)
         _clean(axis)
     panels[-1].set_xlabel(
-        "milliseconds: median, line from quartile to quartile; * does less than ours",
+        "milliseconds: median, line from quartile to quartile; "
+        "(x) times as fast as the fastest of the others; * does less than the case asks for",
         fontsize=8,
         color=INK,
     )
-    _legend(panels[0], {row.kind for group in groups for row in group.rows})
+    _legend(figure, {row.kind for group in groups for row in group.rows})
     return figure
 
 
@@ -139,8 +143,9 @@ def _bar_label(milliseconds: float, row: Row) -> str:
 
 def _limits(groups: Sequence[Group], result: Result) -> Any:
     """Bandwidth of the cases without products, and a roofline of those with."""
-    ceilings = result.machine["ceilings"]
-    figure = _figure(11.5, 5.6, f"Distance to the measured limits of {result.device['name']}")
+    ceilings = result.run["ceilings"]
+    title = f"Distance to the measured limits of {result.device['name']}"
+    figure = _figure(11.5, 4.2 + 0.14 * len(groups), title)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
     _bandwidth(left, [group for group in groups if not group.rows[0].info["flops"]], ceilings)
     _roofline(right, [group for group in groups if group.rows[0].info["flops"]], ceilings)
@@ -156,7 +161,9 @@ def _bandwidth(axis: Any, groups: Sequence[Group], ceilings: dict[str, Any]) -> 
     for position, value, group in zip(positions, values, groups, strict=True):
         axis.annotate(f" {number(value)}", (value, position), va="center", fontsize=8, color=INK)
         label = f"{group.op}  {group.shape}"
-        axis.annotate(label, (0, position + 0.24), fontsize=7.5, color=INK, va="bottom")
+        axis.annotate(
+            label, (0, position + 0.24), fontsize=7.5, color=INK, va="bottom", bbox=_BACKGROUND
+        )
     top = len(groups) - 0.2
     for place, name in enumerate(("read", "copy")):
         limit = ceilings[name] / 1e9
@@ -172,10 +179,10 @@ def _bandwidth(axis: Any, groups: Sequence[Group], ceilings: dict[str, Any]) -> 
 
 
 def _roofline(axis: Any, groups: Sequence[Group], ceilings: dict[str, Any]) -> None:
-    _title(axis, "With products: TFLOP/s under the roofs (logarithmic)")
+    _title(axis, "With products: TFLOP/s under the roofs")
     bandwidth = max(ceilings["read"], ceilings["copy"])
     intensities = [group.rows[0].info["flops"] / group.rows[0].info["bytes"] for group in groups]
-    span = [min([1.0, *intensities]) / 2, max([1.0, *intensities]) * 40]
+    span = [min([1e3, *intensities]) / 6, max([1.0, *intensities]) * 6]
     used = {group.rows[0].info["dtype"] for group in groups}
     for name in sorted(used, key=lambda name: -ceilings["gemm"][name]):
         roof = ceilings["gemm"][name]
@@ -211,9 +218,12 @@ def _roofline(axis: Any, groups: Sequence[Group], ceilings: dict[str, Any]) -> N
     axis.annotate(
         "\n".join(key), (0.02, -0.16), xycoords="axes fraction", fontsize=7.5, color=INK, va="top"
     )
-    axis.set_xscale("log")
-    axis.set_yscale("log")
+    _logarithmic(axis.xaxis)
+    _logarithmic(axis.yaxis)
     axis.set_xlim(*span)
+    rates = [group.best_of_ours.info["tflop_per_s"] for group in groups]
+    roofs = [ceilings["gemm"][name] / 1e12 for name in used]
+    axis.set_ylim(min([1e3, *rates]) / 3, 1.6 * max([0.001, *rates, *roofs]))
     axis.set_xlabel("flops per byte of least traffic", fontsize=8, color=INK)
     _clean(axis)
 
@@ -232,8 +242,20 @@ def _clean(axis: Any) -> None:
     axis.spines["bottom"].set_color("#999999")
 
 
-def _legend(axis: Any, kinds: set[str]) -> None:
+def _logarithmic(axis: Any) -> None:
+    """With plain numbers: 0.1, 1, 10."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_tick_params(which="minor", length=0)
+
+
+def _legend(figure: Any, kinds: set[str]) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(color=COLOURS[kind], label=LABELS[kind]) for kind in LABELS if kind in kinds]
-    axis.legend(handles=handles, fontsize=8, frameon=False, labelcolor=INK, loc="lower right")
+    options = {"fontsize": 8, "frameon": False, "labelcolor": INK, "ncols": len(handles)}
+    figure.legend(handles=handles, loc="upper right", **options)

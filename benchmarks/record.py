@@ -1,10 +1,10 @@
 """``python -m benchmarks.record RESULTS.json``: measure without pytest, and save after each case.
 
 For a run that may be cut off, or where pytest-benchmark is not installed. The file is the one that
-``--benchmark-json`` writes, as far as `results` reads it; cases that it holds already stay there, and
-are replaced where they are measured again.
+``--benchmark-json`` writes, as far as `results` reads it; cases that it holds already stay there,
+and are replaced where they are measured again.
 
-Exit status: 0 all right; 1 some implementation failed, or gave a wrong result; 2 an option is wrong.
+Exit status: 0 all right; 1 some implementation failed, or gave a wrong result; 2 a bad option.
 """
 
 import argparse
@@ -33,7 +33,7 @@ class Recording:
 
     def __init__(self, path: Path, run: Run) -> None:
         self.path, self.run = path, run
-        self.content: dict[str, Any] = {"benchmarks": [], "skipped": []}
+        self.content: dict[str, Any] = {"benchmarks": [], "run": {"skipped": []}}
         if path.exists():
             self.content = json.loads(path.read_text(encoding="utf-8"))
         else:
@@ -41,22 +41,25 @@ class Recording:
             self.content |= {"datetime": now, "commit_info": {"id": _commit()}}
 
     def add(self, case: Case, found: dict[str, Measured], missing: dict[str, str]) -> None:
-        """Put a case in, in place of what was there of it, and write the file, at once or not at all."""
-        for part in ("benchmarks", "skipped"):
-            self.content[part] = [x for x in self.content[part] if x["group"] != case.name]
+        """Put a case in, in place of what was there of it; the file is never half."""
+        before = self.content["run"]
+        others = [x for x in self.content["benchmarks"] if x["group"] != case.name]
+        others_skipped = [x for x in before["skipped"] if x["group"] != case.name]
         failed = {name: f"it failed: {x.error!r}" for name, x in found.items() if x.error}
-        self.content["benchmarks"] += [
-            _entry(case, name, one) for name, one in found.items() if one.samples
-        ]
-        self.content["skipped"] += [
+        rows = [_entry(case, name, one) for name, one in found.items() if one.samples]
+        skipped = [
             {"group": case.name, "name": name, "reason": reason}
             for name, reason in (missing | failed).items()
         ]
-        machine = self.run.machine()
+        now = self.run.about()
         # Of two runs in one file, the products of all dtypes.
-        before = self.content.get("machine_info", machine)["ceilings"]["gemm"]
-        machine["ceilings"]["gemm"] = before | machine["ceilings"]["gemm"]
-        self.content["machine_info"] = machine
+        gemm = before.get("ceilings", {}).get("gemm", {})
+        now["ceilings"]["gemm"] = gemm | now["ceilings"]["gemm"]
+        self.content |= {
+            "machine_info": self.run.machine(),
+            "benchmarks": [*others, *rows],
+            "run": {**now, "skipped": [*others_skipped, *skipped]},
+        }
         fresh = self.path.with_suffix(".new")
         fresh.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
         fresh.replace(self.path)

@@ -60,9 +60,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Result:
-    """One run."""
+    """One run.
+
+    Attributes:
+        machine: ``device`` and ``versions``.
+        run: ``load``, ``note`` and ``ceilings``.
+    """
 
     machine: dict[str, Any]
+    run: dict[str, Any]
     date: str
     commit: str
     groups: tuple[Group, ...]
@@ -87,9 +93,10 @@ class Result:
     def of(output: dict[str, Any]) -> "Result":
         return Result(
             machine=output["machine_info"],
+            run=output["run"],
             date=output.get("datetime", ""),
             commit=output.get("commit_info", {}).get("id", ""),
-            groups=tuple(_groups(output["benchmarks"], output.get("skipped", []))),
+            groups=tuple(_groups(output["benchmarks"], output["run"]["skipped"])),
         )
 
 

@@ -72,14 +72,17 @@ class Run:
         return self.found
 
     def machine(self) -> dict[str, Any]:
-        """What is saved of the machine and the run."""
-        found = {
-            "device": self.device.facts(),
-            "versions": _versions(),
+        """What is saved of the machine: nothing that differs between two runs on it."""
+        return {"device": self.device.facts(), "versions": _versions()}
+
+    def about(self) -> dict[str, Any]:
+        """What is saved of this run."""
+        return {
             "load": self.load,
             "note": self.note,
+            "ceilings": self.ceilings().as_dict(),
+            "skipped": self.skipped,
         }
-        return found if self.found is None else {**found, "ceilings": self.found.as_dict()}
 
 
 def prepare(options: Any, families: Sequence[Family] | None = None) -> Run:

@@ -65,15 +65,15 @@ def machine_lines(result: Result) -> Iterator[str]:
     """The device, the versions and the measured ceilings."""
     yield ", ".join([result.device["name"], *_device_facts(result.device)])
     yield ", ".join(f"{name} {version}" for name, version in result.machine["versions"].items())
-    ceilings = result.machine["ceilings"]
+    ceilings = result.run["ceilings"]
     gemm = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in ceilings["gemm"].items())
     yield (
         f"measured limits: read {ceilings['read'] / 1e9:.3g} GB/s, "
         f"copy {ceilings['copy'] / 1e9:.3g} GB/s, products in TFLOP/s: {gemm}"
     )
-    yield f"load at the start {result.machine['load']:.1f}"
-    if result.machine["note"]:
-        yield str(result.machine["note"])
+    yield f"load at the start {result.run['load']:.1f}"
+    if result.run["note"]:
+        yield str(result.run["note"])
 
 
 def _device_facts(device: dict[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""LEPO in plain transformers and torch, as such code is usually written: what ours is timed against.
+"""LEPO in plain transformers and torch, as it is usually written: what ours is timed against.
 
 Right, and without what a fused kernel does differently: distributions over the whole vocabulary in
 every latent step, a product with the whole embedding table, tensors that grow by concatenation, all

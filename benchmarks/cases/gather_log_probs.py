@@ -116,17 +116,7 @@ def case(rows: int, vocab: int, kept: int, dtype: torch.dtype, model: str = "tin
             *ours("ours", ops, our_log_probs, check),
             eager,
             compiled(eager, partial(of_logits, compiled_loss)),
-            *(
-                Implementation(
-                    peer.name,
-                    "other",
-                    partial(peer_run, peer),
-                    check,
-                    peer.why_not,
-                    lacks=peer.lacks,
-                )
-                for peer in LOG_PROBS
-            ),
+            *(peer.row(peer_run, check, dtype) for peer in LOG_PROBS),
             Implementation("floor: amax and a scaled copy", "floor", two_passes, check_two_passes),
         ),
         bytes=size_of(dtype) * 3 * rows * vocab,

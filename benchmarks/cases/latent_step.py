@@ -190,10 +190,6 @@ def case(rows: int, vocab: int, width: int, dtype: torch.dtype, model: str = "ti
     sparse = Implementation(
         "eager, 30 rows of E", "other", partial(step, eager_sparse), check_eager
     )
-    peers = [
-        Implementation(x.name, "other", partial(peer_run, x), check_token, x.why_not, lacks=x.lacks)
-        for x in SAMPLERS
-    ]
     return Case(
         op="latent step (P1+P2)",
         shape=f"{model}: [{rows}, {vocab}] {dtype_name(dtype)}, D {width}",
@@ -205,7 +201,7 @@ def case(rows: int, vocab: int, width: int, dtype: torch.dtype, model: str = "ti
             dense,
             sparse,
             compiled(sparse, partial(step, compiled_sparse)),
-            *peers,
+            *(peer.row(peer_run, check_token, dtype) for peer in SAMPLERS),
             Implementation("floor: amax", "floor", amax, check_amax),
             Implementation("floor: topk(30)", "floor", topk, check_topk),
         ),

@@ -1,7 +1,7 @@
 """P3 and P6: LEPO's loss from hidden states and the head, forward and backward.
 
-Others: eager torch, and the peers' losses, most of which take hard targets, one id per row: they
-do less on the selected entries, and the same on the rest. Beside them stands ours with hard targets.
+Others: eager torch, and the peers' losses, which take hard targets, one id per row: they do less on
+the selected entries, and the same on the rest. Beside them stands ours with hard targets.
 Floors: the three products that a loss with its gradients needs at least (6NVD flops), and the four
 that a backward pass which recomputes the logits makes (8NVD), each with fresh results.
 """
@@ -180,18 +180,6 @@ def check_products(x: Inputs, result: _Result) -> None:
     assert_close("dlm_head", dhead[:4], logits[:, :4].double().T @ hidden, tolerance)
 
 
-def peer_rows(softcap: float | None) -> Iterator[Implementation]:
-    for peer in LOSSES:
-
-        def why_not(device: torch.device, peer: Peer = peer) -> str | None:
-            if softcap is not None and not peer.softcap:
-                return f"{peer.package} takes no softcap here"
-            return peer.why_not(device)
-
-        run = partial(peer_run, peer)
-        yield Implementation(peer.name, "other", run, check_hard, why_not, lacks=peer.lacks)
-
-
 def case(
     rows: int,
     width: int,
@@ -223,7 +211,7 @@ def case(
     with_all_rows = (
         compiled(eager, partial(of_hidden, compiled_of_hidden)),
         *ours("ours, hard targets", ops, our_hard_loss, check_hard, HARD),
-        *peer_rows(softcap),
+        *(peer.row(peer_run, check_hard, dtype, softcap) for peer in LOSSES),
         Implementation("floor: 3 GEMMs", "floor", three_products, check_products),
         Implementation("floor: 4 GEMMs", "floor", four_products, check_products),
     )

@@ -1,4 +1,4 @@
-"""Whole rollouts and training steps of a model, ours against a plain implementation (`baselines`)."""
+"""Whole rollouts and training steps, ours against a plain implementation (`baselines`)."""
 
 from benchmarks.case import Family
 from benchmarks.end_to_end import rollout, training

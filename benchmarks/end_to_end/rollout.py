@@ -1,4 +1,4 @@
-"""Rollouts, one case per phase: all steps latent, or all discrete. The pass over the prompts counts.
+"""Rollouts, one case per phase: all steps latent, or all discrete; with the pass over the prompts.
 
 No row ends early, so that all implementations decode the same number of tokens.
 """

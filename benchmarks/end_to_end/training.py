@@ -102,7 +102,7 @@ def check(x: Inputs, result: Update) -> None:
 def random_experience(
     rows: int, prompt_length: int, latent: int, discrete: int, vocab: int, device: torch.device
 ) -> Any:
-    """Samples [rows, latent + discrete] of no policy at all, right-padded, all with an advantage."""
+    """Samples [rows, latent + discrete] of no policy, right-padded, all with an advantage."""
     from lepo_kernels.rollout.record import LatentRollout
     from lepo_kernels.trainer.experience import Experience
     from lepo_kernels.trainer.token_weights import token_weights

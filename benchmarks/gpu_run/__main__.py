@@ -3,10 +3,10 @@
     python -m benchmarks.gpu_run --out DIR [--budget SECONDS]
 
 Builds the native libraries for the GPU at hand into the tree, runs the tests of `tools.gpu_check`,
-the kernel and end-to-end benchmarks and compute-sanitizer, and makes a report: docs/gpu.md. Without a
-GPU it runs a few tests and tiny benchmarks on the CPU, to see that everything works. It takes no
-network; what it lacks is left out, and named. DIR is up to date after each step, and the results in it
-after each case.
+the kernel and end-to-end benchmarks and compute-sanitizer, and makes a report: docs/gpu.md. Without
+a GPU it runs a few tests and tiny benchmarks on the CPU, to see that everything works. It takes no
+network; what it lacks is left out, and named. DIR is up to date after each step, and the results in
+it after each case.
 
 Exit status: 0 all passed; 1 something failed; 3 nothing failed, and not all was run.
 """

@@ -10,7 +10,7 @@ ARCHIVE = "rest.tar.gz"
 
 
 def collect(work: Path, out: Path) -> None:
-    """Copy what one looks at first to ``out``, and pack all of ``work``; each at once or not at all."""
+    """Copy what one looks at first to ``out``, and pack all of ``work``; no file is ever half."""
     for name in AT_HAND:
         if (work / name).is_file():
             fresh = out / "copying.new"

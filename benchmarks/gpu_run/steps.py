@@ -1,8 +1,8 @@
 """What is done in which order, and how much of the budget each part may take.
 
 What matters most comes first: that the kernels are right, then how fast they are, then what
-compute-sanitizer says of them; then more of the benchmarks. A part that ends early leaves its time to
-those that follow, one that is late cannot take theirs.
+compute-sanitizer says of them; then more of the benchmarks. A part that ends early leaves its time
+to those that follow, one that is late cannot take theirs.
 """
 
 from dataclasses import replace

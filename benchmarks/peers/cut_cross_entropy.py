@@ -1,5 +1,6 @@
 """Cut cross-entropy: no logits in memory, in the forward pass or in the backward pass."""
 
+import torch
 from torch import Tensor
 
 from benchmarks.peers.peer import Peer
@@ -23,5 +24,6 @@ PEER = Peer(
     function=loss,
     computes="mean cross-entropy from hidden states; logits are formed in shared memory, twice",
     lacks="hard targets only; no entropy; by default drops gradients of small probabilities",
+    dtypes=(torch.bfloat16, torch.float16),
     softcap=True,
 )

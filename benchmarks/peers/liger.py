@@ -1,5 +1,6 @@
 """Liger-Kernel: the fused linear cross-entropy, and the one for log-probabilities in RL."""
 
+import torch
 from torch import Tensor
 
 from benchmarks.peers.peer import Peer
@@ -43,4 +44,6 @@ FUSED_LINEAR_SCALED_CROSS_ENTROPY = Peer(
     function=fused_linear_scaled_cross_entropy,
     computes="log-probability of one target per row, with a gradient per row",
     lacks="one target per row (more ids only where all rows share them); no softcap",
+    # What its kernel for Hopper takes; elsewhere it falls back on torch.
+    dtypes=(torch.bfloat16,),
 )

@@ -1,4 +1,4 @@
-"""``lepo bench``: time every op beside what one would use otherwise, and draw how far it is ahead."""
+"""``lepo bench``: time every op beside what one would use otherwise, and draw the results."""
 
 import argparse
 import importlib.util
@@ -68,7 +68,7 @@ def checkout() -> Path:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lepo bench",
-        description="Time every op beside eager PyTorch, torch.compile and peers; check each result "
+        description="Time every op beside eager PyTorch, torch.compile and peers; check results "
         "against an oracle first; show how much faster, than what, how far from the limit.",
         epilog="Every other option goes to pytest: --device, --models, --rows, --dtype, --seconds, "
         "--threads, --cpu-time, --graphs, --no-compile, --tiny, --note, -k WORD, "

@@ -98,21 +98,18 @@ def test_other_peers_give_what_their_rows_are_checked_for(stand_ins):
         one.check(inputs, one.run(inputs))
 
 
-def test_a_peer_that_takes_no_softcap_says_so():
-    rows = {one.name: one for one in linear_log_probs.peer_rows(30.0)}
-    for peer in peers.LOSSES:
-        if not peer.softcap:
-            assert "softcap" in rows[peer.name].why_not(CPU)
-
-
 def test_a_peer_that_cannot_run_says_why(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert liger.FUSED_LINEAR_CROSS_ENTROPY.why_not(GPU) == "liger-kernel is not installed"
+    scaled, half = liger.FUSED_LINEAR_SCALED_CROSS_ENTROPY, torch.bfloat16
+    assert scaled.why_not(GPU, half) == "liger-kernel is not installed"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    assert liger.FUSED_LINEAR_CROSS_ENTROPY.why_not(CPU) == "liger-kernel runs on cuda alone"
-    assert liger.FUSED_LINEAR_CROSS_ENTROPY.why_not(GPU) is None
+    assert scaled.why_not(CPU, half) == "liger-kernel runs on cuda alone"
+    assert scaled.why_not(GPU, torch.float32) == "it takes bfloat16 alone"
+    assert scaled.why_not(GPU, half, 30.0) == "it takes no softcap"
+    assert scaled.why_not(GPU, half) is None
+    assert liger.FUSED_LINEAR_CROSS_ENTROPY.why_not(GPU, half, 30.0) is None
     monkeypatch.delattr(F, "linear_cross_entropy", raising=False)
-    assert peers.LOSSES[0].why_not(CPU) == (
+    assert peers.LOSSES[0].why_not(CPU, half) == (
         "this torch has no torch.nn.functional.linear_cross_entropy"
     )
 

@@ -1,0 +1,55 @@
+"""A pytest plugin in place of the real cases: two implementations whose time is a count of work.
+
+Each call of ``worked`` costs as many hundredths of a second as LEPO_TEST_WORK says, each of
+``steady`` one; no clock of the machine is read.
+"""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks import cases, timing
+from benchmarks.case import Case, Family, Implementation
+
+
+class Clock:
+    """Reads the work done so far; each reading takes a microsecond."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1e-6
+        return self.now
+
+
+CLOCK = Clock()
+
+
+@dataclass
+class Inputs:
+    x: Tensor
+
+
+def implementation(name: str, work: int) -> Implementation:
+    def run(inputs: Inputs) -> Tensor:
+        CLOCK.now += 0.01 * work
+        return 2 * inputs.x
+
+    def check(inputs: Inputs, result: Tensor) -> None:
+        wrong = os.environ.get("LEPO_TEST_WRONG") == name
+        assert torch.equal(result, (3 if wrong else 2) * inputs.x), "off by a half"
+
+    return Implementation(name, "ours", run, check)
+
+
+def artificial() -> Case:
+    worked = implementation("worked", int(os.environ["LEPO_TEST_WORK"]))
+    rows = (worked, implementation("steady", 1))
+    return Case("artificial", "shape", lambda device: Inputs(torch.ones(4)), rows, 32)
+
+
+cases.FAMILIES[:] = [Family(lambda plan: [artificial()], (artificial(),))]
+timing.host_clock = lambda processor_time: CLOCK  # type: ignore[assignment]

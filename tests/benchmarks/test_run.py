@@ -1,0 +1,78 @@
+"""Whole runs of pytest-benchmark, in processes of their own."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.results import Result
+
+ROOT = Path(__file__).parents[2]
+
+
+def benchmark(*words, **environment):
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "--tiny", *words]
+    return subprocess.run(
+        [*command, "-p", "no:xdist", "-p", "no:cacheprovider", "--threads", "1", "--device", "cpu"],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def artificial(work, *words, **environment):
+    return benchmark(
+        "-p", "tests.benchmarks.artificial", *words, LEPO_TEST_WORK=str(work), **environment
+    )
+
+
+@pytest.mark.slow
+def test_a_kernel_made_twice_as_slow_shows_in_a_comparison(tmp_path):
+    storage = f"--benchmark-storage={tmp_path}"
+    compared = (storage, "--benchmark-compare=0001", "--benchmark-compare-fail=median:50%")
+    assert artificial(1, storage, "--benchmark-save=before").returncode == 0
+    same = artificial(1, *compared)
+    assert same.returncode == 0, same.stdout + same.stderr
+    slower = artificial(2, *compared)
+    assert slower.returncode != 0
+    (regressed,) = re.findall(r"^\t(.*) - .*$", slower.stderr, re.MULTILINE)
+    assert "artificial shape | worked" in regressed
+    assert re.search(r"worked \(NOW\) +20\.\d+ \(2\.00\)", slower.stdout), slower.stdout
+
+
+@pytest.mark.slow
+def test_a_saved_run_holds_the_columns_and_a_wrong_result_fails_alone(tmp_path):
+    file = tmp_path / "results.json"
+    done = artificial(3, f"--benchmark-json={file}", LEPO_TEST_WRONG="steady")
+    assert done.returncode == 1
+    assert "off by a half" in done.stdout
+    (group,) = Result.read(file).groups
+    (row,) = group.rows
+    assert row.name == "worked"
+    assert row.median == pytest.approx(0.03, rel=1e-3)
+    assert row.info["input_buffers"] == 64
+    assert row.info["gb_per_s"] == pytest.approx(32 / 0.03 / 1e9, rel=1e-3)
+    saved = json.loads(file.read_text())
+    assert saved["run"]["ceilings"]["gemm"].keys() == {"float32"}
+    assert "node" not in saved["machine_info"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--models", "gpt-2"), "there is no model 'gpt-2'"),
+        (("--rows", "0"), "--rows: expected at least 1"),
+    ],
+)
+def test_wrong_options_are_said_in_a_line(words, message):
+    done = benchmark(*words)
+    assert done.returncode == 4
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
