@@ -1,6 +1,7 @@
 """``python -m benchmarks.report RESULTS.json [--out DIR]``: a page of tables, and pictures.
 
-Prints the tables; with ``--out`` it writes ``report.md`` and the pictures there; without matplotlib, the page alone.
+Prints the tables; with ``--out`` it writes ``report.md`` and the pictures there, without matplotlib
+the page alone.
 """
 
 import argparse

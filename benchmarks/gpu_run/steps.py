@@ -38,7 +38,11 @@ def on_gpu(
     # Short samples are enough: a kernel takes micro- or milliseconds there.
     short = ("--seconds", "1")
     return [
-        *(replace(usable(step), until=TESTS) for step in first),
+        # Without a library there is little to check or to time: its build may take all of that.
+        *(
+            replace(usable(x), until=TESTS, share=1.0 if x.name == "build" else x.share)
+            for x in first
+        ),
         kernels("kernels", FIRST, KERNELS, *short, "--no-compile"),
         record(python, results, "end to end", END_TO_END, "end-to-end", *short),
         *(replace(step, until=SANITIZERS) for step in checks if step not in first),
