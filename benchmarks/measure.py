@@ -4,6 +4,7 @@ An implementation that fails is left out; the others are measured all the same.
 """
 
 import statistics
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,7 +41,7 @@ class Measured:
     Attributes:
         samples: seconds per call, a number for each round; empty if it failed.
         error: why it has no samples.
-        unavailable: whether that is a peer's own failure, not a wrong result.
+        unavailable: whether that is a peer's own failure or a lack of memory, not a wrong result.
         derived: columns for the tables.
     """
 
@@ -57,6 +58,10 @@ def check(case: Case, one: Implementation, inputs: Any) -> Measured:
     except Exception as error:
         # A peer that is installed and does not work here; but a wrong result is to be seen.
         unavailable = one.foreign and not isinstance(error, AssertionError)
+        # What needs more memory than there is says something of itself, and nothing is wrong.
+        unavailable |= isinstance(error, torch.OutOfMemoryError)
+        # Their variables hold tensors.
+        traceback.clear_frames(error.__traceback__)
         return Measured(error=error, unavailable=unavailable)
     return Measured()
 

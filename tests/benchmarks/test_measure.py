@@ -55,6 +55,7 @@ def found(clock):
         row("broken peer", "other", 1.0, ImportError("no libcudart"), foreign=True),
         row("wrong peer", "other", 1.0, AssertionError("loss: off by 1"), foreign=True),
         row("broken ours", "ours", 1.0, ImportError("no libcudart")),
+        row("large eager", "other", 1.0, torch.OutOfMemoryError("tried to allocate 80 GiB")),
     )
     case = Case("op", "shape", lambda _: Inputs(torch.ones(4)), rows, int(1e9), int(1e11))
     return measure(case, rows, Device(torch.device("cpu"), clock), CEILINGS, Effort(0.0, 0))
@@ -65,7 +66,8 @@ def test_an_implementation_that_fails_is_left_out(found):
     assert not found["wrong"].samples
     assert [name for name, one in found.items() if one.samples] == ["ours", "eager", "peer"]
     # A peer's broken installation is not ours to mend; but a wrong result is to be seen.
-    assert [name for name, one in found.items() if one.unavailable] == ["broken peer"]
+    unavailable = [name for name, one in found.items() if one.unavailable]
+    assert unavailable == ["broken peer", "large eager"]
 
 
 def test_columns_say_how_much_faster_and_how_far_from_the_limit(found):
