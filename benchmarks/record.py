@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import cases, session
 from benchmarks.case import Case
 from benchmarks.measure import Measured, measure
@@ -82,13 +84,13 @@ def record(run: Run, recording: Recording, deadline: float) -> tuple[int, int]:
         try:
             found = measure(case, here, run.device, run.ceilings(), run.effort)
         except Exception as error:
-            # Its inputs cannot even be made, for lack of memory, say.
-            traceback.print_exc()
-            found = {one.name: Measured(error=error) for one in here}
+            # Its inputs cannot even be made.
+            too_large = isinstance(error, torch.OutOfMemoryError)
+            found = {one.name: Measured(error=error, unavailable=too_large) for one in here}
         recording.add(case, found, {name: why for name, why in reasons.items() if why is not None})
         errors = [one.error for one in found.values() if one.error and not one.unavailable]
-        for error in errors:
-            traceback.print_exception(error)
+        for shown in set(errors):
+            traceback.print_exception(shown)
         measured, failed = measured + 1, failed + len(errors)
         longest = max(longest, time.monotonic() - start)
         print(f"{time.monotonic() - start:6.1f} s  {case.name}: {_medians(found)}", flush=True)

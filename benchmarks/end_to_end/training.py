@@ -209,9 +209,9 @@ def timed(plan: Plan) -> Iterable[Case]:
     lengths = (128, 64, 448) if plan.device.type == "cuda" else (32, 16, 64)
     for model, dtype in planned(plan):
         rows = 8 if plan.device.type == "cuda" else 4
-        # Weights, gradients (those expected, too) and two moments; the plain loss holds some five
-        # times all its logits in float32.
-        fixed, each = 5 * model.bytes(dtype), 20 * sum(lengths) * model.vocab
+        # Weights, gradients (those expected, too) and two moments; the plain loss and its backward
+        # pass hold some seven times all its logits in float32.
+        fixed, each = 5 * model.bytes(dtype), 28 * sum(lengths) * model.vocab
         while rows and fixed + rows * each > 2 * plan.memory:
             rows //= 2
         if rows:
