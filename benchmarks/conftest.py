@@ -105,6 +105,9 @@ def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: Any)
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: Any) -> None:
     output_json["run"] = config.stash[_RUN].about()
+    for benchmark in output_json["benchmarks"]:
+        # Of pytest-benchmark's own timing, which did not take place.
+        benchmark.pop("options", None)
 
 
 def pytest_benchmark_compare_machine_info(

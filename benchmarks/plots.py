@@ -109,31 +109,40 @@ def _bars(groups: Sequence[Group]) -> Any:
         times = [1e3 * row.median for row in rows]
         names = [row.name + (" *" if row.info["lacks"] else "") for row in rows]
         colours = [COLOURS[row.kind] for row in rows]
-        axis.barh(names, times, color=colours, height=0.7)
+        shown = _shown(rows)
+        axis.barh(names, [min(shown, time) for time in times], color=colours, height=0.7)
         axis.hlines(
             names,
-            [1e3 * row.low for row in rows],
-            [1e3 * row.high for row in rows],
+            [min(shown, 1e3 * row.low) for row in rows],
+            [min(shown, 1e3 * row.high) for row in rows],
             color=INK,
             linewidth=1,
         )
         for name, time, row in zip(names, times, rows, strict=True):
-            end = max(time, 1e3 * row.high)
-            axis.annotate(
-                f"  {_bar_label(time, row)}", (end, name), va="center", fontsize=8, color=INK
-            )
-        axis.set_xlim(0, 1.35 * max(1e3 * row.high for row in rows))
+            end = min(shown, max(time, 1e3 * row.high))
+            label = _bar_label(time, row) + (", cut off" if time > shown else "")
+            axis.annotate(f"  {label}", (end, name), va="center", fontsize=8, color=INK)
+        axis.set_xlim(0, 1.45 * shown)
         axis.tick_params(axis="y", labelsize=8)
         _title(axis, group.shape)
         _clean(axis)
     panels[-1].set_xlabel(
         "milliseconds: median, line from quartile to quartile; "
-        "(x) times as fast as the fastest of the others; * does less than the case asks for",
+        "(x) times as fast as the fastest of the others;\n"
+        "* does less than the case asks for",
         fontsize=8,
         color=INK,
     )
     _legend(figure, {row.kind for group in groups for row in group.rows})
     return figure
+
+
+def _shown(rows: Sequence[Row]) -> float:
+    """Milliseconds that bars are drawn to: one far slower than all others is cut off."""
+    ends = sorted(1e3 * row.high for row in rows)
+    if len(ends) > 1 and ends[-1] > 4 * ends[-2]:
+        return 1.5 * ends[-2]
+    return ends[-1]
 
 
 def _bar_label(milliseconds: float, row: Row) -> str:

@@ -22,8 +22,8 @@ Clock = Callable[[], float]
 # A sample shorter than this is lost in the noise of the clock and the scheduler.
 _SHORTEST_SAMPLE = 0.005
 _MOST_CALLS = 200
-# Enough for quartiles; more than the upper one moves no median.
-FEWEST_ROUNDS, MOST_ROUNDS = 5, 25
+# The least that has a middle; more than the upper one moves no median.
+FEWEST_ROUNDS, MOST_ROUNDS = 3, 25
 
 
 class Sampler(Protocol):

@@ -206,10 +206,10 @@ def case(
         *ours("ours, P3 + P4", ops, our_log_probs, check_soft),
         *ours("ours, lepo_loss", ops, our_loss, check_soft),
         eager,
+        compiled(eager, partial(of_hidden, compiled_of_hidden)),
     )
     # What they compute does not depend on the advantages.
     with_all_rows = (
-        compiled(eager, partial(of_hidden, compiled_of_hidden)),
         *ours("ours, hard targets", ops, our_hard_loss, check_hard, HARD),
         *(peer.row(peer_run, check_hard, dtype, softcap) for peer in LOSSES),
         Implementation("floor: 3 GEMMs", "floor", three_products, check_products),
