@@ -2,7 +2,7 @@
 
 For a run that may be cut off, or where pytest-benchmark is not installed. The file is the one that
 ``--benchmark-json`` writes, as far as `results` reads it; cases that it holds already stay there,
-and are replaced where they are measured again.
+and are replaced where they are measured again; it has to be of the same machine.
 
 Exit status: 0 all right; 1 some implementation failed, or gave a wrong result; 2 a bad option.
 """
@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 from benchmarks import cases, session
-from benchmarks.case import Case
+from benchmarks.case import Case, dtype_name
+from benchmarks.ceilings import Ceilings
 from benchmarks.measure import Measured, measure
 from benchmarks.session import Run
 
@@ -31,22 +32,38 @@ ROOT = Path(__file__).parents[1]
 
 
 class Recording:
-    """The file, as it grows."""
+    """The file, as it grows.
+
+    What a file tells of its run is that of the first; later ones take its limits where they can.
+
+    Raises:
+        ValueError: the file is there, and of another machine, or no results at all.
+    """
 
     def __init__(self, path: Path, run: Run) -> None:
         self.path, self.run = path, run
-        self.content: dict[str, Any] = {"benchmarks": [], "run": {"skipped": []}}
+        self.content: dict[str, Any] = {"benchmarks": []}
         if path.exists():
             self.content = json.loads(path.read_text(encoding="utf-8"))
+            self._join()
         else:
             now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
             self.content |= {"datetime": now, "commit_info": {"id": _commit()}}
+            self.content["machine_info"] = run.machine()
+
+    def _join(self) -> None:
+        before, now = self.content["machine_info"], self.run.machine()
+        versions = before["versions"]
+        differ = [name for name, x in now["versions"].items() if versions.get(name, x) != x]
+        if before["device"] != now["device"] or differ:
+            raise ValueError(f"{self.path}: was taken on another device, or with other versions")
+        versions |= now["versions"]
+        saved = self.content["run"]["ceilings"]
+        if {dtype_name(case.dtype) for case in self.run.cases.values()} <= set(saved["gemm"]):
+            self.run.found = Ceilings(**saved)
 
     def add(self, case: Case, found: dict[str, Measured], missing: dict[str, str]) -> None:
         """Put a case in, in place of what was there of it; the file is never half."""
-        before = self.content["run"]
-        others = [x for x in self.content["benchmarks"] if x["group"] != case.name]
-        others_skipped = [x for x in before["skipped"] if x["group"] != case.name]
         failed = {name: f"it failed: {x.error!r}" for name, x in found.items() if x.error}
         rows = [_entry(case, name, one) for name, one in found.items() if one.samples]
         skipped = [
@@ -54,17 +71,13 @@ class Recording:
             for name, reason in (missing | failed).items()
         ]
         now = self.run.about()
-        # Of two runs in one file, the products of all dtypes.
-        gemm = before.get("ceilings", {}).get("gemm", {})
-        now["ceilings"]["gemm"] = gemm | now["ceilings"]["gemm"]
-        self.content |= {
-            "machine_info": self.run.machine(),
-            "benchmarks": [*others, *rows],
-            "run": {**now, "skipped": [*others_skipped, *skipped]},
-        }
-        fresh = self.path.with_suffix(".new")
-        fresh.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
-        fresh.replace(self.path)
+        about = self.content.setdefault("run", now)
+        about["ceilings"]["gemm"] |= now["ceilings"]["gemm"]
+        for part, key, fresh in ((self.content, "benchmarks", rows), (about, "skipped", skipped)):
+            part[key] = [*(x for x in part[key] if x["group"] != case.name), *fresh]
+        file = self.path.with_suffix(".new")
+        file.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
+        file.replace(self.path)
 
 
 def record(run: Run, recording: Recording, deadline: float) -> tuple[int, int]:
@@ -146,9 +159,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     deadline = time.monotonic() + wanted.within
     try:
         run = session.prepare(wanted, SUITES[wanted.suite])
+        recording = Recording(wanted.results, run)
     except ValueError as error:
         parser.error(str(error))
-    measured, failed = record(run, Recording(wanted.results, run), deadline)
+    measured, failed = record(run, recording, deadline)
     print(f"measured {measured} of {len(run.cases)} cases; {failed} implementations failed")
     return 1 if failed else 0
 

@@ -14,7 +14,7 @@ def headings(group: Group) -> tuple[str, ...]:
     rates = (
         ("TFLOP/s", info["flops"]),
         ("Mword/s", info["words"]),
-        ("token/s", info["tokens"]),
+        ("token/s", info.get("tokens")),
     )
     counted = [name for name, amount in rates if amount]
     return ("implementation", "ms", "quartiles", "speed", "GB/s", *counted, *_LAST)
@@ -93,7 +93,7 @@ def cells(row: Row) -> tuple[str, ...]:
     """One row, as `headings` names them."""
     info = row.info
     counted = ("tflop_per_s", "mwords_per_s", "tokens_per_s")
-    rates = [number(info[name]) for name in counted if info[name]]
+    rates = [number(info[name]) for name in counted if info.get(name)]
     return (
         row.name,
         number(1e3 * row.median),

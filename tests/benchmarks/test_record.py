@@ -87,6 +87,23 @@ def test_a_case_that_is_measured_again_is_replaced_and_others_stay(tmp_path):
     assert rows == {"one": ["after"], "two": ["stays"]}
 
 
+def test_a_file_keeps_what_it_tells_of_its_run_and_is_of_one_machine(tmp_path):
+    path = tmp_path / "results.json"
+    recorded(path, case("one", implementation("before")))
+    later = run_of(case("two", implementation("after")))
+    later.note, later.found = "another note", None
+    record.record(later, record.Recording(path, later), float("inf"))
+    result = Result.read(path)
+    assert result.run["note"] == "a note"
+    # The limits are not measured again.
+    assert result.run["ceilings"]["read"] == later.ceilings().read == 1e9
+    assert [group.op for group in result.groups] == ["one", "two"]
+    other = run_of(case("two", implementation("after")))
+    other.device = Device(CPU, time.process_time)
+    with pytest.raises(ValueError, match="another device"):
+        record.Recording(path, other)
+
+
 def test_the_file_is_whole_after_each_case_and_no_case_is_begun_too_late(tmp_path):
     path = tmp_path / "results.json"
     seen = []
