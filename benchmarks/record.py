@@ -4,7 +4,8 @@ For a run that may be cut off, or where pytest-benchmark is not installed. The f
 ``--benchmark-json`` writes, as far as `results` reads it; cases that it holds already stay there,
 and are replaced where they are measured again; it has to be of the same machine.
 
-Exit status: 0 all right; 1 some implementation failed, or gave a wrong result; 2 a bad option.
+Exit status: 0 all right; 1 some implementation failed, or gave a wrong result; 2 a bad option; 124
+none failed, and the time ended before all cases were measured.
 """
 
 import argparse
@@ -29,6 +30,8 @@ from benchmarks.session import Run
 
 SUITES = {"all": cases.FAMILIES, "kernels": cases.KERNELS, "end-to-end": cases.END_TO_END}
 ROOT = Path(__file__).parents[1]
+# As the command `timeout` has it.
+OUT_OF_TIME = 124
 
 
 class Recording:
@@ -164,7 +167,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     measured, failed = record(run, recording, deadline)
     print(f"measured {measured} of {len(run.cases)} cases; {failed} implementations failed")
-    return 1 if failed else 0
+    if failed:
+        return 1
+    return OUT_OF_TIME if measured < len(run.cases) else 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import record
-from benchmarks.case import Case, Implementation
+from benchmarks.case import Case, Family, Implementation
 from benchmarks.ceilings import Ceilings
 from benchmarks.device import Device
 from benchmarks.measure import Effort
@@ -116,6 +116,16 @@ def test_the_file_is_whole_after_each_case_and_no_case_is_begun_too_late(tmp_pat
     assert recorded(path, *cases) == (3, 0)
     assert seen == [0, 1, 2]
     assert recorded(path, *cases, deadline=time.monotonic() - 1) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("factor", "within", "status"), [(2, "60", 0), (3, "60", 1), (2, "-1", record.OUT_OF_TIME)]
+)
+def test_the_exit_status_tells_how_it_went(tmp_path, monkeypatch, factor, within, status):
+    family = Family(lambda plan: [], (case("one", implementation("only", factor)),))
+    monkeypatch.setitem(record.SUITES, "kernels", [family])
+    words = [str(tmp_path / "results.json"), "--suite", "kernels", "--tiny", "--within", within]
+    assert record.main([*words, "--device", "cpu"]) == status
 
 
 def test_suites_are_all_there_is():

@@ -189,6 +189,13 @@ def test_a_step_is_told_its_time_and_leaves_the_rest_of_the_budget(tmp_path):
     assert seen == [1, 2, 3]
 
 
+def test_a_step_that_keeps_its_time_says_how_far_it_came(tmp_path):
+    code = "import sys; print('measured 3 of 7 cases; 0 implementations failed'); sys.exit(124)"
+    (outcome,) = run([python("measuring", code)], tmp_path)
+    assert (outcome.outcome, outcome.reason) == ("out of time", "it stopped by itself")
+    assert outcome.counts == {"measured": 3, "cases": 7}
+
+
 def test_what_runs_anywhere_is_judged_by_its_steps():
     found = report("passed", has_gpu=False)
     found.runs_anywhere = True

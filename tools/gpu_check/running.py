@@ -13,6 +13,8 @@ from gpu_check.steps import SECONDS, Step, counts
 
 # With less left than this, a step is not begun.
 LEAST_SECONDS = 5.0
+# The exit status of a step that ends itself in time and could not do all, as `timeout` has it.
+OUT_OF_TIME = 124
 # What is shown of the log of a step that fails.
 LAST_LINES = 25
 LINE_WIDTH = 160
@@ -60,6 +62,8 @@ def run_step(step: Step, folder: Path, deadline: float, library_built: bool) -> 
         outcome.outcome, outcome.reason = "out of time", f"stopped after {limit:.0f} s"
         if outcome.counts.get("failed") or outcome.counts.get("error"):
             outcome.outcome = "failed"
+    elif status == OUT_OF_TIME:
+        outcome.outcome, outcome.reason = "out of time", "it stopped by itself"
     elif status == 0:
         outcome.outcome = "passed"
     else:

@@ -21,6 +21,7 @@ WORKERS = 8
 LOAD = "import sys; from lepo_kernels import dispatch; sys.exit(dispatch.MISSING.get('cuda'))"
 # In a command: replaced by a whole number of seconds.
 SECONDS = "{seconds}"
+MEASURED = re.compile(r"^measured (\d+) of (\d+) cases", re.M)
 SANITIZER_SUMMARY = re.compile(r"(ERROR|RACECHECK) SUMMARY: (\d+)")
 
 
@@ -85,10 +86,12 @@ def parallel() -> tuple[str, ...]:
 
 
 def counts(output: str) -> dict[str, int]:
-    """Tests by outcome, or the number of a sanitizer's findings; nothing where there is neither."""
+    """Tests by outcome, a sanitizer's findings, or cases measured; nothing where there is none."""
     found = dict(Counter(outcome.lower() for outcome in OUTCOME.findall(output)))
     for _, number in SANITIZER_SUMMARY.findall(output):
         found["findings"] = found.get("findings", 0) + int(number)
+    for measured, cases in MEASURED.findall(output):
+        found |= {"measured": int(measured), "cases": int(cases)}
     return found
 
 
