@@ -51,7 +51,7 @@ def main(words: Sequence[str] | None = None) -> int:
     print(f"{found['device'].get('name', 'no GPU: tiny sizes on the CPU')}", flush=True)
     for line in report.facts["left_out"]:
         print(f"left out: {line}", flush=True)
-    # What comes back from a lent machine may be few files, and none of them deep.
+    # Of a rented machine one often gets few files back, and none that lies deep.
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         if report.has_gpu:
