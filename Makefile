@@ -4,7 +4,7 @@
 # make native    the native libraries alone, into this tree; the others do that first, too
 # make sanitize  the tests of the CPU kernels, built with ASan and UBSan (needs GCC; some minutes)
 # make bench-smoke  the benchmarks at tiny sizes: whether they run, not how fast it is
-# make gpu       confirms the CUDA kernels on this machine's GPU, with PYTHON as it is (docs/gpu.md)
+# make gpu       checks and times the kernels on this machine's GPU, with PYTHON as it is (docs/gpu.md)
 # make wheels    the wheel for the CPU and, where there is a CUDA toolkit, that for CUDA, into dist/
 #
 # All make a virtual environment first, once, and build the native libraries, which takes cmake and
@@ -14,7 +14,7 @@
 #   INSTALL=0     use VENV as it is
 #   TESTS         everyday or all
 #   PYTEST_ARGS   more words for pytest
-#   GPU_ARGS      more words for the check on a GPU, such as GPU_ARGS="--budget 900"
+#   GPU_ARGS      more words for make gpu, such as GPU_ARGS="--budget 900"
 #   DEMO_ARGS     more words for lepo train, such as DEMO_ARGS="--max_steps 10 --output_dir runs/x"
 
 SHELL := /bin/bash
@@ -109,7 +109,7 @@ bench-smoke: $(TEST_STAMP) $(NATIVE)
 	OMP_NUM_THREADS=1 $(LEPO) bench --out build/bench-smoke --tiny --no-compile
 
 gpu:
-	$(PYTHON) -m tools.gpu_check --out build/gpu_check $(GPU_ARGS)
+	$(PYTHON) -m benchmarks.gpu_run --out build/gpu_run $(GPU_ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info lepo_kernels/_C_*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

@@ -74,6 +74,7 @@ class Case:
         flops: of the matrix products; 0 where there are none.
         dtype: of the matrix products.
         words: random words made, where that is the op's work.
+        tokens: steps that a model makes, where it is run.
         another: (inputs, index) -> inputs that a call finds in no cache. Where a call reads a few
             rows of a large table, the copies share it and read other rows.
     """
@@ -86,6 +87,7 @@ class Case:
     flops: int = 0
     dtype: torch.dtype = torch.float32
     words: int = 0
+    tokens: int = 0
     another: Callable[[Any, int], Any] = clones
 
     @property

@@ -1,27 +1,17 @@
 """Options, hooks and fixtures of ``pytest benchmarks/ --benchmark-only``."""
 
-import importlib.metadata
-import os
-import platform
 import warnings
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import torch
 
-import lepo_kernels
-from benchmarks import cases, ceilings, shapes
-from benchmarks.case import Case, Implementation
-from benchmarks.device import Device
-from benchmarks.measure import Effort, Measured, measure
-from benchmarks.plan import Plan, memory_of
+from benchmarks import session
+from benchmarks.case import Implementation
+from benchmarks.measure import Measured, measure
 from benchmarks.results import Result
+from benchmarks.session import Run
 from benchmarks.tables import text
-from benchmarks.timing import host_clock
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_PACKAGES = ("triton", "liger-kernel", "cut-cross-entropy", "trl", "flashinfer-python")
 # pytest-benchmark's columns, unless others are asked for.
 _COLUMNS = ["median", "iqr", "min", "rounds"]
 # What says whose machine it was, or repeats at length what we say of the device.
@@ -29,62 +19,7 @@ _LEFT_OUT = ("node", "release", "processor", "python_build", "python_compiler", 
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("lepo_kernels")
-    group.addoption("--device", help="cpu or cuda; default: cuda if there is a GPU")
-    group.addoption(
-        "--models",
-        help=f"all, or some of {', '.join(shapes.MODELS)}; default: what suits the device",
-    )
-    group.addoption(
-        "--rows", type=int, help="rows (tokens) of every case; default: by kind of work"
-    )
-    group.addoption("--dtype", choices=tuple(_DTYPES), help="of every case")
-    group.addoption("--seconds", type=float, default=8.0, help="to spend on timing a case")
-    group.addoption("--threads", type=int, help="torch's threads; default: all")
-    group.addoption(
-        "--cpu-time",
-        action="store_true",
-        help="one thread, timed by the processor time it gets: for a machine that others use",
-    )
-    group.addoption("--graphs", action="store_true", help="replay CUDA graphs where possible")
-    group.addoption("--no-compile", action="store_true", help="leave torch.compile out")
-    group.addoption("--tiny", action="store_true", help="tiny cases, to see that everything runs")
-    group.addoption("--note", default="", help="what else a reader of the results should know")
-
-
-@dataclass
-class Run:
-    """What one session measures, and what it has found."""
-
-    device: Device
-    effort: Effort
-    cases: dict[str, Case]
-    compile: bool
-    tiny: bool
-    note: str
-    load: float
-    skipped: list[dict[str, str]] = field(default_factory=list)
-    current: tuple[str, dict[str, Measured]] | None = None
-    found: ceilings.Ceilings | None = None
-
-    def implementations(self, case: Case) -> list[Implementation]:
-        here = case.on(self.device.torch)
-        return [one for one in here if self.compile or not one.compiles]
-
-    def ceilings(self) -> ceilings.Ceilings:
-        if self.found is None:
-            dtypes = sorted({case.dtype for case in self.cases.values()}, key=str)
-            self.found = ceilings.measure(self.device, dtypes, rough=self.tiny)
-        return self.found
-
-    def about(self) -> dict[str, Any]:
-        """What is saved of this run; of the machine, see `pytest_benchmark_update_machine_info`."""
-        return {
-            "load": self.load,
-            "note": self.note,
-            "ceilings": self.ceilings().as_dict(),
-            "skipped": self.skipped,
-        }
+    session.add_options(parser.getgroup("lepo_kernels").addoption)
 
 
 _RUN = pytest.StashKey[Run]()
@@ -93,12 +28,8 @@ _RUN = pytest.StashKey[Run]()
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     options = config.option
-    if options.cpu_time:
-        torch.set_num_threads(1)
-    elif options.threads is not None:
-        torch.set_num_threads(options.threads)
     try:
-        config.stash[_RUN] = _run(options)
+        config.stash[_RUN] = session.prepare(options)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
     if options.benchmark_columns is None:
@@ -107,51 +38,6 @@ def pytest_configure(config: pytest.Config) -> None:
         options.benchmark_quiet |= not options.benchmark_compare and not options.benchmark_verbose
     # Our own hook says in a line what differs.
     warnings.filterwarnings("ignore", message="Benchmark machine_info is different")
-
-
-def _run(options: Any) -> Run:
-    gpu = torch.cuda.is_available()
-    where = torch.device(options.device or ("cuda" if gpu else "cpu"))
-    if where.type == "cuda" and not gpu:
-        raise ValueError("--device cuda: torch sees no GPU")
-    if options.rows is not None and options.rows < 1:
-        raise ValueError(f"--rows: expected at least 1, got {options.rows}")
-    memory = memory_of(where)
-    plan = Plan(
-        where,
-        memory,
-        None if options.models is None else shapes.find(options.models),
-        options.rows,
-        None if options.dtype is None else (_DTYPES[options.dtype],),
-    )
-    wanted = cases.tiny() if options.tiny else cases.timed(plan)
-    # A tiny case is there to be run, not to be timed well.
-    seconds = 0.0 if options.tiny else options.seconds
-    return Run(
-        Device(where, host_clock(options.cpu_time), options.graphs),
-        Effort(seconds, memory // 2),
-        {case.name: case for case in wanted},
-        not options.no_compile,
-        options.tiny,
-        options.note,
-        os.getloadavg()[0],
-    )
-
-
-def _versions() -> dict[str, str]:
-    found = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "lepo_kernels": lepo_kernels.__version__,
-    }
-    if torch.version.cuda is not None:
-        found["cuda"] = torch.version.cuda
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -209,8 +95,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: An
     """Nothing that differs between two runs on one machine: the comparison asks for that."""
     for name in _LEFT_OUT:
         machine_info.pop(name, None)
-    machine_info["device"] = config.stash[_RUN].device.facts()
-    machine_info["versions"] = _versions()
+    machine_info.update(config.stash[_RUN].machine())
 
 
 def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: Any) -> None:
@@ -244,7 +129,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     run = config.stash[_RUN]
     output = {
         "benchmarks": [x.as_dict(include_data=False) for x in benchmarks],
-        "machine_info": {"device": run.device.facts(), "versions": _versions()},
+        "machine_info": run.machine(),
         "run": run.about(),
     }
     terminalreporter.section("how much faster, than what, how far from the limit")

@@ -120,6 +120,7 @@ def _derive(
             "bytes": case.bytes,
             "flops": case.flops,
             "words": case.words,
+            "tokens": case.tokens,
             "best_other": best,
             "ratio_to_best_other": None if best is None else median / medians[best],
             **rates(case, median, ceilings),
@@ -127,12 +128,13 @@ def _derive(
 
 
 def rates(case: Case, median: float, ceilings: Ceilings) -> dict[str, float | None]:
-    """Of the case's least bytes and flops, and of its random words."""
+    """Of the case's least bytes and flops, of its random words, and of a model's tokens."""
     bandwidth, rate = case.bytes / median, case.flops / median
     return {
         "gb_per_s": bandwidth / 1e9,
         "tflop_per_s": rate / 1e12 if case.flops else None,
         "mwords_per_s": case.words / median / 1e6 if case.words else None,
+        "tokens_per_s": case.tokens / median if case.tokens else None,
         "percent_of_read": 100 * bandwidth / ceilings.read,
         "percent_of_copy": 100 * bandwidth / ceilings.copy,
         "percent_of_gemm": 100 * rate / ceilings.gemm[dtype_name(case.dtype)]

@@ -1,6 +1,7 @@
 """``python -m benchmarks.report RESULTS.json [--out DIR]``: a page of tables, and pictures.
 
-Prints the tables; with ``--out`` it writes ``report.md`` and the pictures there.
+Prints the tables; with ``--out`` it writes ``report.md`` and the pictures there, without matplotlib
+the page alone.
 """
 
 import argparse
@@ -47,12 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     print(text(result))
     if wanted.out is not None:
+        wanted.out.mkdir(parents=True, exist_ok=True)
         try:
             pictures = plots.draw(result, wanted.out)
         except ImportError as error:
-            parser.error(f"pictures take matplotlib: {error}; run: pip install matplotlib")
+            print(f"without pictures, which take matplotlib: {error}; run: pip install matplotlib")
+            pictures = []
         (wanted.out / PAGE).write_text(page(result, [x.name for x in pictures]), encoding="utf-8")
-        print(f"written to {wanted.out}: {PAGE}, {', '.join(x.name for x in pictures)}")
+        print(f"written to {wanted.out}: {', '.join([PAGE, *(x.name for x in pictures)])}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,11 @@ _LAST = ("of limit", "extra MiB")
 def headings(group: Group) -> tuple[str, ...]:
     """The columns of a group: a rate only where there is something to count."""
     info = group.rows[0].info
-    rates = (("TFLOP/s", info["flops"]), ("Mword/s", info["words"]))
+    rates = (
+        ("TFLOP/s", info["flops"]),
+        ("Mword/s", info["words"]),
+        ("token/s", info.get("tokens")),
+    )
     counted = [name for name, amount in rates if amount]
     return ("implementation", "ms", "quartiles", "speed", "GB/s", *counted, *_LAST)
 
@@ -88,7 +92,8 @@ def _device_facts(device: dict[str, Any]) -> Iterator[str]:
 def cells(row: Row) -> tuple[str, ...]:
     """One row, as `headings` names them."""
     info = row.info
-    rates = [number(info[name]) for name in ("tflop_per_s", "mwords_per_s") if info[name]]
+    counted = ("tflop_per_s", "mwords_per_s", "tokens_per_s")
+    rates = [number(info[name]) for name in counted if info.get(name)]
     return (
         row.name,
         number(1e3 * row.median),

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,7 @@ import gpu_check.__main__ as command
 from gpu_check import running
 from gpu_check.facts import ROOT
 from gpu_check.report import EXIT_STATUS, Outcome, Report
-from gpu_check.steps import LOAD, SANITIZER_TOOLS, Step, architecture_of, counts, steps
+from gpu_check.steps import LOAD, SANITIZER_TOOLS, SECONDS, Step, architecture_of, counts, steps
 
 
 def report(*ends, has_gpu=True):
@@ -167,3 +168,36 @@ def test_a_machine_without_a_gpu_is_told_so(tmp_path, monkeypatch, capsys):
     assert {step["reason"] for step in found["steps"]} == {"no GPU"}
     assert len(found["steps"]) == 10
     assert capsys.readouterr().out.startswith("no GPU")
+
+
+def test_a_step_is_told_its_time_and_leaves_the_rest_of_the_budget(tmp_path):
+    told = python("told", "import sys; print('within', sys.argv[1])")
+    told = replace(told, command=(*told.command, SECONDS), share=1.0, until=0.5)
+    late = replace(told, name="late", until=0.01)
+    seen = []
+    found = report()
+    running.run_all(
+        [told, late, Step("tool", (), missing="no tool")],
+        found,
+        tmp_path,
+        time.monotonic() + found.budget_seconds,
+        lambda: seen.append(len(json.loads((tmp_path / found.file).read_text())["steps"])),
+    )
+    assert [outcome.outcome for outcome in found.outcomes] == ["passed", "not run", "not run"]
+    assert found.outcomes[2].reason == "no tool"
+    assert (tmp_path / "told.log").read_text() == "within 29\n"
+    assert seen == [1, 2, 3]
+
+
+def test_a_step_that_keeps_its_time_says_how_far_it_came(tmp_path):
+    code = "import sys; print('measured 3 of 7 cases; 0 implementations failed'); sys.exit(124)"
+    (outcome,) = run([python("measuring", code)], tmp_path)
+    assert (outcome.outcome, outcome.reason) == ("out of time", "it stopped by itself")
+    assert outcome.counts == {"measured": 3, "cases": 7}
+
+
+def test_what_runs_anywhere_is_judged_by_its_steps():
+    found = report("passed", has_gpu=False)
+    found.runs_anywhere = True
+    assert found.status == "passed"
+    assert found.lines()[0] == "passed: no GPU"

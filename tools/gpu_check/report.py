@@ -30,12 +30,15 @@ class Report:
     facts: dict[str, Any]
     has_gpu: bool
     outcomes: list[Outcome] = field(default_factory=list)
+    file: str = "gpu_check.json"
+    # Whether something was run without a GPU, too.
+    runs_anywhere: bool = False
 
     @property
     def status(self) -> str:
         """One of ``EXIT_STATUS``."""
         ends = {outcome.outcome for outcome in self.outcomes}
-        if not self.has_gpu:
+        if not (self.has_gpu or self.runs_anywhere):
             return "no GPU"
         if "failed" in ends:
             return "failed"
@@ -57,9 +60,10 @@ class Report:
 
     def lines(self) -> list[str]:
         """The same for people."""
-        found = [f"{self.status}: {self.facts['device'].get('name', 'nothing could be run')}"]
+        without = "no GPU" if self.runs_anywhere else "nothing could be run"
+        found = [f"{self.status}: {self.facts['device'].get('name', without)}"]
         for outcome in self.outcomes:
             numbers = ", ".join(f"{number} {what}" for what, number in outcome.counts.items())
-            parts = [f"{outcome.outcome:<11} {outcome.step:<12} {outcome.seconds:6.1f} s"]
+            parts = [f"{outcome.outcome:<11} {outcome.step:<24} {outcome.seconds:6.1f} s"]
             found.append("  ".join([*parts, *filter(None, (numbers, outcome.reason))]))
         return found

@@ -4,30 +4,39 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from gpu_check.facts import ROOT
 from gpu_check.report import Outcome, Report
-from gpu_check.steps import Step, counts
+from gpu_check.steps import SECONDS, Step, counts
 
 # With less left than this, a step is not begun.
 LEAST_SECONDS = 5.0
-# What one step may take of the time that is left: one that hangs leaves some to the others.
-SHARE = 0.6
+# The exit status of a step that ends itself in time and could not do all, as `timeout` has it.
+OUT_OF_TIME = 124
 # What is shown of the log of a step that fails.
 LAST_LINES = 25
 LINE_WIDTH = 160
 
 
-def run_all(todo: list[Step], report: Report, folder: Path, deadline: float) -> None:
-    """Run what there is time for; the file is up to date after each step."""
+def run_all(
+    todo: list[Step],
+    report: Report,
+    folder: Path,
+    deadline: float,
+    after: Callable[[], None] = lambda: None,
+) -> None:
+    """Run what there is time for; the file is up to date after each step, before ``after``."""
     library_built = True
     for step in todo:
-        outcome = run_step(step, folder, deadline, library_built)
+        kept = (1 - step.until) * report.budget_seconds
+        outcome = run_step(step, folder, deadline - kept, library_built)
         if step.gives_library and outcome.outcome != "passed":
             library_built = False
         report.outcomes.append(outcome)
-        report.write(folder / "gpu_check.json")
+        report.write(folder / report.file)
+        after()
         print(report.lines()[-1], flush=True)
         if outcome.outcome == "failed":
             # The log may stay behind on a machine that is gone.
@@ -39,19 +48,22 @@ def run_step(step: Step, folder: Path, deadline: float, library_built: bool) -> 
     if step.needs_library and not library_built:
         return Outcome(step.name, "not run", "there is no library that can be used")
     if not step.command:
-        return Outcome(step.name, "not run", "compute-sanitizer was not found")
+        return Outcome(step.name, "not run", step.missing)
     left = deadline - time.monotonic()
     if left < LEAST_SECONDS:
         return Outcome(step.name, "not run", "the budget had ended")
     log = folder / (step.name.replace(" ", "-") + ".log")
     start = time.monotonic()
-    status = _run(step, log, left * SHARE)
+    limit = left * step.share
+    status = _run(step, log, limit)
     outcome = Outcome(step.name, "", seconds=round(time.monotonic() - start, 1), log=log.name)
     outcome.counts = counts(log.read_text(errors="replace"))
     if status is None:
-        outcome.outcome, outcome.reason = "out of time", f"stopped after {left * SHARE:.0f} s"
+        outcome.outcome, outcome.reason = "out of time", f"stopped after {limit:.0f} s"
         if outcome.counts.get("failed") or outcome.counts.get("error"):
             outcome.outcome = "failed"
+    elif status == OUT_OF_TIME:
+        outcome.outcome, outcome.reason = "out of time", "it stopped by itself"
     elif status == 0:
         outcome.outcome = "passed"
     else:
@@ -69,7 +81,7 @@ def _run(step: Step, log: Path, seconds: float) -> int | None:
     """The exit status; None if the time ended first, and with it all that the step had begun."""
     with log.open("w") as output:
         process = subprocess.Popen(
-            step.command,
+            [word.replace(SECONDS, str(int(seconds))) for word in step.command],
             cwd=ROOT,
             env={**os.environ, **step.environment},
             stdout=output,

@@ -19,19 +19,34 @@ WORKERS = 8
 # Ends with the reason if the library that was just built cannot be used: without it, the tests
 # would fall back on the simulator.
 LOAD = "import sys; from lepo_kernels import dispatch; sys.exit(dispatch.MISSING.get('cuda'))"
+# In a command: replaced by a whole number of seconds.
+SECONDS = "{seconds}"
+MEASURED = re.compile(r"^measured (\d+) of (\d+) cases", re.M)
 SANITIZER_SUMMARY = re.compile(r"(ERROR|RACECHECK) SUMMARY: (\d+)")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command, run from the root of the repository."""
+    """One command, run from the root of the repository.
+
+    Attributes:
+        command: `SECONDS` in a word stands for the time that the step may take; empty where it
+            cannot be run.
+        needs_library: whether it is not run without a usable library.
+        gives_library: whether there is one only if it passes.
+        missing: why it cannot be run.
+        share: what it may take of the time that is left: one that hangs leaves some to the others.
+        until: the part of the budget that has to be left untouched by it starts here.
+    """
 
     name: str
     command: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
-    # Whether it is run without a usable library, and whether there is one only if it passes.
     needs_library: bool = True
     gives_library: bool = False
+    missing: str = "compute-sanitizer was not found"
+    share: float = 0.6
+    until: float = 1.0
 
 
 def steps(python: str, architecture: str, sanitizer: str | None) -> list[Step]:
@@ -71,10 +86,12 @@ def parallel() -> tuple[str, ...]:
 
 
 def counts(output: str) -> dict[str, int]:
-    """Tests by outcome, or the number of a sanitizer's findings; nothing where there is neither."""
+    """Tests by outcome, a sanitizer's findings, or cases measured; nothing where there is none."""
     found = dict(Counter(outcome.lower() for outcome in OUTCOME.findall(output)))
     for _, number in SANITIZER_SUMMARY.findall(output):
         found["findings"] = found.get("findings", 0) + int(number)
+    for measured, cases in MEASURED.findall(output):
+        found |= {"measured": int(measured), "cases": int(cases)}
     return found
 
 

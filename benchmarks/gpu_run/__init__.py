@@ -1,0 +1,1 @@
+"""One command for an hour with a GPU, or eight minutes: checks, benchmarks, a report."""

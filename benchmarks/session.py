@@ -1,0 +1,139 @@
+"""What one run measures, and what is saved of the machine: the same with pytest and without."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+import lepo_kernels
+from benchmarks import cases, ceilings, shapes
+from benchmarks.case import Case, Family, Implementation
+from benchmarks.device import Device
+from benchmarks.measure import Effort, Measured
+from benchmarks.plan import Plan, memory_of
+from benchmarks.timing import host_clock
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_PACKAGES = (
+    *("triton", "transformers"),
+    *("liger-kernel", "cut-cross-entropy", "trl", "flashinfer-python"),
+)
+
+
+def add_options(add: Callable[..., Any]) -> None:
+    """Name the options; ``add`` is argparse's way to add one, or pytest's."""
+    add("--device", help="cpu or cuda; default: cuda if there is a GPU")
+    add(
+        "--models",
+        help=f"all, or some of {', '.join(shapes.MODELS)}; default: what suits the device",
+    )
+    add("--rows", type=int, help="rows (tokens) of every case; default: by kind of work")
+    add("--dtype", choices=tuple(_DTYPES), help="of every case")
+    add("--seconds", type=float, default=8.0, help="to spend on timing a case")
+    add("--threads", type=int, help="torch's threads; default: all")
+    add(
+        "--cpu-time",
+        action="store_true",
+        help="one thread, timed by the processor time it gets: for a machine that others use",
+    )
+    add("--graphs", action="store_true", help="replay CUDA graphs where possible")
+    add("--no-compile", action="store_true", help="leave torch.compile out")
+    add("--tiny", action="store_true", help="tiny cases, to see that everything runs")
+    add("--note", default="", help="what else a reader of the results should know")
+
+
+@dataclass
+class Run:
+    """What one session measures, and what it has found."""
+
+    device: Device
+    effort: Effort
+    cases: dict[str, Case]
+    compile: bool
+    tiny: bool
+    note: str
+    load: float
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    current: tuple[str, dict[str, Measured]] | None = None
+    found: ceilings.Ceilings | None = None
+
+    def implementations(self, case: Case) -> list[Implementation]:
+        here = case.on(self.device.torch)
+        return [one for one in here if self.compile or not one.compiles]
+
+    def ceilings(self) -> ceilings.Ceilings:
+        if self.found is None:
+            dtypes = sorted({case.dtype for case in self.cases.values()}, key=str)
+            self.found = ceilings.measure(self.device, dtypes, rough=self.tiny)
+        return self.found
+
+    def machine(self) -> dict[str, Any]:
+        """What is saved of the machine: nothing that differs between two runs on it."""
+        return {"device": self.device.facts(), "versions": _versions()}
+
+    def about(self) -> dict[str, Any]:
+        """What is saved of this run."""
+        return {
+            "load": self.load,
+            "note": self.note,
+            "ceilings": self.ceilings().as_dict(),
+            "skipped": self.skipped,
+        }
+
+
+def prepare(options: Any, families: Sequence[Family] | None = None) -> Run:
+    """Set torch's threads, and the cases that the options ask for; all families by default.
+
+    Raises:
+        ValueError: an option cannot be served.
+    """
+    if options.cpu_time:
+        torch.set_num_threads(1)
+    elif options.threads is not None:
+        torch.set_num_threads(options.threads)
+    gpu = torch.cuda.is_available()
+    where = torch.device(options.device or ("cuda" if gpu else "cpu"))
+    if where.type == "cuda" and not gpu:
+        raise ValueError("--device cuda: torch sees no GPU")
+    if options.rows is not None and options.rows < 1:
+        raise ValueError(f"--rows: expected at least 1, got {options.rows}")
+    memory = memory_of(where)
+    plan = Plan(
+        where,
+        memory,
+        None if options.models is None else shapes.find(options.models),
+        options.rows,
+        None if options.dtype is None else (_DTYPES[options.dtype],),
+    )
+    wanted = cases.tiny(families) if options.tiny else cases.timed(plan, families)
+    # A tiny case is there to be run, not to be timed well.
+    seconds = 0.0 if options.tiny else options.seconds
+    return Run(
+        Device(where, host_clock(options.cpu_time), options.graphs),
+        Effort(seconds, memory // 2),
+        {case.name: case for case in wanted},
+        not options.no_compile,
+        options.tiny,
+        options.note,
+        os.getloadavg()[0],
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lepo_kernels": lepo_kernels.__version__,
+    }
+    if torch.version.cuda is not None:
+        found["cuda"] = torch.version.cuda
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
