@@ -113,6 +113,7 @@ def test_a_library_that_lacks_an_op_is_called_stale(backend, monkeypatch):
 def test_the_list_of_native_ops_is_what_the_backend_calls(backend):
     folder = Path(native.__file__).parent / "backends" / backend
     text = "".join(file.read_text() for file in folder.glob("*.py"))
-    called = set(re.findall(rf"lepo_kernels_{backend}\.(\w+)|\bops\.(\w+)\.default", text))
+    direct = rf"lepo_kernels_{backend}\.(\w+)|\bops\.(\w+)\.default|\blibrary\.(\w+)"
+    called = set(re.findall(direct, text))
     called = {name for names in called for name in names if name}
     assert called == set(native._OPS[backend])

@@ -78,5 +78,5 @@ def test_every_timed_implementation_is_tested_at_a_tiny_size(plan):
 def test_the_backends_of_a_device_are_compared_on_it():
     case = cases.tiny()[0]
     backends = {one.backend for one in case.on(torch.device("cuda"))}
-    assert backends == {None, "cuda", "reference"}
+    assert backends == {None, "cuda", "triton", "reference"}
     assert {one.backend for one in case.on(CPU)} == {None, "cpu", "reference"}

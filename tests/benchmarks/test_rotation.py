@@ -8,7 +8,10 @@ from benchmarks import cases, rotation
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("case", cases.tiny(), ids=lambda case: case.name)
+# A model's weights are more than a cache holds: its cases are their own copies.
+@pytest.mark.parametrize(
+    "case", [case for case in cases.tiny() if not case.tokens], ids=lambda case: case.name
+)
 def test_copies_are_other_memory_with_inputs_of_the_same_kind(case):
     inputs = case.make(CPU)
     found = rotation.copies(case, inputs, case.bytes, 1 << 20)

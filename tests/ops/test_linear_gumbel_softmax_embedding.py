@@ -336,6 +336,7 @@ def test_a_loss_without_a_mixture_needs_no_table(tied, backend):
     assert tied or grads[2].eq(0).all()
 
 
+@pytest.mark.large
 def test_chunks_bound_the_memory(backend):
     # Wider than any product's result, and than head and table.
     hidden, lm_head, table, _ = make(64, 2, 3000, 2)

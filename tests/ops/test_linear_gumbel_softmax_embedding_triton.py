@@ -57,7 +57,7 @@ def test_same_bits_in_every_run():
     [
         (0, torch.zeros(3), r"hidden: expected shape \[N, D\]"),
         (1, torch.zeros(11, 5), r"lm_head: expected shape \[V, 4\]"),
-        (2, torch.zeros(12, 3), r"embedding: expected shape \[11, D\]"),
+        (2, torch.zeros(12, 3), r"embedding: expected shape \[11, E\]"),
         (3, torch.zeros(12), r"bias: expected shape \[11\]"),
         (5, torch.ones(2).double(), r"tau: expected shape \[6\]"),
         (8, torch.arange(4), r"row_keys: expected shape \[6\]"),

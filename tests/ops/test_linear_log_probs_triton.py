@@ -205,7 +205,7 @@ def test_idle_rows_are_left_out(strategy, active, chunk_size, serve):
     idle, upstream = upstream_of(140, 3, active)
     scale = torch.linspace(0.5, 2, 140)
     shared = (hidden, lm_head, ids, bias, None, scale)
-    _, *saved = dispatch.load("linear_log_probs", "reference")(*shared, 1000)
+    _, *saved = dispatch.load("linear_log_probs", "reference")(*shared, 1000, False)
     hidden[idle] = math.nan  # would spread into the gradient of the head
     arguments = (*upstream, *shared, *saved, chunk_size, True, True, True)
     ours, expected = (

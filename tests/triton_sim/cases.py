@@ -92,15 +92,10 @@ def sample_latent(dtype: torch.dtype) -> None:
     draw(dtype, 4096, "categorical")
 
 
-def latent_step(dtype: torch.dtype) -> None:
-    draw(dtype, 30, "gumbel", torch.zeros(75 * 128, 2048, dtype=dtype))
-
-
 def draw(
     dtype: torch.dtype,
     top_k: int,
     noise: str,
-    *embedding: torch.Tensor,  # [V, D], for a step
     excluded: bool = False,
 ) -> None:
     logits = torch.zeros(32, 75 * 128, dtype=dtype)
@@ -108,8 +103,7 @@ def draw(
     ids = torch.tensor([3]) if excluded else None
     draws = 3 if noise == "categorical" else 1
     filters = (top_k, 0.9, 0.01, noise, 0.5, -1.0, 3.0, draws, ids)
-    kernel = dispatch.load("latent_step" if embedding else "sample_latent", "triton")
-    kernel(logits, *embedding, one, one, *filters, zero, rows, rows)
+    dispatch.load("sample_latent", "triton")(logits, one, one, *filters, zero, rows, rows)
 
 
 def philox(dtype: torch.dtype) -> None:
@@ -125,8 +119,9 @@ CASES: dict[str, Callable[[torch.dtype], None]] = {
     "linear_log_probs": linear_log_probs,
     "philox": philox,
     "sample_latent": sample_latent,
-    "latent_step": latent_step,
 }
+# Families that launch nothing but the kernels of others.
+COMPOSED = {"latent_step", "lepo_loss"}
 
 
 def planted(name: str) -> Callable[[torch.dtype], None]:

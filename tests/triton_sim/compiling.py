@@ -2,7 +2,8 @@
 
     python -m tests.triton_sim.compiling mix_embeddings bfloat16 sm_90
 
-prints a line of JSON before each kernel, with its name, and one after it, with what it uses.
+prints a line of JSON before each kernel, with its name and the warps of a program, and one after
+it, with what it uses.
 """
 
 import json
@@ -106,7 +107,8 @@ def main(case: str, dtype: str, target: str) -> None:
     with launching_for(target):
         call = (CASES | PLANTED)[case]
         for launch in distinct(launches_of(lambda: call(DTYPES[dtype]))):
-            print(json.dumps({"kernel": launch.name}), flush=True)
+            warps = launch.options.get("num_warps", 4)
+            print(json.dumps({"kernel": launch.name, "warps": warps}), flush=True)
             print(json.dumps(vars(usage(compiled(launch, target)))), flush=True)
 
 

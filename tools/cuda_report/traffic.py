@@ -87,6 +87,26 @@ def row_gradients(s: Sizes) -> Traffic:
     return Traffic({"2 V E": 2 * s.vocab * s.element, "12 K": 12 * s.kept, "16": 16})
 
 
+def loss_rows(s: Sizes) -> Traffic:
+    """Float32 logits are read for the statistics, and again for their gradient, which is written:
+    `row_statistics` and `row_gradients` of logits of four bytes."""
+    statistics = row_statistics(Sizes(s.rows, s.vocab, s.kept, element=4)).per_row
+    return Traffic(
+        {
+            "V (8 + E)": s.vocab * (8 + s.element),
+            "24 ceil(V / 512)": statistics["24 ceil(V / 512)"],
+            "24 K": 24 * s.kept,
+            "24": 24,
+        }
+    )
+
+
+def scaled_gradients(s: Sizes) -> Traffic:
+    """The gradients of states and head are read, multiplied and written."""
+    row = s.width * s.element
+    return Traffic({"2 D E": 2 * row}, {"2 V D E": 2 * s.vocab * row})
+
+
 # Of the ops with matrix products, this is what their row kernels move beside the products.
 MODELS: dict[str, Model] = {
     "philox_words": philox_words,
@@ -98,6 +118,8 @@ MODELS: dict[str, Model] = {
     "gather_log_probs_backward": row_gradients,
     "linear_log_probs": row_statistics,
     "linear_log_probs_backward": row_gradients,
+    "lepo_loss": loss_rows,
+    "lepo_loss_backward": scaled_gradients,
 }
 
 # Qwen2.5's vocabulary, the paper's top_k, and the widths of the 3B and of an 8B model.
