@@ -89,6 +89,7 @@ def linear_logits_gradient_kernel(
                 at = rows[:, None] * head_width + columns[None, :]
                 mask = active[:, None] & (columns < head_width)[None, :]
                 pull, small = add_pull(pull, small, head, high, low, at, mask, SPLIT, PRECISION)
+        logits = capped(logits, bias, softcap, ids, past)
         if not TIED:
             for begin in range(0, width, COLUMNS):
                 columns = begin + tl.arange(0, COLUMNS)
@@ -97,7 +98,6 @@ def linear_logits_gradient_kernel(
                 mask = active[:, None] & (columns < width)[None, :]
                 pull, small = add_pull(pull, small, table, high, low, at, mask, SPLIT, PRECISION)
         pull += small
-        logits = capped(logits, bias, softcap, ids, past)
         warmth = inverse_temperature(temperature, temperature_step, rows)
         a = logits * warmth[:, None]
         x = exponential_tile(seed, row_keys, step, step_step, rows, first_id + start, ROWS, IDS)
