@@ -14,6 +14,12 @@ from benchmarks.results import Result
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def _not_a_worker(monkeypatch):
+    # pytest-benchmark measures nothing in what it takes for a worker of pytest-xdist.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+
+
 def benchmark(*words, **environment):
     command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "--tiny", *words]
     return subprocess.run(

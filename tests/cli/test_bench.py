@@ -52,8 +52,10 @@ def test_fewer_items_may_be_selected() -> None:
 
 @pytest.mark.slow
 def test_a_tiny_run_leaves_results_and_pictures(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    # pytest-benchmark measures nothing in what it takes for a worker of pytest-xdist.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     words = ["--tiny", "--no-compile", "--threads", "1", "--device", "cpu", "-k", "philox"]
     assert main(["bench", "--out", str(tmp_path), *words]) == 0
     assert "torch.randint" in capfd.readouterr().out

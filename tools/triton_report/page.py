@@ -21,8 +21,9 @@ KERNELS = """
 
 For {dtype}. Of a program: warps, and bytes of shared memory. Of a thread: registers, and bytes of
 stack. In the code: loads of 16 bytes, and instructions of tensor cores; each counts once, however
-often it runs. Limits are in `{budgets}`, and `tests/test_triton_compile.py` holds the kernels to
-them in every dtype. `gfx942` is AMD's MI300: its registers and loads are others.
+often it runs. Limits are in `{budgets}`, and
+`tests/test_triton_compile.py` holds the kernels to them in every dtype. `gfx942` is AMD's MI300: its
+registers and loads are others.
 
 Compiled with triton {compiler}.
 
