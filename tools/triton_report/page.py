@@ -22,8 +22,8 @@ KERNELS = """
 For {dtype}. Of a program: warps, and bytes of shared memory. Of a thread: registers, and bytes of
 stack. In the code: loads of 16 bytes, and instructions of tensor cores; each counts once, however
 often it runs. Limits are in `{budgets}`, and
-`tests/test_triton_compile.py` holds the kernels to them in every dtype. `gfx942` is AMD's MI300: its
-registers and loads are others.
+`tests/test_triton_compile.py` holds the kernels to them, also in other dtypes where tiles differ.
+`gfx942` is AMD's MI300: its registers and loads are others.
 
 Compiled with triton {compiler}.
 
