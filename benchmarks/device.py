@@ -53,6 +53,16 @@ class Device:
         sizes = [_bytes(file.read_text()) for file in _CACHES.glob("index*/size")]
         return max(sizes, default=_USUAL_CACHE)
 
+    def works(self) -> bool:
+        """Whether it takes more work from this process: none after a kernel's fault."""
+        if self.is_cuda:
+            try:
+                torch.cuda.synchronize(self.torch)
+                torch.cuda.empty_cache()
+            except RuntimeError:
+                return False
+        return True
+
     def free(self) -> None:
         """Give memory that nothing uses back."""
         gc.collect()
@@ -69,7 +79,7 @@ class Device:
                 "capability": f"{found.major}.{found.minor}",
                 "memory_gib": round(found.total_memory / 2**30, 1),
                 "cache_mib": self.cache_bytes() >> 20,
-                "timed_by": "CUDA graphs where possible" if self.graphs else "CUDA events",
+                "timed_by": "CUDA events, or replays of CUDA graphs",
             }
         return {
             "type": self.torch.type,

@@ -1,6 +1,7 @@
 """``python -m benchmarks.record RESULTS.json``: measure without pytest, and save after each case.
 
-For a run that may be cut off, or where pytest-benchmark is not installed. The file is the one that
+For a run that may be cut off, or where pytest-benchmark is not installed. A kernel that faults
+takes its process from the device: another one goes on with the next case. The file is the one that
 ``--benchmark-json`` writes, as far as `results` reads it; cases that it holds already stay there,
 and are replaced where they are measured again; it has to be of the same machine.
 
@@ -11,6 +12,7 @@ none failed, and the time ended before all cases were measured.
 import argparse
 import datetime
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -83,16 +85,25 @@ class Recording:
         file.replace(self.path)
 
 
-def record(run: Run, recording: Recording, deadline: float) -> tuple[int, int]:
+def record(
+    run: Run, recording: Recording, deadline: float, measured: int = 0, failed: int = 0
+) -> tuple[int, int]:
     """Measure what there is time for; how many cases, and how many implementations failed.
 
     A case that may take longer than what is left is not begun: one takes about as long as another.
+    None is begun on a device that no longer works.
+
+    Args:
+        run: its cases.
+        recording: where they go.
+        deadline: a reading of `time.monotonic`.
+        measured: cases that were measured before, the first ones.
+        failed: implementations of these that failed.
     """
-    measured = failed = 0
     longest = 0.0
-    for case in run.cases.values():
+    for case in list(run.cases.values())[measured:]:
         start = time.monotonic()
-        if start + longest > deadline:
+        if start + longest > deadline or not run.device.works():
             break
         reasons = {x.name: x.why_not(run.device.torch) for x in run.implementations(case)}
         here = [x for x in run.implementations(case) if reasons[x.name] is None]
@@ -143,6 +154,19 @@ def _medians(found: dict[str, Measured]) -> str:
     )
 
 
+def _go_on(
+    arguments: Sequence[str] | None, measured: int, failed: int, deadline: float
+) -> NoReturn:
+    """Put a new process in the place of this one, whose memory on the device ends with it."""
+    print("the device takes no more work from this process: another one goes on", flush=True)
+    sys.stderr.flush()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    words += ["--after", str(measured), str(failed)]
+    if deadline < float("inf"):
+        words += ["--within", str(deadline - time.monotonic())]
+    os.execv(sys.executable, [sys.executable, "-m", "benchmarks.record", *words])
+
+
 def _commit() -> str:
     words = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     try:
@@ -157,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("results", type=Path, help="the file")
     parser.add_argument("--suite", choices=tuple(SUITES), default="all")
     parser.add_argument("--within", type=float, default=float("inf"), metavar="SECONDS")
+    parser.add_argument("--after", type=int, nargs=2, default=(0, 0), help=argparse.SUPPRESS)
     session.add_options(parser.add_argument)
     wanted = parser.parse_args(arguments)
     deadline = time.monotonic() + wanted.within
@@ -165,7 +190,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recording = Recording(wanted.results, run)
     except ValueError as error:
         parser.error(str(error))
-    measured, failed = record(run, recording, deadline)
+    measured, failed = record(run, recording, deadline, *wanted.after)
+    if not run.device.works() and wanted.after[0] < measured < len(run.cases):
+        _go_on(arguments, measured, failed, deadline)
     print(f"measured {measured} of {len(run.cases)} cases; {failed} implementations failed")
     if failed:
         return 1

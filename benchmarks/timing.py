@@ -118,14 +118,29 @@ class GraphSampler:
 def device_sampler(call: Call, graphs: bool) -> Sampler:
     """Events; with ``graphs``, a graph of as many calls, where the function can be captured."""
     events = EventSampler(call)
-    if not graphs:
+    if not (graphs and _never_waits(call)):
         return events
     try:
         return GraphSampler(call, events.calls)
     except RuntimeError:
-        # It waits for the device, or allocates as a capture may not.
+        # It does something else that a capture may not.
         torch.cuda.synchronize()
         return events
+
+
+def _never_waits(call: Call) -> bool:
+    """Whether a call leaves the host free.
+
+    Not found out by a capture: where one fails, torch 2.11 loses its allocator.
+    """
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call(0)
+    except RuntimeError:
+        return False
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return True
 
 
 def interleaved(

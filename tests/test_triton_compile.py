@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from lepo_kernels import dispatch
-from tests.triton_sim.cases import CASES, COMPOSED
+from tests.triton_sim.cases import CASES, COMPOSED, UNEVEN
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = ROOT / "lepo_kernels" / "backends" / "triton" / "budgets.json"
@@ -118,6 +118,15 @@ def compilation(case, dtype, target):
 )
 def test_kernels_compile_within_their_budgets(case, dtype, target, tmp_path):
     assert over_budget(compiled(case, dtype, target, tmp_path), target, budgets()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", UNEVEN)
+# Where tiles are largest, and where registers are scarcest.
+@pytest.mark.parametrize("target", ["sm_90", "sm_80"])
+def test_uneven_shapes_spill_nothing(case, target, tmp_path):
+    report = compiled(case, "bfloat16", target, tmp_path)
+    assert [kernel for kernel, used in report if used["stack"] > 0] == []
 
 
 def test_every_family_has_a_case():

@@ -1,6 +1,8 @@
 """P3 for logits at hand: LEPO's surrogate and its gradient in the logits.
 
-Others: eager torch, TRL. Floor: one pass that reads the logits and one that reads and writes them.
+Others: eager torch, and TRL, whose fused kernel takes hard targets, one id per row; beside it
+stands ours with hard targets. Floor: one pass that reads the logits and one that reads and writes
+them.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ from benchmarks.case import (
 )
 from benchmarks.cases.soft_targets import (
     BLOCK,
+    HARD,
     compiled_loss,
     eager_loss,
     oracle,
@@ -31,10 +34,10 @@ from benchmarks.cases.soft_targets import (
     surrogate,
 )
 from benchmarks.compiling import compiled
-from benchmarks.peers import LOG_PROBS
+from benchmarks.peers import HARD_LOG_PROBS, LOG_PROBS
 from benchmarks.peers.peer import Peer
 from benchmarks.plan import Plan
-from lepo_kernels import gather_log_probs, soft_log_prob
+from lepo_kernels import gather_log_probs, hard_log_prob, soft_log_prob
 
 KEPT = 30
 _Result = tuple[Tensor, ...]
@@ -48,16 +51,25 @@ class Inputs:
     advantages: Tensor  # [N]
 
     @cached_property
-    def loss(self) -> Tensor:  # []
-        return sum(loss for _, loss, _ in self.blocks())
+    def soft(self) -> Tensor:  # []
+        return sum(loss for _, loss, _ in self.blocks(self.ids, self.weights))
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    @cached_property
+    def hard(self) -> Tensor:  # []
+        return sum(loss for _, loss, _ in self.blocks(*self.first))
+
+    @property
+    def first(self) -> tuple[Tensor, Tensor]:  # [N, 1], [N, 1]
+        """Hard targets: the first ids, with all the weight."""
+        return self.ids[:, :1], torch.ones_like(self.weights[:, :1])
+
+    def blocks(self, ids: Tensor, weights: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """The oracle of some rows at a time: rows, their part of the loss, and their gradient."""
         share = self.advantages / len(self.logits)
         for start in range(0, len(self.logits), BLOCK):
             rows = slice(start, start + BLOCK)
             logits = self.logits.detach()[rows].double()
-            yield rows, *oracle(logits, self.ids[rows], self.weights[rows], share[rows])
+            yield rows, *oracle(logits, ids[rows], weights[rows], share[rows])
 
 
 def with_gradient(loss: Tensor, x: Inputs) -> _Result:
@@ -70,6 +82,12 @@ def our_log_probs(x: Inputs, backend: str) -> _Result:
     return with_gradient(surrogate(log_prob, x.advantages), x)
 
 
+def our_hard_log_probs(x: Inputs, backend: str) -> _Result:
+    scored = gather_log_probs(x.logits, x.first[0], backend=backend)
+    log_prob = hard_log_prob(scored.logits[:, 0], scored.lse)
+    return with_gradient(surrogate(log_prob, x.advantages), x)
+
+
 def of_logits(loss: Callable[..., Tensor], x: Inputs) -> _Result:
     return with_gradient(loss(x.logits, x.ids, x.weights, x.advantages), x)
 
@@ -79,16 +97,28 @@ def peer_run(peer: Peer, x: Inputs) -> _Result:
     return with_gradient(surrogate(log_prob, x.advantages), x)
 
 
+def hard_peer_run(peer: Peer, x: Inputs) -> _Result:
+    return with_gradient(surrogate(peer.function(x.logits, x.ids[:, 0]), x.advantages), x)
+
+
 def two_passes(x: Inputs) -> _Result:
     logits = x.logits.detach()
     return logits.amax(-1), logits * 0.5
 
 
-def check(x: Inputs, result: _Result) -> None:
+def check_soft(x: Inputs, result: _Result) -> None:
+    check(x, result, x.soft, x.ids, x.weights)
+
+
+def check_hard(x: Inputs, result: _Result) -> None:
+    check(x, result, x.hard, *x.first)
+
+
+def check(x: Inputs, result: _Result, loss: Tensor, ids: Tensor, weights: Tensor) -> None:
     # Log-probabilities in the logits' dtype, as peers return them, round the loss, too.
     tolerance = tolerance_of(x.logits.dtype)
-    assert_close("loss", result[0], x.loss, tolerance)
-    for rows, _, gradient in x.blocks():
+    assert_close("loss", result[0], loss, tolerance)
+    for rows, _, gradient in x.blocks(ids, weights):
         assert_close("dlogits", result[1][rows], gradient, tolerance)
 
 
@@ -107,16 +137,18 @@ def case(rows: int, vocab: int, kept: int, dtype: torch.dtype, model: str = "tin
         return Inputs(logits.to(dtype).requires_grad_(), ids, weights, advantages)
 
     ops = ("gather_log_probs", "gather_log_probs_backward")
-    eager = Implementation("eager", "other", partial(of_logits, eager_loss), check)
+    eager = Implementation("eager", "other", partial(of_logits, eager_loss), check_soft)
     return Case(
         op="gather_log_probs (P3)",
         shape=f"{model}: [{rows}, {vocab}] {dtype_name(dtype)}, K {kept}",
         make=make,
         implementations=(
-            *ours("ours", ops, our_log_probs, check),
+            *ours("ours", ops, our_log_probs, check_soft),
+            *ours("ours, hard targets", ops, our_hard_log_probs, check_hard, HARD),
             eager,
             compiled(eager, partial(of_logits, compiled_loss)),
-            *(peer.row(peer_run, check, dtype) for peer in LOG_PROBS),
+            *(peer.row(peer_run, check_soft, dtype) for peer in LOG_PROBS),
+            *(peer.row(hard_peer_run, check_hard, dtype) for peer in HARD_LOG_PROBS),
             Implementation("floor: amax and a scaled copy", "floor", two_passes, check_two_passes),
         ),
         bytes=size_of(dtype) * 3 * rows * vocab,

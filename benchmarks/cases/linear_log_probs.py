@@ -4,10 +4,13 @@ Others: eager torch, and the peers' losses, which take hard targets, one id per 
 the selected entries, and the same on the rest. Beside them stands ours with hard targets.
 Floors: the three products that a loss with its gradients needs at least (6NVD flops), and the four
 that a backward pass which recomputes the logits makes (8NVD), each with fresh results.
+
+Where only some rows have an advantage, the loss and its gradients depend on these alone: others are
+given no more, and so are the floors. Ours take all rows, whose log-probabilities are metrics, too.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
@@ -26,6 +29,7 @@ from benchmarks.case import (
 )
 from benchmarks.cases.soft_targets import (
     BLOCK,
+    HARD,
     eager_loss,
     oracle,
     soft_targets,
@@ -39,7 +43,6 @@ from benchmarks.plan import Plan
 from lepo_kernels import hard_log_prob, lepo_loss, linear_log_probs, soft_log_prob
 
 KEPT = 30
-HARD = "hard targets"
 _Result = tuple[Tensor, ...]
 
 
@@ -62,9 +65,18 @@ class Inputs:
 
     @cached_property
     def hard(self) -> _Result:
-        """Cross-entropy of the first id: the surrogate with weight 1 and advantage 1."""
-        ones = torch.ones_like(self.advantages)
-        return self._oracle(self.ids[:, :1], ones[:, None], ones)
+        """Mean cross-entropy of the first ids of the rows with an advantage."""
+        used = (self.advantages != 0).to(self.weights.dtype)
+        share = used * (len(used) / used.sum())
+        return self._oracle(self.ids[:, :1], torch.ones_like(self.weights[:, :1]), share)
+
+    def active(self) -> "Inputs":
+        """The rows with an advantage; gradients go to all."""
+        rows = self.advantages.nonzero().flatten()
+        ids, weights, advantages = self.ids[rows], self.weights[rows], self.advantages[rows]
+        return replace(
+            self, hidden=self.hidden[rows], ids=ids, weights=weights, advantages=advantages
+        )
 
     def _oracle(self, ids: Tensor, weights: Tensor, advantages: Tensor) -> _Result:
         """Loss and gradients in float64, a block of rows at a time."""
@@ -103,6 +115,12 @@ def our_hard_loss(x: Inputs, backend: str) -> _Result:
     return with_gradients(-hard_log_prob(scored.logits[:, 0], scored.lse).mean(), x)
 
 
+def our_active_hard_loss(x: Inputs, backend: str) -> _Result:
+    some = x.active()
+    scored = linear_log_probs(*some.leaves, some.ids[:, :1], softcap=x.softcap, backend=backend)
+    return with_gradients(-hard_log_prob(scored.logits[:, 0], scored.lse).mean(), x)
+
+
 def our_loss(x: Inputs, backend: str) -> _Result:
     rows = len(x.hidden)
     latent = torch.ones(rows, dtype=torch.bool, device=x.ids.device)
@@ -138,14 +156,30 @@ def of_hidden(loss: Callable[..., Tensor], x: Inputs) -> _Result:
     return with_gradients(loss(*x.leaves, x.ids, x.weights, x.advantages, x.softcap), x)
 
 
+def of_active(loss: Callable[..., Tensor], x: Inputs) -> _Result:
+    """What a user writes who leaves idle rows out."""
+    some = x.active()
+    part = loss(*some.leaves, some.ids, some.weights, some.advantages, x.softcap)
+    return with_gradients(part * (len(some.hidden) / len(x.hidden)), x)
+
+
 def peer_run(peer: Peer, x: Inputs) -> _Result:
     return with_gradients(peer.function(*x.leaves, x.ids[:, 0], x.softcap), x)
+
+
+def active_peer_run(peer: Peer, x: Inputs) -> _Result:
+    some = x.active()
+    return with_gradients(peer.function(*some.leaves, some.ids[:, 0], x.softcap), x)
 
 
 def three_products(x: Inputs) -> _Result:
     hidden, head = (y.detach() for y in x.leaves)
     logits = hidden @ head.T
     return logits, logits @ head, logits.T @ hidden
+
+
+def three_active_products(x: Inputs) -> _Result:
+    return three_products(x.active())
 
 
 def four_products(x: Inputs) -> _Result:
@@ -168,6 +202,10 @@ def check_soft(x: Inputs, result: _Result) -> None:
 def check_hard(x: Inputs, result: _Result) -> None:
     # Torch's own sums of the loss are in the input's dtype.
     check(result, x.hard, room=4.0)
+
+
+def check_active_products(x: Inputs, result: _Result) -> None:
+    check_products(x.active(), result)
 
 
 def check_products(x: Inputs, result: _Result) -> None:
@@ -204,16 +242,22 @@ def case(
     eager = Implementation("eager", "other", partial(of_hidden, eager_of_hidden), check_soft)
     everywhere = (
         *ours("ours, P3 + P4", ops, our_log_probs, check_soft),
-        *ours("ours, lepo_loss", ops, our_loss, check_soft),
+        *ours("ours, lepo_loss", ("lepo_loss", "lepo_loss_backward"), our_loss, check_soft),
         eager,
         compiled(eager, partial(of_hidden, compiled_of_hidden)),
     )
-    # What they compute does not depend on the advantages.
-    with_all_rows = (
+    of_all = (
         *ours("ours, hard targets", ops, our_hard_loss, check_hard, HARD),
         *(peer.row(peer_run, check_hard, dtype, softcap) for peer in LOSSES),
         Implementation("floor: 3 GEMMs", "floor", three_products, check_products),
         Implementation("floor: 4 GEMMs", "floor", four_products, check_products),
+    )
+    some_rows, products = partial(of_active, eager_of_hidden), three_active_products
+    of_some = (
+        Implementation("eager, active rows", "other", some_rows, check_soft),
+        *ours("ours, hard targets", ops, our_active_hard_loss, check_hard, HARD),
+        *(peer.row(active_peer_run, check_hard, dtype, softcap) for peer in LOSSES),
+        Implementation("floor: 3 GEMMs", "floor", products, check_active_products),
     )
     cap = "" if softcap is None else f", softcap {softcap:g}"
     share = "" if active is None else f", {active} rows with advantage"
@@ -223,11 +267,10 @@ def case(
         shape=f"{model}: [{rows}, {width}] x [{vocab}, {width}] {dtype_name(dtype)}, "
         f"K {kept}{cap}{share}",
         make=make,
-        implementations=everywhere + (with_all_rows if active is None else ()),
+        implementations=everywhere + (of_all if active is None else of_some),
         # Both inputs in each pass, both gradients once.
-        bytes=3 * size_of(dtype) * (rows + vocab) * width,
-        # A row without advantage needs the forward product alone.
-        flops=2 * (rows + 2 * working) * vocab * width,
+        bytes=3 * size_of(dtype) * (working + vocab) * width,
+        flops=6 * working * vocab * width,
         dtype=dtype,
     )
 

@@ -166,8 +166,8 @@ def case(
     # Rows of the table, each once, and the mixture; ids in eight bytes and weights in four.
     read = min(vocab, rows * kept)
     forward = size_of(dtype) * (read + rows) * width + 12 * rows * kept
-    # The table's gradient is written whole; the rows that get any are read and written once more.
-    backward = forward + size_of(dtype) * (vocab + read) * width + 4 * rows * kept
+    # The table's gradient is written whole.
+    backward = forward + size_of(dtype) * vocab * width + 4 * rows * kept
     direction = "forward + backward" if gradients else "forward"
     return Case(
         op="mix_embeddings (P2)",

@@ -5,6 +5,8 @@ from torch import Tensor
 
 from benchmarks.compiling import lazily
 
+# What a row with one id per token lacks.
+HARD = "hard targets"
 # Rows that the oracle works on at a time: in float64, all logits of a case may be too many.
 BLOCK = 256
 

@@ -37,18 +37,20 @@ def on_gpu(
 
     # Short samples are enough: a kernel takes micro- or milliseconds there.
     short = ("--seconds", "1")
+    # Of kernels that take some microseconds, Python's launches would be all there is to see.
+    replayed = (*short, "--graphs")
     return [
         # Without a library there is little to check or to time: its build may take all of that.
         *(
             replace(usable(x), until=TESTS, share=1.0 if x.name == "build" else x.share)
             for x in first
         ),
-        kernels("kernels", FIRST, KERNELS, *short, "--no-compile"),
+        kernels("kernels", FIRST, KERNELS, *replayed, "--no-compile"),
         record(python, results, "end to end", END_TO_END, "end-to-end", *short),
         *(replace(step, until=SANITIZERS) for step in checks if step not in first),
-        kernels("kernels, other models", rest, MORE, *short, "--no-compile"),
+        kernels("kernels, other models", rest, MORE, *replayed, "--no-compile"),
         # Once more, beside what torch.compile makes of the eager expressions.
-        kernels("kernels, torch.compile", FIRST, MORE, *short),
+        kernels("kernels, torch.compile", FIRST, MORE, *replayed),
         report(python, results, work),
     ]
 

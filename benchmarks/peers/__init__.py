@@ -19,7 +19,9 @@ LOSSES: tuple[Peer, ...] = (
 )
 # (logits [N, V], ids [N, K]) -> log-probabilities [N, K].
 LOG_PROBS: tuple[Peer, ...] = (trl.PEER,)
+# (logits [N, V], ids [N]) -> log-probabilities [N].
+HARD_LOG_PROBS: tuple[Peer, ...] = (trl.HARD,)
 # (logits [N, V], top_k, top_p) -> one id per row [N].
 SAMPLERS: tuple[Peer, ...] = (flashinfer.PEER,)
 
-PEERS = (*LOSSES, *LOG_PROBS, *SAMPLERS)
+PEERS = (*LOSSES, *LOG_PROBS, *HARD_LOG_PROBS, *SAMPLERS)

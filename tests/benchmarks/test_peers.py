@@ -35,7 +35,11 @@ class Scaled:
 
 
 def selective(logits, index, temperature=1.0):
-    return logits.log_softmax(-1).gather(-1, index)
+    # Of sequences, with one id per token or with several.
+    assert logits.ndim == 3
+    one = index.shape == logits.shape[:-1]
+    found = logits.log_softmax(-1).gather(-1, index[..., None] if one else index)
+    return found[..., 0] if one else found
 
 
 def sampled(logits, top_k, top_p, indices=None, filter_apply_order="top_k_first"):
@@ -91,7 +95,10 @@ def test_other_peers_give_what_their_rows_are_checked_for(stand_ins):
     from benchmarks.cases import gather_log_probs, latent_step
 
     for case, peer in (
-        (gather_log_probs.case(4, 23, 3, torch.float32), trl.PEER),
+        # Two tokens in each of eight sequences, and one sequence.
+        (gather_log_probs.case(16, 23, 3, torch.float32), trl.PEER),
+        (gather_log_probs.case(16, 23, 3, torch.float32), trl.HARD),
+        (gather_log_probs.case(3, 23, 3, torch.float32), trl.HARD),
         (latent_step.case(3, 100, 5, torch.float32), flashinfer.PEER),
     ):
         one, inputs = row(case, peer.name), case.make(CPU)

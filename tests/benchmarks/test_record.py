@@ -132,3 +132,48 @@ def test_suites_are_all_there_is():
     parts = record.SUITES["kernels"] + list(record.SUITES["end-to-end"])
     assert record.SUITES["all"] == parts
     assert all(len(suite) > 0 for suite in record.SUITES.values())
+
+
+class Faulty(Device):
+    """A device that takes no more work after some cases."""
+
+    def works(self):
+        return not Faulty.lost
+
+
+def test_after_a_fault_another_process_goes_on_with_the_next_case(tmp_path, monkeypatch):
+    def make(device):
+        Faulty.lost = True
+        return Inputs(torch.ones(4))
+
+    one = (implementation("off", factor=3), implementation("right"))
+    families = [
+        Family(lambda plan: [], (case("one", *one),)),
+        Family(lambda plan: [], (case("two", implementation("faulty"), make=make),)),
+        Family(lambda plan: [], (case("three", implementation("fine")),)),
+    ]
+    monkeypatch.setitem(record.SUITES, "kernels", families)
+    monkeypatch.setattr("benchmarks.session.Device", Faulty)
+    monkeypatch.setattr(Faulty, "lost", False, raising=False)
+
+    def replaced(program, words):
+        Faulty.lost = False
+        raise SystemExit(record.main(words[3:]))
+
+    monkeypatch.setattr("os.execv", replaced)
+    path = tmp_path / "results.json"
+    words = [str(path), "--suite", "kernels", "--tiny", "--within", "60", "--device", "cpu"]
+    with pytest.raises(SystemExit) as ended:
+        record.main(words)
+    # The first one's failure is not forgotten.
+    assert ended.value.code == 1
+    assert [group.op for group in Result.read(path).groups] == ["one", "two", "three"]
+
+
+def test_a_device_that_never_works_ends_it(tmp_path, monkeypatch):
+    family = Family(lambda plan: [], (case("one", implementation("only")),))
+    monkeypatch.setitem(record.SUITES, "kernels", [family])
+    monkeypatch.setattr("benchmarks.session.Device", Faulty)
+    monkeypatch.setattr(Faulty, "lost", True, raising=False)
+    words = [str(tmp_path / "results.json"), "--suite", "kernels", "--tiny", "--device", "cpu"]
+    assert record.main(words) == record.OUT_OF_TIME

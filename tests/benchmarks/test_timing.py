@@ -85,6 +85,7 @@ def device_clock(monkeypatch):
     monkeypatch.setattr(Event, "clock", clock, raising=False)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
     return clock
 
 
@@ -107,3 +108,18 @@ def test_what_cannot_be_captured_is_timed_by_events(device_clock, monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Refused)
     sampler = timing.device_sampler(device_clock.function("a", [0.001]), graphs=True)
     assert sampler.timed_by == "CUDA events"
+
+
+def test_what_waits_for_the_device_is_never_captured(device_clock, monkeypatch):
+    modes = []
+
+    def call(index):
+        # As torch does where it waits.
+        if modes and modes[-1] == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        device_clock.now += 0.001
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: pytest.fail("was captured"))
+    assert timing.device_sampler(call, graphs=True).timed_by == "CUDA events"
+    assert modes == ["error", "default"]

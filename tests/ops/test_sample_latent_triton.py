@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lepo_kernels import sample_latent
-from lepo_kernels.backends.cuda import sample_latent as cuda_draw
+from lepo_kernels.backends import draw_checks
 from lepo_kernels.backends.reference import numerics
 from tests import triton_backend
 from tests.ops.test_sample_latent_cpu import assert_same_draw
@@ -228,7 +228,7 @@ def test_exclusion_is_exact(excluded, top_k):
 
 @pytest.mark.parametrize("top_k", [3, 100])
 def test_unchecked_ids_out_of_range_exclude_nothing(top_k, monkeypatch):
-    for module in (cuda_draw, numerics):
+    for module in (draw_checks, numerics):
         monkeypatch.setattr(module, "checks_enabled", lambda device: False)
     torch.manual_seed(4)
     logits = torch.randn(2, 300)
@@ -241,7 +241,7 @@ def test_unchecked_ids_out_of_range_exclude_nothing(top_k, monkeypatch):
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("tau", [0.0, 0.5])
 def test_unchecked_bad_wide_rows_spoil_themselves_only(noise, tau, monkeypatch):
-    for module in (cuda_draw, numerics):
+    for module in (draw_checks, numerics):
         monkeypatch.setattr(module, "checks_enabled", lambda device: False)
     torch.manual_seed(12)
     logits = torch.randn(6, 300)

@@ -1,6 +1,7 @@
 """The check on a GPU: what it makes of its steps' output, time and machine."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -67,6 +68,23 @@ def test_findings_of_sanitizers_are_counted():
     assert counts("========= ERROR SUMMARY: 3 errors\n") == {"findings": 3}
     racecheck = "========= RACECHECK SUMMARY: 2 hazards displayed (1 error, 1 warning)\n"
     assert counts(racecheck) == {"findings": 2}
+
+
+# Words of the tools' own, one of each, with what follows a finding.
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Invalid __global__ write of size 4 bytes",
+        "Error: Race reported between Write access at kernel+0x40 and Read access at kernel+0x80",
+        "Barrier error detected. Divergent thread(s) in warp.",
+        "Uninitialized __global__ memory read of size 4 bytes",
+    ],
+)
+def test_findings_of_a_sanitizer_that_was_stopped_are_counted(line):
+    finding = f"========= {line}\n=========     at kernel+0x40 in kernels.cuh:7\n"
+    assert counts(2 * finding) == {"findings": 2}
+    # As many as its summary says, once there is one: it prints no more than some.
+    assert counts(2 * finding + "========= ERROR SUMMARY: 30 errors\n") == {"findings": 30}
 
 
 @pytest.mark.parametrize(
@@ -155,8 +173,29 @@ def test_a_step_that_takes_too_long_keeps_what_it_said(tmp_path, monkeypatch):
     assert outcomes[1].outcome == "passed"
     outcomes = run([python("late", late.replace("PASSED", "FAILED"))], tmp_path, 2.0)
     assert outcomes[0].outcome == "failed"
+    found = "========= Invalid __global__ write of size 4 bytes"
+    outcomes = run([python("late", late.replace("x::t PASSED", found))], tmp_path, 2.0)
+    assert outcomes[0].outcome == "failed"
     outcomes = run([python("next", "pass")], tmp_path, 0.1)
     assert (outcomes[0].outcome, outcomes[0].reason) == ("not run", "the budget had ended")
+
+
+def test_an_interruption_ends_what_was_begun(tmp_path, monkeypatch):
+    begun = []
+
+    def interrupted(process, timeout):
+        begun.append(process)
+        raise KeyboardInterrupt
+
+    wait = subprocess.Popen.wait
+    monkeypatch.setattr(
+        subprocess.Popen,
+        "wait",
+        lambda self, timeout=None: interrupted(self, timeout) if timeout else wait(self),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run([python("long", "import time; time.sleep(600)")], tmp_path)
+    assert begun[0].poll() == -signal.SIGKILL
 
 
 def test_a_machine_without_a_gpu_is_told_so(tmp_path, monkeypatch, capsys):

@@ -58,28 +58,58 @@ def _known() -> tuple[torch.Tensor, ...]:
 
 
 def linear_log_probs(dtype: torch.dtype) -> None:
-    rows, width, vocab, kept = 128, 1024, 1536, 30
-    hidden, lm_head = torch.zeros(rows, width, dtype=dtype), torch.zeros(vocab, width, dtype=dtype)
-    ids, one = torch.zeros(rows, kept, dtype=torch.int64), torch.ones(1)
-    row, saved = torch.ones(rows), (torch.ones(rows, kept), *torch.ones(4, rows))
-    alpha, gamma, eta, lse, entropy = saved
-    logits = torch.zeros(rows, vocab, dtype=dtype)
+    rows, vocab, kept = 128, 1536, 30
+    logits, ids, one = torch.zeros(rows, vocab, dtype=dtype), _ids(rows, kept), torch.ones(1)
     dispatch.load("gather_log_probs", "triton")(logits, ids, one)
     gather_backward = dispatch.load("gather_log_probs_backward", "triton")
+    alpha, gamma, eta, lse, entropy = _saved(rows, kept)
     gather_backward(alpha, gamma, eta, logits, ids, one, lse, entropy)
-    from lepo_kernels.backends.triton.linear_log_probs import STRATEGIES
-
     # With all that makes a kernel larger, in one block; without, in two blocks of rows and three
     # parts of the vocabulary, where sums begin, go on and end.
-    for bias, softcap, scale, chunk in (
-        (hidden.new_zeros(vocab), 30.0, row, rows),
-        (None, None, one, 22),
-    ):
-        shared = (hidden, lm_head, ids, bias, softcap, scale)
-        for strategy in STRATEGIES.values():
-            strategy.forward(*shared, chunk, False)
-            needs = (True, True, bias is not None)
-            strategy.backward(alpha, gamma, eta, *shared, lse, entropy, chunk, *needs)
+    for strategy in ("chunks", "tiles"):
+        head(dtype, strategy, rows, 1024, vocab, kept, rows, full=True)
+        head(dtype, strategy, rows, 1024, vocab, kept, 22)
+
+
+def uneven_head(dtype: torch.dtype) -> None:
+    # Rows that no tile divides, and strides of 1, which Triton takes for numbers.
+    head(dtype, "tiles", 128, 1000, 1536, 30, 128, full=True)
+    head(dtype, "tiles", 1, 1, 1536, 1, 1)
+
+
+def head(
+    dtype: torch.dtype,
+    strategy: str,
+    rows: int,
+    width: int,
+    vocab: int,
+    kept: int,
+    chunk_size: int,
+    full: bool = False,
+) -> None:
+    from lepo_kernels.backends.triton.linear_log_probs import STRATEGIES
+
+    hidden, lm_head = torch.zeros(rows, width, dtype=dtype), torch.zeros(vocab, width, dtype=dtype)
+    options = (hidden.new_zeros(vocab), 30.0, torch.ones(rows)) if full else _BARE
+    shared = (hidden, lm_head, _ids(rows, kept), *options)
+    STRATEGIES[strategy].forward(*shared, chunk_size, False)
+    alpha, gamma, eta, lse, entropy = _saved(rows, kept)
+    upstream = (alpha, gamma, eta)
+    needs = (True, True, full)
+    STRATEGIES[strategy].backward(*upstream, *shared, lse, entropy, chunk_size, *needs)
+
+
+# No bias, no softcap, one inverse temperature.
+_BARE = (None, None, torch.ones(1))
+
+
+def _ids(rows: int, kept: int) -> torch.Tensor:
+    return torch.zeros(rows, kept, dtype=torch.int64)
+
+
+def _saved(rows: int, kept: int) -> tuple[torch.Tensor, ...]:
+    """Upstream gradients, log-sum-exp and entropy."""
+    return torch.ones(rows, kept), *torch.ones(4, rows)
 
 
 def sample_latent(dtype: torch.dtype) -> None:
@@ -120,6 +150,8 @@ CASES: dict[str, Callable[[torch.dtype], None]] = {
     "philox": philox,
     "sample_latent": sample_latent,
 }
+# Shapes that no model has: they must run, and spill nothing, and may load by the element.
+UNEVEN = {"uneven_head": uneven_head}
 # Families that launch nothing but the kernels of others.
 COMPOSED = {"latent_step", "lepo_loss"}
 

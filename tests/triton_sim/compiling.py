@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tests.triton_sim.cases import CASES, DTYPES, PLANTED, launching_for
+from tests.triton_sim.cases import CASES, DTYPES, PLANTED, UNEVEN, launching_for
 from tests.triton_sim.launches import Launch, launches_of
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -105,7 +105,7 @@ def distinct(launches: list[Launch]) -> list[Launch]:
 
 def main(case: str, dtype: str, target: str) -> None:
     with launching_for(target):
-        call = (CASES | PLANTED)[case]
+        call = (CASES | UNEVEN | PLANTED)[case]
         for launch in distinct(launches_of(lambda: call(DTYPES[dtype]))):
             warps = launch.options.get("num_warps", 4)
             print(json.dumps({"kernel": launch.name, "warps": warps}), flush=True)

@@ -45,6 +45,8 @@ class Launch:
         for index, parameter in enumerate(self.kernel.params):
             value = self.arguments[parameter.name]
             kind, divisible = specialized(value)
+            if parameter.do_not_specialize:
+                kind, divisible = plain(value), False
             if parameter.is_constexpr or kind == "constexpr":
                 kind, divisible = "constexpr", False
                 constants[parameter.name] = value
@@ -66,8 +68,13 @@ def specialized(value: Any) -> tuple[str, bool]:
     if isinstance(value, bool):
         return "i1", False
     if isinstance(value, int) and value != 1:
-        return "i32" if -(1 << 31) <= value < 1 << 31 else "i64", value % 16 == 0
+        return plain(value), value % 16 == 0
     return ("fp32" if isinstance(value, float) else "constexpr"), False
+
+
+def plain(value: int) -> str:
+    """The type of a number, whatever it is."""
+    return "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
 
 
 @contextmanager

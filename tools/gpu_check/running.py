@@ -60,7 +60,7 @@ def run_step(step: Step, folder: Path, deadline: float, library_built: bool) -> 
     outcome.counts = counts(log.read_text(errors="replace"))
     if status is None:
         outcome.outcome, outcome.reason = "out of time", f"stopped after {limit:.0f} s"
-        if outcome.counts.get("failed") or outcome.counts.get("error"):
+        if any(outcome.counts.get(word) for word in ("failed", "error", "findings")):
             outcome.outcome = "failed"
     elif status == OUT_OF_TIME:
         outcome.outcome, outcome.reason = "out of time", "it stopped by itself"
@@ -91,6 +91,15 @@ def _run(step: Step, log: Path, seconds: float) -> int | None:
         try:
             return process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _kill(process)
             return None
+        except BaseException:
+            # Ctrl-C does not reach another session: nothing of it may stay on the GPU.
+            _kill(process)
+            raise
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process, and all that it has begun."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

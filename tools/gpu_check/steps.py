@@ -23,6 +23,10 @@ LOAD = "import sys; from lepo_kernels import dispatch; sys.exit(dispatch.MISSING
 SECONDS = "{seconds}"
 MEASURED = re.compile(r"^measured (\d+) of (\d+) cases", re.M)
 SANITIZER_SUMMARY = re.compile(r"(ERROR|RACECHECK) SUMMARY: (\d+)")
+# The first line of a finding: all there is of a sanitizer that was stopped before its summary.
+SANITIZER_FINDING = re.compile(
+    r"^={9} (?:Invalid|Misaligned|Uninitialized|Barrier error|(?i:error|warning): Race)", re.M
+)
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,10 @@ def parallel() -> tuple[str, ...]:
 def counts(output: str) -> dict[str, int]:
     """Tests by outcome, a sanitizer's findings, or cases measured; nothing where there is none."""
     found = dict(Counter(outcome.lower() for outcome in OUTCOME.findall(output)))
-    for _, number in SANITIZER_SUMMARY.findall(output):
-        found["findings"] = found.get("findings", 0) + int(number)
+    summaries = [int(number) for _, number in SANITIZER_SUMMARY.findall(output)]
+    findings = len(SANITIZER_FINDING.findall(output))
+    if summaries or findings:
+        found["findings"] = sum(summaries) if summaries else findings
     for measured, cases in MEASURED.findall(output):
         found |= {"measured": int(measured), "cases": int(cases)}
     return found

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lepo_kernels.backends.cuda.mix_embeddings import dense_rows
-from lepo_kernels.backends.cuda.sample_latent import check_draw, op_arguments
+from lepo_kernels.backends.cuda.sample_latent import op_arguments
+from lepo_kernels.backends.draw_checks import check_draw
 
 
 def latent_step(

@@ -14,13 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lepo_kernels.backends.reference.numerics import (
-    check_ids,
-    check_positive,
-    check_rows,
-    check_steps,
-)
-from lepo_kernels.validation import checks_enabled
+from lepo_kernels.backends.draw_checks import check_draw
+from lepo_kernels.backends.reference.numerics import check_positive
 
 # As csrc/cuda/sample_latent.h numbers them.
 _NOISES = {"none": 0, "gumbel": 1, "gaussian": 2, "dirichlet": 3, "categorical": 4}
@@ -127,28 +122,3 @@ def op_arguments(
 
 def _dense(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
-
-
-def check_draw(
-    fields: tuple[Tensor, ...],
-    logits: Tensor,  # [N, V]
-    noise: str,
-    exclude_ids: Tensor | None,  # [M]
-    step: Tensor | None,  # [N] or [1]
-) -> None:
-    """Raise for values out of range, where they are checked."""
-    check_rows("logits", fields[5])
-    if exclude_ids is not None:
-        check_ids("exclude_ids", exclude_ids, logits.shape[1])
-        _check_survivors(fields[6])
-    if noise != "none" and step is not None:
-        check_steps(step)
-
-
-def _check_survivors(kept_lse: Tensor) -> None:
-    if not checks_enabled(kept_lse.device):
-        return
-    empty = kept_lse.isnan()
-    if empty.any():
-        row = int(empty.int().argmax())
-        raise ValueError(f"exclude_ids: leaves nothing to sample in row {row} of logits")

@@ -10,7 +10,6 @@ import triton.language as tl
 
 from lepo_kernels.backends.triton.latent_noise import gumbel_at, log_gamma_at, normal_at
 
-NONE = tl.constexpr(0)
 GUMBEL = tl.constexpr(1)
 GAUSSIAN = tl.constexpr(2)
 DIRICHLET = tl.constexpr(3)

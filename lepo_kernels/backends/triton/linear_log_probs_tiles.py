@@ -133,7 +133,7 @@ def _places(
     return tl.sum(tl.max(here, axis=0) << tl.arange(0, _KEPT), axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_rows"])
 def head_states_kernel(
     hidden: tl.tensor,  # [N, D]
     hidden_row: tl.tensor,
@@ -202,7 +202,7 @@ def head_states_kernel(
     tl.store(at + 2, weighted, mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_row", "total_rows"])
 def head_logit_gradient_kernel(
     hidden: tl.tensor,  # [R, D], rows with gradients first
     hidden_row: tl.tensor,
@@ -493,8 +493,11 @@ def _tiles(
     hidden: Tensor,  # [N, D]
 ) -> dict[str, Any]:
     """Tiles for this device, dtype and D."""
-    options = _TILES[launching.device_family(hidden.device)][size_of(hidden.dtype)]
+    options = dict(_TILES[launching.device_family(hidden.device)][size_of(hidden.dtype)])
     even = hidden.shape[1] % options["WIDTH"] == 0
+    if not even:
+        # Masks take registers, too.
+        options["IDS"] = min(options["IDS"], _NARROW["IDS"])
     return {**options, "EVEN": even, "PRECISION": precision_of(hidden.dtype)}
 
 

@@ -109,7 +109,7 @@ def weights_gradient_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def table_gradient_kernel(
     grad: tl.tensor,  # [N, D]
     sorted_ids: tl.tensor,  # [N * K], ascending
@@ -244,8 +244,12 @@ def _table_gradient(
     # Not zeros_like: gradients are contiguous, whatever the layout of the table.
     dembedding = embedding.new_zeros(vocab, width)
     if ids.numel() > 0 and width > 0:
+        # Behind the vocabulary: entries that add nothing, as all that fill up a row of a filtered
+        # draw. They have one id in common, which would be a single program's long sum.
+        idle = weights.reshape(-1) == 0
+        keys = ids.reshape(-1).masked_fill(idle, vocab)
         # Stable: entries of one id stay in the order of the call.
-        sorted_ids, order = ids.reshape(-1).sort(stable=True)
+        sorted_ids, order = keys.sort(stable=True)
         table_gradient_kernel[(ids.numel(), triton.cdiv(width, _TABLE_GRADIENT["COLUMNS"]))](
             grad,
             sorted_ids,

@@ -126,7 +126,7 @@ def _write_weights(
     tl.store(values_at + at, tl.where(whole, value, nan), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_rows"])
 def narrow_latent_kernel(
     logits: tl.tensor,  # [N, V]
     row_stride: tl.tensor,

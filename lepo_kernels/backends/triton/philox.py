@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lepo_kernels.backends.reference.numerics import check_ids, check_steps
-from lepo_kernels.backends.triton.launching import FUSED, device_of
+from lepo_kernels.backends.triton.launching import FUSED, device_of, step_of
 from lepo_kernels.backends.triton.noise import words_at
 from lepo_kernels.ops._arguments import MAX_DRAWS, MAX_IDS
 from lepo_kernels.validation import INDEX_DTYPES, check_integer, check_tensor
@@ -65,7 +65,7 @@ def philox_words(
                 seed,
                 row_keys.contiguous(),
                 step.contiguous(),
-                0 if step.numel() == 1 else 1,
+                step_of(step),
                 ids.contiguous(),
                 0 if ids.shape[0] == 1 else entries,
                 draw,

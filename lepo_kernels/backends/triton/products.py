@@ -69,7 +69,7 @@ def _add_tile(
             tl.store(at, part, mask=stored)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_row", "total_rows"])
 def rows_product_kernel(
     da: tl.tensor,  # [R, C]
     da_row: tl.tensor,
@@ -107,7 +107,8 @@ def rows_product_kernel(
     inner = tl.arange(0, INNER)
     left_at = da + rows[:, None] * da_row + inner[None, :]
     right_at = lm_head + inner.to(tl.int64)[:, None] * lm_head_row + columns[None, :]
-    step = lm_head_row.to(tl.int64) * INNER
+    # A stride of 1 is a number, not a tensor.
+    step = tl.cast(lm_head_row, tl.int64) * INNER
     for start in range(0, ids, INNER):
         if EVEN:
             left, right = tl.load(left_at), tl.load(right_at)
@@ -124,7 +125,7 @@ def rows_product_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_row", "total_rows"])
 def head_product_kernel(
     da: tl.tensor,  # [R, C]
     da_row: tl.tensor,
@@ -149,6 +150,9 @@ def head_product_kernel(
     """``da^T @ hidden``, a block of ids and columns per program."""
     active_rows = tl.maximum(tl.minimum(tl.load(count) - first_row, total_rows), 0)
     active_rows = active_rows.to(tl.int32)
+    if active_rows == 0 and not (FIRST or LAST):
+        # The sums stay what they are.
+        return
     id_block, column_block = grouped(tl.program_id(0), tl.cdiv(ids, TALL), tl.cdiv(width, WIDE))
     mine = id_block * TALL + tl.arange(0, TALL)
     columns = column_block * WIDE + tl.arange(0, WIDE)
@@ -156,7 +160,8 @@ def head_product_kernel(
     inner = tl.arange(0, INNER)
     left_at = da + inner.to(tl.int64)[:, None] * da_row + mine[None, :]
     right_at = hidden + inner.to(tl.int64)[:, None] * hidden_row + columns[None, :]
-    left_step, right_step = da_row.to(tl.int64) * INNER, hidden_row.to(tl.int64) * INNER
+    # A stride of 1 is a number, not a tensor.
+    left_step, right_step = tl.cast(da_row, tl.int64) * INNER, tl.cast(hidden_row, tl.int64) * INNER
     for start in range(0, active_rows, INNER):
         inside = (inner < active_rows - start)[:, None]
         if EVEN:

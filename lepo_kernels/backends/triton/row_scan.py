@@ -53,7 +53,7 @@ def kept_entries(
     return a
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_rows"])
 def row_scan_kernel(
     logits: tl.tensor,  # [N, V]
     row_stride: tl.tensor,

@@ -20,10 +20,10 @@ import torch
 import triton
 from torch import Tensor
 
-from lepo_kernels.backends.cuda.sample_latent import check_draw
+from lepo_kernels.backends.draw_checks import check_draw
 from lepo_kernels.backends.reference.numerics import check_positive, per_row
 from lepo_kernels.backends.triton.latent_row import CATEGORICAL
-from lepo_kernels.backends.triton.launching import device_of
+from lepo_kernels.backends.triton.launching import device_of, step_of
 from lepo_kernels.backends.triton.narrow_latent import narrow_latent_kernel
 from lepo_kernels.backends.triton.row_scan import BLOCK, GROUP, UNIT, row_scan_kernel
 from lepo_kernels.backends.triton.wide_latent import (
@@ -151,18 +151,14 @@ class _Draw:
     def tempered(self) -> tuple[Any, ...]:
         """Arguments of a kernel, from the logits to the excluded ids."""
         stride = self.logits.stride(0)
-        return self.logits, stride, self.temperature, _stride_of(self.temperature), self.dropped
+        return self.logits, stride, self.temperature, step_of(self.temperature), self.dropped
 
     def key(self) -> tuple[Any, ...]:
         """Arguments of a kernel that the noise depends on."""
-        return self.seed, self.row_keys, self.step, _stride_of(self.step)
+        return self.seed, self.row_keys, self.step, step_of(self.step)
 
     def filters(self) -> dict[str, bool]:
         return {"NUCLEUS": self.top_p < 1}
-
-
-def _stride_of(per_row: Tensor) -> int:
-    return 0 if per_row.numel() == 1 else 1
 
 
 def _dropped(
@@ -233,7 +229,7 @@ def _narrow(
         blocks,
         groups,
         draw.tau,
-        _stride_of(draw.tau),
+        step_of(draw.tau),
         *draw.key(),
         *fields,
         rows,
@@ -321,7 +317,7 @@ def _wide(
     wide_weigh_kernel[grid](
         *(ids, scores, kept_count),
         draw.tau,
-        _stride_of(draw.tau),
+        step_of(draw.tau),
         *(weights, token),
         rows,
         top_k,

@@ -26,7 +26,7 @@ from lepo_kernels.backends.triton.row_scan import inverse_of, kept_entries, merg
 from lepo_kernels.backends.triton.sums import ordered_sum
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_rows"])
 def wide_keys_kernel(
     logits: tl.tensor,  # [N, V]
     row_stride: tl.tensor,
@@ -63,7 +63,7 @@ def _entries_at(
     return place, tl.load(keys + rows[:, None] * top_k + place, mask=place < top_k, other=NO_KEY)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_rows"])
 def wide_filter_kernel(
     keys: tl.tensor,  # [N, top_k], descending
     units: tl.tensor,  # [N, 3, unit_count]
@@ -143,7 +143,7 @@ def wide_filter_kernel(
     tl.store(numbers + rows * 2 + 1, sigma, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_rows", "first_row"])
 def wide_perturb_kernel(
     keys: tl.tensor,  # [N, top_k], descending
     kept_count: tl.tensor,  # [N]
@@ -200,7 +200,7 @@ def _scores_at(
     return tl.load(scores + at, mask=place < top_k, other=-float("inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_rows"])
 def wide_weigh_kernel(
     ids: tl.tensor,  # [N, top_k]
     scores: tl.tensor,  # [N, top_k]
@@ -246,7 +246,7 @@ def wide_weigh_kernel(
     tl.store(token + rows, tl.where(count > 0, picked, 0).to(tl.int64), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_rows", "first_row"])
 def wide_draws_kernel(
     keys: tl.tensor,  # [N, top_k], descending
     kept_count: tl.tensor,  # [N]
