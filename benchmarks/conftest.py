@@ -72,6 +72,8 @@ def measured(request: pytest.FixtureRequest, run: Run, case: str, implementation
     if mine.unavailable:
         _skip(run, case, implementation, f"it fails: {type(mine.error).__name__}: {mine.error}")
     if mine.error is not None:
+        reason = f"it failed: {mine.error!r}"
+        run.skipped.append({"group": case, "name": implementation, "reason": reason})
         raise mine.error
     return mine
 

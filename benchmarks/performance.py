@@ -4,7 +4,7 @@ from pathlib import Path
 
 from benchmarks import plots, report
 from benchmarks.results import Result
-from benchmarks.tables import machine_lines
+from benchmarks.tables import machine_lines, taken
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -42,15 +42,11 @@ def page() -> str:
     for stem, result in results.items():
         lines += [f"## {result.device['name']}: {stem}", ""]
         lines += [f"- {line}" for line in machine_lines(result)]
-        lines += [f"- taken {result.date[:10]}, commit {result.commit[:12]}", ""]
-        for name in ("summary", "roofline"):
-            lines += [f"![{name} of {stem}](images/{picture(stem, name)})", ""]
+        lines += [f"- {taken(result)}", ""]
+        for name in plots.overview(result):
+            lines += [f"![{Path(name).stem} of {stem}](images/{prefix(stem)}{name})", ""]
         lines.append(report.sections(result, level=3))
     return "\n".join(lines)
-
-
-def picture(stem: str, name: str) -> str:
-    return f"{prefix(stem)}{name}.png"
 
 
 def prefix(stem: str) -> str:
@@ -61,7 +57,9 @@ def main() -> None:
     """Write the page and its pictures."""
     PAGE.write_text(page(), encoding="utf-8")
     for file in files():
-        plots.overview(Result.read(file), PICTURES, prefix(file.stem))
+        drawn = plots.draw(plots.overview(Result.read(file)), PICTURES, prefix(file.stem))
+        if drawn.failed:
+            raise SystemExit(f"not drawn of {file.name}: {', '.join(drawn.failed)}")
     print(f"written: {PAGE.relative_to(ROOT)}")
 
 

@@ -10,15 +10,16 @@ from pathlib import Path
 
 from benchmarks import plots
 from benchmarks.results import Result
-from benchmarks.tables import machine_lines, markdown, meaning, text
+from benchmarks.tables import machine_lines, markdown, meaning, taken, text
 
 PAGE = "report.md"
 
 
-def page(result: Result, pictures: Sequence[str]) -> str:
-    """The whole report; ``pictures`` as they are linked."""
+def page(result: Result, pictures: Sequence[str], failed: Sequence[str] = ()) -> str:
+    """The whole report; ``pictures`` as they are linked, and why others could not be drawn."""
     lines = ["# Benchmark results", "", f"{result.date}", ""]
     lines += [f"- {line}" for line in machine_lines(result)]
+    lines += [f"- {taken(result)}", *(f"- not drawn: {line}" for line in failed)]
     lines += ["", *(f"![{Path(name).stem}]({name})" for name in pictures), ""]
     lines.append(sections(result, level=2))
     return "\n".join(lines)
@@ -48,14 +49,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     print(text(result))
     if wanted.out is not None:
-        wanted.out.mkdir(parents=True, exist_ok=True)
-        try:
-            pictures = plots.draw(result, wanted.out)
-        except ImportError as error:
-            print(f"without pictures, which take matplotlib: {error}; run: pip install matplotlib")
-            pictures = []
-        (wanted.out / PAGE).write_text(page(result, [x.name for x in pictures]), encoding="utf-8")
-        print(f"written to {wanted.out}: {', '.join([PAGE, *(x.name for x in pictures)])}")
+        print(f"written to {wanted.out}: {', '.join(write(result, wanted.out))}")
+
+
+def write(result: Result, folder: Path) -> list[str]:
+    """Write the page, then the pictures, then the page with them; the names of all files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / PAGE
+    # At once: drawing takes a while, and may fail.
+    file.write_text(page(result, []), encoding="utf-8")
+    try:
+        drawn = plots.draw(plots.pictures(result), folder)
+    except ImportError as error:
+        print(f"without pictures, which take matplotlib: {error}; run: pip install matplotlib")
+        return [PAGE]
+    names = [path.name for path in drawn.written]
+    failed = [f"{name}: {error!r}" for name, error in drawn.failed.items()]
+    file.write_text(page(result, names, failed), encoding="utf-8")
+    return [PAGE, *names]
 
 
 if __name__ == "__main__":

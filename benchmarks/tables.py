@@ -27,7 +27,7 @@ def text(result: Result) -> str:
         lines += [group.name, f"  {meaning(group)}"]
         lines += [f"  {line}" for line in _aligned([headings(group), *map(cells, group.rows)])]
         lines += [f"  {note}" for note in notes(group)]
-        lines += [f"  not run: {name}: {reason}" for name, reason in group.skipped.items()]
+        lines += [f"  not run: {line}" for line in not_run(group)]
         lines.append("")
     return "\n".join(lines)
 
@@ -43,7 +43,7 @@ def markdown(group: Group) -> str:
         first, *rest = cells(row)
         first = f"**{first}**" if row.kind == "ours" else first
         lines.append(f"| {' | '.join([first, *rest])} |")
-    found = [*notes(group), *(f"{name} was not run: {why}." for name, why in group.skipped.items())]
+    found = [*notes(group), *(f"not run: {line}" for line in not_run(group))]
     return "\n".join([*lines, "", *(f"- {note}" for note in found)]).rstrip() + "\n"
 
 
@@ -51,14 +51,29 @@ def meaning(group: Group) -> str:
     """What the column of speeds is relative to."""
     if group.best_other is None:
         return "nothing to compare with"
-    return f"speed 1 is {group.best_other}, the fastest of the others"
+    less = ", though it does less" if group.best_other.lacks else ""
+    return f"speed 1 is {group.best_other.name}, the fastest of the others{less}"
 
 
 def notes(group: Group) -> Iterator[str]:
     """What a row's implementation does not do that ours do."""
     for row in group.rows:
-        if row.info["lacks"]:
-            yield f"{row.name}: {row.info['lacks']}"
+        if row.lacks:
+            yield f"{row.name}: {row.lacks}"
+
+
+def not_run(group: Group) -> Iterator[str]:
+    """What is missing, and why, as far as it is known."""
+    for name, reason in group.skipped.items():
+        yield f"{name}: {reason}"
+    if group.unexplained:
+        yield f"{'; '.join(group.unexplained)}: in other cases of the op, not measured in this one"
+
+
+def taken(result: Result) -> str:
+    """When, and of which state of the code."""
+    changes = ", with changes that were not committed" if result.dirty else ""
+    return f"taken {result.date[:10]}, commit {result.commit[:12]}{changes}"
 
 
 def machine_lines(result: Result) -> Iterator[str]:

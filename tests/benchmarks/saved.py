@@ -3,6 +3,33 @@
 from typing import Any
 
 
+def row(
+    op: str, shape: str, name: str, kind: str, median: float, lacks: str = "", **work: Any
+) -> dict[str, Any]:
+    """One implementation of a case; ``work`` is its bytes, flops and dtype."""
+    work = {"bytes": 10**7, "flops": 0, "dtype": "float32", "words": 0, "tokens": 0} | work
+    flops = work["flops"]
+    return {
+        "group": f"{op} {shape}",
+        "name": f"{op} {shape} | {name}",
+        "stats": {"median": median, "q1": 0.9 * median, "q3": 1.2 * median},
+        "extra_info": {
+            "implementation": name,
+            "op": op,
+            "shape": shape,
+            "kind": kind,
+            "lacks": lacks,
+            **work,
+            "gb_per_s": work["bytes"] / median / 1e9,
+            "tflop_per_s": flops / median / 1e12 if flops else None,
+            "mwords_per_s": None,
+            "tokens_per_s": None,
+            "percent_of_limit": 50.0,
+            "extra_mib": None if name == "eager" else 12.3,
+        },
+    }
+
+
 def saved(device: str = "cpu") -> dict[str, Any]:
     rows = [
         ("draw", "ours (cpu)", "ours", 0.001, 0, ""),
@@ -14,7 +41,6 @@ def saved(device: str = "cpu") -> dict[str, Any]:
         ("loss", "ours, hard (cpu)", "ours", 0.9, 10**11, "hard targets"),
         ("loss", "eager", "other", 0.5, 10**11, ""),
     ]
-    best = {"draw": ("a sampler", 0.004), "loss": ("eager", 0.5)}
     return {
         "machine_info": {
             "device": {"type": device, "name": "A processor", "threads": 2},
@@ -31,31 +57,7 @@ def saved(device: str = "cpu") -> dict[str, Any]:
         "commit_info": {"id": "0123456789abcdef"},
         "datetime": "2026-11-23T12:00:00+00:00",
         "benchmarks": [
-            {
-                "group": f"{op} [4, 8]",
-                "name": f"{op} [4, 8] | {name}",
-                "stats": {"median": median, "q1": 0.9 * median, "q3": 1.2 * median},
-                "extra_info": {
-                    "implementation": name,
-                    "op": op,
-                    "shape": "[4, 8]",
-                    "kind": kind,
-                    "dtype": "float32",
-                    "lacks": lacks,
-                    "bytes": 10**7,
-                    "flops": flops,
-                    "words": 0,
-                    "tokens": 0,
-                    "best_other": best[op][0],
-                    "ratio_to_best_other": median / best[op][1],
-                    "gb_per_s": 0.01 / median,
-                    "tflop_per_s": flops / median / 1e12 if flops else None,
-                    "mwords_per_s": None,
-                    "tokens_per_s": None,
-                    "percent_of_limit": 50.0,
-                    "extra_mib": None if name == "eager" else 12.3,
-                },
-            }
+            row(op, "[4, 8]", name, kind, median, lacks, flops=flops)
             for op, name, kind, median, flops, lacks in rows
         ],
     }

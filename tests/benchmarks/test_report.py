@@ -2,14 +2,17 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
 
 from benchmarks import performance, plots, report, tables
+from benchmarks.pictures import summary
 from benchmarks.results import Result
-from tests.benchmarks.saved import saved
+from tests.benchmarks.saved import row, saved
+from tests.benchmarks.wide import wide
 
 
 @pytest.fixture
@@ -48,6 +51,42 @@ def test_markdown_has_a_line_per_row_and_as_many_cells_as_headings(result):
         assert len({line.count("|") for line in lines}) == 1
 
 
+def test_the_competitor_is_the_fastest_of_the_others_and_ours_the_op_itself():
+    output = saved()
+    variants = [("ours, kept logits", 0.0002), ("ours, kept logits (cpu)", 0.0003)]
+    output["benchmarks"] += [row("draw", "[4, 8]", name, "ours", time) for name, time in variants]
+    draw, loss = Result.of(output).groups
+    assert draw.best_other.name == "a sampler"
+    assert draw.best_of_ours.name == "ours (cpu)"
+    assert {x.name: x.speed for x in draw.rows}["ours, kept logits"] == pytest.approx(20.0)
+    # Where no row is the op itself, the fastest variant stands for it.
+    output["benchmarks"] = [x for x in output["benchmarks"] if "| ours (" not in x["name"]]
+    assert Result.of(output).groups[0].best_of_ours.name == "ours, kept logits"
+    assert loss.best_other.name == "eager"
+
+
+def test_a_competitor_that_does_less_is_said_to(result):
+    draw, loss = result.groups
+    assert tables.meaning(draw).endswith("the fastest of the others, though it does less")
+    assert tables.meaning(loss).endswith("the fastest of the others")
+
+
+def test_what_other_cases_of_the_op_are_compared_with_is_missed_and_explained_if_known():
+    output = saved()
+    for shape, names in (("[1]", ("eager", "torch.compile", "a peer")), ("[2]", ("eager",))):
+        rows = [row("op", shape, "ours", "ours", 1.0), row("op", shape, "floor: x", "floor", 1.0)]
+        rows += [row("op", shape, name, "other", 1.0) for name in names]
+        # A floor says nothing of how much faster ours is.
+        output["benchmarks"] += rows if shape == "[1]" else [rows[0], *rows[2:]]
+    output["run"]["skipped"] += [{"group": "op [2]", "name": "a peer", "reason": "too large"}]
+    text = tables.markdown(Result.of(output).groups[-1])
+    assert "- not run: a peer: too large\n" in text
+    assert "- not run: torch.compile: in other cases of the op, not measured in this one\n" in text
+    assert "floor" not in text
+    # Other ops are compared with other things.
+    assert "torch.compile" not in tables.markdown(Result.of(output).groups[0])
+
+
 def test_numbers_have_three_digits():
     values = (None, 1234.5, 99.94, 0.0123456, 0.00001)
     assert [tables.number(x) for x in values] == ["", "1234", "99.9", "0.0123", "0.0000"]
@@ -67,6 +106,29 @@ def test_the_command_writes_a_page_and_pictures(tmp_path, capsys):
         assert image[..., :3].min() < 0.5
 
 
+def test_the_page_is_there_before_any_picture_and_outlives_one_that_fails(tmp_path, monkeypatch):
+    seen = []
+
+    def broken(*_):
+        seen.append((tmp_path / report.PAGE).read_text())
+        raise ZeroDivisionError("no height")
+
+    monkeypatch.setattr(summary, "draw", broken)
+    names = report.write(Result.of(saved()), tmp_path)
+    assert "ours (cpu)" in seen[0]
+    assert names == [report.PAGE, "roofline.png", "bars_draw.png", "bars_loss.png"]
+    page = (tmp_path / report.PAGE).read_text()
+    assert "- not drawn: summary.png: ZeroDivisionError('no height')" in page
+    assert re.findall(r"\]\((\w+\.png)\)", page) == names[1:]
+
+
+def test_without_matplotlib_there_is_the_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert report.write(Result.of(saved()), tmp_path) == [report.PAGE]
+    assert "ours (cpu)" in (tmp_path / report.PAGE).read_text()
+    assert "pip install matplotlib" in capsys.readouterr().out
+
+
 def test_other_files_are_refused_in_one_line(tmp_path, capsys):
     file = tmp_path / "other.json"
     file.write_text("{}")
@@ -76,12 +138,12 @@ def test_other_files_are_refused_in_one_line(tmp_path, capsys):
         assert "error:" in capsys.readouterr().err
 
 
-def test_without_ours_there_is_nothing_to_draw(tmp_path):
+def test_without_ours_there_is_nothing_to_draw():
     output = saved()
     output["benchmarks"] = [
         one for one in output["benchmarks"] if one["extra_info"]["kind"] != "ours"
     ]
-    assert plots.draw(Result.of(output), tmp_path) == []
+    assert plots.pictures(Result.of(output)) == {}
 
 
 def test_the_page_of_committed_results_is_up_to_date():
@@ -102,6 +164,25 @@ def test_the_page_says_whether_there_are_figures_of_a_gpu(tmp_path, monkeypatch)
     (tmp_path / "b.json").write_text(json.dumps(saved("cuda")))
     assert "no GPU figures yet" not in performance.page()
     assert [file.stem for file in performance.files()] == ["b", "a"]
+
+
+def test_the_pages_say_that_the_tree_had_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(performance, "RESULTS", tmp_path)
+    output = saved()
+    for dirty in (False, True):
+        output["commit_info"]["dirty"] = dirty
+        (tmp_path / "a.json").write_text(json.dumps(output))
+        for page in (performance.page(), report.page(Result.of(output), [])):
+            changed = "commit 0123456789ab, with changes that were not committed" in page
+            assert changed == dirty
+
+
+def test_the_page_links_the_pictures_that_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(performance, "RESULTS", tmp_path)
+    (tmp_path / "a.json").write_text(json.dumps(wide(saved())))
+    linked = re.findall(r"\(images/performance_a_(\S+)\)", performance.page())
+    assert linked == list(plots.overview(Result.of(wide(saved()))))
+    assert len(linked) == 14
 
 
 def test_no_committed_result_names_its_host():
