@@ -4,7 +4,8 @@
 # make native    the native libraries alone, into this tree; the others do that first, too
 # make sanitize  the tests of the CPU kernels, built with ASan and UBSan (needs GCC; some minutes)
 # make bench-smoke  the benchmarks at tiny sizes: whether they run, not how fast it is
-# make gpu       checks and times the kernels on this machine's GPU, with PYTHON as it is (docs/gpu.md)
+# make gpu       checks and times the kernels on this machine's GPU, with PYTHON as it is if you name
+#                one, or with VENV where there is one; installs nothing (docs/gpu.md)
 # make wheels    the wheel for the CPU and, where there is a CUDA toolkit, that for CUDA, into dist/
 #
 # All make a virtual environment first, once, and build the native libraries, which takes cmake and
@@ -108,8 +109,14 @@ sanitize: $(TEST_STAMP)
 bench-smoke: $(TEST_STAMP) $(NATIVE)
 	OMP_NUM_THREADS=1 $(LEPO) bench --out build/bench-smoke --tiny --no-compile
 
+# A Python that was named comes first.
+GPU_PYTHON := $(if $(filter file,$(origin PYTHON)),$(or $(wildcard $(RUN)),$(PYTHON)),$(PYTHON))
+
 gpu:
-	$(PYTHON) -m benchmarks.gpu_run --out build/gpu_run $(GPU_ARGS)
+	@$(GPU_PYTHON) -c 'import torch' 2>/dev/null || { \
+		echo "make gpu: $(GPU_PYTHON) has no torch; name a Python that has one with PYTHON=," \
+			"or run make install first" >&2; exit 2; }
+	$(GPU_PYTHON) -m benchmarks.gpu_run --out build/gpu_run $(GPU_ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info lepo_kernels/_C_*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.case import assert_close, tolerance_of
 from benchmarks.timing import HostSampler, host_clock, interleaved
 from lepo_kernels.backends.triton import launching, strategies
 from lepo_kernels.backends.triton.linear_log_probs import STRATEGIES
@@ -39,18 +40,30 @@ def passes(
     hidden: Tensor,  # [N, D]
     lm_head: Tensor,  # [V, D]
     ids: Tensor,  # [N, K]
-) -> None:
-    """One forward and one backward pass of a strategy, to their end."""
-    rows, vocab = len(hidden), len(lm_head)
-    chunk_size = max(1, _CHUNK_LOGITS // vocab)
+) -> tuple[Tensor, ...]:
+    """Statistics and gradients of one forward and one backward pass of a strategy, at their end."""
+    chunk_size = max(1, _CHUNK_LOGITS // len(lm_head))
     one = torch.ones(1, device=hidden.device)
     head = (hidden, lm_head, ids, None, None, one)
     selected, lse, entropy = STRATEGIES[name].forward(*head, chunk_size, False)
     upstream = (torch.ones_like(selected), torch.full_like(lse, -ids.shape[1]), 0 * entropy)
     needs = (True, True, False)
     grads = STRATEGIES[name].backward(*upstream, *head, lse, entropy, chunk_size, *needs)
-    assert [len(x) for x in grads] == [rows, vocab, 0]
     _wait(hidden)
+    return selected, lse, entropy, *grads[:2]
+
+
+def check_agreement(
+    hidden: Tensor,  # [N, D]
+    lm_head: Tensor,  # [V, D]
+    ids: Tensor,  # [N, K]
+) -> None:
+    """Raise AssertionError unless all strategies give the same, up to rounding."""
+    first, *others = STRATEGIES
+    want, tolerance = passes(first, hidden, lm_head, ids), tolerance_of(hidden.dtype)
+    for name in others:
+        for i, (x, y) in enumerate(zip(passes(name, hidden, lm_head, ids), want, strict=True)):
+            assert_close(f"result {i} of {name}, beside {first}", x, y, tolerance)
 
 
 def products(
@@ -80,7 +93,10 @@ def measure(
     lm_head = (torch.randn(vocab, width, device=device) / width**0.5).to(dtype)
     ids = torch.randint(0, vocab, (rows, _KEPT), device=device)
     names = [*STRATEGIES, "products"]
-    runs: list[Callable[[], None]] = [partial(passes, x, hidden, lm_head, ids) for x in STRATEGIES]
+    check_agreement(hidden, lm_head, ids)
+    runs: list[Callable[[], object]] = [
+        partial(passes, x, hidden, lm_head, ids) for x in STRATEGIES
+    ]
     runs.append(partial(products, hidden, lm_head))
     # Each ends with a wait for the device: the host's clock tells its time.
     samplers = [HostSampler(lambda _, run=run: run(), host_clock(False)) for run in runs]

@@ -145,6 +145,8 @@ def progress_of(pieces: Iterator[str]) -> Iterator[tuple[int, int | None, str]]:
 def _why(log: Path) -> str:
     """The last words of pytest, where it could not run."""
     lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if any((found := _SELECTED.search(line)) and found[1] == "0" for line in lines):
+        return "no case matches -k; benchmarks/README.md tells what there is"
     errors = [line for line in lines if re.match(r"(.*: )?(error|ERROR):? ", line)]
     said = (errors or lines or ["nothing"])[-1].strip()
     return f"pytest could not run the benchmarks: {said} (all it said is in {log})"

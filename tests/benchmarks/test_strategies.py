@@ -38,6 +38,21 @@ def test_a_family_is_measured_and_entered(monkeypatch, tmp_path, capsys):
     assert table["sm_80"] == json.loads(strategies.TABLE.read_text())["sm_80"]
 
 
+def test_strategies_that_differ_are_not_timed(monkeypatch):
+    from benchmarks import strategies as tool
+
+    right = tool.passes
+
+    def wrong(name, *inputs):
+        results = right(name, *inputs)
+        return (*results[:-1], 1.2 * results[-1]) if name == "tiles" else results
+
+    with triton_backend.serving(monkeypatch):
+        monkeypatch.setattr(tool, "passes", wrong)
+        with pytest.raises(AssertionError, match="result 4 of tiles, beside chunks"):
+            tool.measure(CPU, 2, 8, 16, torch.float32, 1)
+
+
 def test_the_table_is_kept_as_the_tool_writes_it():
     from benchmarks import strategies as tool
     from lepo_kernels.backends.triton import strategies

@@ -69,3 +69,12 @@ def test_what_pytest_refuses_is_passed_on(
 ) -> None:
     assert main(["bench", "--out", str(tmp_path), "--rowz", "3"]) == 2
     assert "unrecognized arguments: --rowz 3" in capsys.readouterr().err
+
+
+# Pytest's collection alone takes seconds.
+@pytest.mark.slow
+def test_a_word_that_no_case_has_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "--out", str(tmp_path), "--tiny", "-k", "no_such_op"]) == 2
+    assert "no case matches -k" in capsys.readouterr().err
