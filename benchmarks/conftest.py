@@ -1,9 +1,12 @@
 """Options, hooks and fixtures of ``pytest benchmarks/ --benchmark-only``."""
 
+import traceback
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import session
 from benchmarks.case import Implementation
@@ -66,8 +69,7 @@ def measured(request: pytest.FixtureRequest, run: Run, case: str, implementation
         run.current = None
         run.device.free()
         here = [x for x in _selected(request, run, case) if x.why_not(run.device.torch) is None]
-        found = measure(run.cases[case], here, run.device, run.ceilings(), run.effort)
-        run.current = (case, found)
+        run.current = (case, _measure(run, case, here))
     mine = run.current[1][implementation]
     if mine.unavailable:
         _skip(run, case, implementation, f"it fails: {type(mine.error).__name__}: {mine.error}")
@@ -76,6 +78,17 @@ def measured(request: pytest.FixtureRequest, run: Run, case: str, implementation
         run.skipped.append({"group": case, "name": implementation, "reason": reason})
         raise mine.error
     return mine
+
+
+def _measure(run: Run, case: str, here: Sequence[Implementation]) -> dict[str, Measured]:
+    """What was found of each; where that fails as a whole, the failure, for each of them."""
+    try:
+        return measure(run.cases[case], here, run.device, run.ceilings(), run.effort)
+    except Exception as error:
+        # Its variables hold tensors.
+        traceback.clear_frames(error.__traceback__)
+        too_large = isinstance(error, torch.OutOfMemoryError)
+        return {one.name: Measured(error=error, unavailable=too_large) for one in here}
 
 
 def _skip(run: Run, case: str, implementation: str, reason: str) -> None:

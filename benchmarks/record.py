@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from benchmarks import cases, session
+from benchmarks import BEGUN, cases, session
 from benchmarks.case import Case, dtype_name
 from benchmarks.ceilings import Ceilings
 from benchmarks.measure import Measured, measure
@@ -176,15 +176,28 @@ def _commit() -> str:
     return done.stdout.strip()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, begun: float | None = None) -> int:
+    """Measure and save; the exit status.
+
+    Args:
+        arguments: the words of the command line.
+        begun: the reading of `time.monotonic` from which ``--within`` counts; None takes now.
+    """
+    begun = time.monotonic() if begun is None else begun
     parser = argparse.ArgumentParser(prog="python -m benchmarks.record", description=__doc__)
     parser.add_argument("results", type=Path, help="the file")
     parser.add_argument("--suite", choices=tuple(SUITES), default="all")
-    parser.add_argument("--within", type=float, default=float("inf"), metavar="SECONDS")
+    parser.add_argument(
+        "--within",
+        type=float,
+        default=float("inf"),
+        metavar="SECONDS",
+        help="since the process began: begin no case that may take longer",
+    )
     parser.add_argument("--after", type=int, nargs=2, default=(0, 0), help=argparse.SUPPRESS)
     session.add_options(parser.add_argument)
     wanted = parser.parse_args(arguments)
-    deadline = time.monotonic() + wanted.within
+    deadline = begun + wanted.within
     try:
         run = session.prepare(wanted, SUITES[wanted.suite])
         recording = Recording(wanted.results, run)
@@ -200,4 +213,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(begun=BEGUN))

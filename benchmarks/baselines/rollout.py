@@ -74,6 +74,8 @@ def generate(
             position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0)[:, -inputs.shape[1] :],
             past_key_values=cache,
             use_cache=True,
+            # As transformers' own generate has it: no logits of the prompt.
+            logits_to_keep=1,
         )
         logits = output.logits[:, -1].float()
         if step < settings.latent_length:

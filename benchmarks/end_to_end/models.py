@@ -37,13 +37,29 @@ class Model:
     rope_theta: float = 10_000.0
 
     @property
-    def parameters(self) -> int:
-        """Weights of the matrix products that a token goes through, the head's included."""
+    def body(self) -> int:
+        """Weights of the layers' matrix products."""
         head_width = self.width // self.heads
         attention = 2 * self.width * head_width * (self.heads + self.kv_heads)
-        return self.layers * (attention + 3 * self.width * self.intermediate) + (
-            self.vocab * self.width
-        )
+        return self.layers * (attention + 3 * self.width * self.intermediate)
+
+    @property
+    def head(self) -> int:
+        """Weights of the table, which is the head, too."""
+        return self.vocab * self.width
+
+    @property
+    def parameters(self) -> int:
+        return self.body + self.head
+
+    def flops(self, fed: int, scored: int) -> int:
+        """Of a forward over ``fed`` tokens, after ``scored`` of which logits are needed."""
+        return 2 * (self.body * fed + self.head * scored)
+
+    def activations(self, dtype: torch.dtype) -> int:
+        """Bytes that the layers keep of a token for the backward pass."""
+        # Some twelve rows of the hidden state, as norms keep theirs in float32; four of the MLP.
+        return self.layers * size_of(dtype) * (12 * self.width + 4 * self.intermediate)
 
     def bytes(self, dtype: torch.dtype) -> int:
         """Of the weights."""
@@ -107,14 +123,22 @@ def why_not(device: torch.device) -> str | None:
     return "transformers is not installed" if missing else None
 
 
+def lengths_of(rows: int, longest: int, shortest: int) -> list[int]:
+    """Of padded rows: from the longest to the shortest, in even steps."""
+    return [longest - (longest - shortest) * row // max(1, rows - 1) for row in range(rows)]
+
+
+def prompt_lengths(rows: int, length: int) -> list[int]:
+    """From ``length`` down to half of it."""
+    return lengths_of(rows, length, max(1, length // 2))
+
+
 def random_prompts(
     rows: int, length: int, vocab: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:  # [rows, length], [rows, length]
-    """Left-padded prompts of lengths between half of ``length`` and all of it."""
+    """Left-padded prompts of `prompt_lengths`."""
     device = generator.device
     ids = torch.randint(1, vocab, (rows, length), device=device, generator=generator)
-    shortest = max(1, length // 2)
-    lengths = torch.randint(shortest, length + 1, (rows,), device=device, generator=generator)
-    lengths[0] = length
+    lengths = torch.tensor(prompt_lengths(rows, length), device=device)
     mask = (torch.arange(length, device=device) >= length - lengths[:, None]).long()
     return ids * mask + EOS * (1 - mask), mask

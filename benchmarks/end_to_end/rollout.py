@@ -25,6 +25,7 @@ from benchmarks.end_to_end.models import (
     TINY,
     Model,
     planned,
+    prompt_lengths,
     random_prompts,
     why_not,
 )
@@ -141,8 +142,10 @@ def case(
         ),
         # The weights are read once per step, and once for the prompts.
         bytes=model.bytes(dtype) * steps,
-        # One pass over each prompt serves its samples; the last step is never fed.
-        flops=2 * model.parameters * (prompts * prompt_length + rows * (steps - 1)),
+        # One pass over each prompt, without padding, serves its samples, and needs logits at its
+        # end; the last step is never fed.
+        flops=model.flops(sum(prompt_lengths(prompts, prompt_length)), prompts)
+        + model.flops(rows * (steps - 1), rows * (steps - 1)),
         dtype=dtype,
         tokens=rows * steps,
         another=lambda x, _: x,

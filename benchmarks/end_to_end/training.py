@@ -18,16 +18,26 @@ from benchmarks.case import (
     Case,
     Family,
     Implementation,
-    assert_close,
     dtype_name,
     generator,
-    tolerance_of,
+    size_of,
 )
 from benchmarks.end_to_end import models
-from benchmarks.end_to_end.models import EOS, TINY, Model, planned, random_prompts
+from benchmarks.end_to_end.errors import ROOM, Errors, assert_as_good, assert_right, errors
+from benchmarks.end_to_end.exact import Exact, exact_update
+from benchmarks.end_to_end.models import (
+    EOS,
+    TINY,
+    Model,
+    lengths_of,
+    planned,
+    prompt_lengths,
+    random_prompts,
+)
 from benchmarks.plan import Plan
 
 TOP_K = 30
+LARGEST_NORM = 1.0
 
 
 @dataclass
@@ -41,13 +51,21 @@ class Inputs:
         return make_trainer(self.model, len(self.experience))
 
     @cached_property
-    def expected(self) -> "Update":
-        """What the plain implementation gives; a test has it right on a tiny model."""
-        return plain(self)
+    def exact(self) -> Exact:
+        """What an update has to give; made at the first check, before anything is timed."""
+        return exact_update(self.model, self.experience, LARGEST_NORM)
+
+    @cached_property
+    def usual(self) -> Errors:
+        """What rounding costs in this model: the errors of the plain implementation."""
+        # First what takes the more memory.
+        exact = self.exact
+        return errors(exact, *named(self.model, plain(self)))
 
 
 class Update(NamedTuple):
     loss: Tensor  # []
+    norm: Tensor  # [], of all gradients, before they were clipped
     layers: tuple[Tensor, ...]  # gradients of all but the table
     table: Tensor  # [V, D], gradient
 
@@ -66,11 +84,11 @@ def plain(x: Inputs) -> Update:
 def update(x: Inputs, loss_of: Callable[[], Tensor]) -> Update:
     loss = loss_of()
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(x.model.parameters(), 1.0)
+    norm = torch.nn.utils.clip_grad_norm_(x.model.parameters(), LARGEST_NORM)
     x.optimizer.step()
     table = x.model.get_input_embeddings().weight
     layers = tuple(p.grad for p in x.model.parameters() if p is not table)
-    result = Update(loss.detach(), layers, table.grad)
+    result = Update(loss.detach(), norm, layers, table.grad)
     x.optimizer.zero_grad(set_to_none=True)
     return result
 
@@ -88,15 +106,30 @@ def as_samples(rollout: Any) -> Any:
     )
 
 
-def check(x: Inputs, result: Update) -> None:
-    tolerance = tolerance_of(x.model.dtype)
-    scale = float(x.experience.advantages.abs().max()) * torch.ones_like(result.loss).float()
-    # The loss is a mean of terms of both signs: what rounding costs goes by their size.
-    difference = result.loss.float() - x.expected.loss.float()
-    assert_close("loss", scale + difference, scale, tolerance)
-    assert_close("gradient of the table", result.table, x.expected.table, tolerance)
-    for got, want in zip(result.layers, x.expected.layers, strict=True):
-        assert_close("gradient of a layer", got, want, tolerance)
+def named(model: Any, result: Update) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Loss, norm, and the gradients by the names of their parameters."""
+    table = model.get_input_embeddings().weight
+    layers = iter(result.layers)
+    gradients = {
+        name: result.table if p is table else next(layers) for name, p in model.named_parameters()
+    }
+    return result.loss, result.norm, gradients
+
+
+def check_ours(x: Inputs, result: Update) -> None:
+    """No further from the exact update than rounding takes the plain implementation."""
+    got = errors(x.exact, *named(x.model, result))
+    assert_as_good(got, x.usual, ROOM[x.model.dtype])
+
+
+def check_plain(x: Inputs, result: Update) -> None:
+    """As far from the exact update as rounding takes it, and no further."""
+    assert_right(errors(x.exact, *named(x.model, result)), ROOM[x.model.dtype])
+
+
+def completion_lengths(rows: int, latent: int, discrete: int) -> list[int]:
+    """From all steps down to those with half of the discrete ones."""
+    return lengths_of(rows, latent + discrete, latent + discrete // 2)
 
 
 def random_experience(
@@ -111,8 +144,7 @@ def random_experience(
     prompt_ids, prompt_mask = random_prompts(rows, prompt_length, vocab, rng)
     T = latent + discrete
     ids = torch.randint(1, vocab, (rows, T), device=device, generator=rng)
-    lengths = torch.randint(latent + discrete // 2, T + 1, (rows,), device=device, generator=rng)
-    lengths[0] = T
+    lengths = torch.tensor(completion_lengths(rows, latent, discrete), device=device)
     mask = torch.arange(T, device=device) < lengths[:, None]
     is_latent = (torch.arange(T, device=device) < latent).expand(rows, T)
     scores = torch.randn(rows * latent, vocab, device=device, generator=rng).topk(TOP_K)
@@ -133,7 +165,10 @@ def random_experience(
         truncated=lengths == T,
     )
     weights = token_weights(mask[None], "dapo", T)[0]
-    return Experience(rollout, torch.randn(rows, device=device, generator=rng), weights)
+    # Of both signs, and all so large that a sample left out is seen.
+    advantages = 0.5 + torch.rand(rows, device=device, generator=rng)
+    advantages[1::2] *= -1
+    return Experience(rollout, advantages, weights)
 
 
 def make_trainer(model: Any, batch_size: int) -> Any:
@@ -186,19 +221,23 @@ def case(
 
     columns = prompt_length + latent + discrete
     lengths = f"{prompt_length} + {latent} + {discrete}"
+    prompts = sum(prompt_lengths(rows, prompt_length))
+    steps = sum(completion_lengths(rows, latent, discrete))
     shape = f"{model.name}: {dtype_name(dtype)}, {rows} rows of {lengths} steps"
     return Case(
         op="training step",
         shape=shape,
         make=make,
         implementations=(
-            Implementation("ours", "ours", ours, check, why_not),
-            Implementation("plain transformers", "other", plain, check, why_not),
+            Implementation("ours", "ours", ours, check_ours, why_not),
+            Implementation("plain transformers", "other", plain, check_plain, why_not),
         ),
         # AdamW reads weight, gradient and two moments, and writes three of them; forward and
         # backward read the weights, backward writes the gradient.
         bytes=10 * model.bytes(dtype),
-        flops=6 * model.parameters * rows * columns,
+        # Forward, and twice as much backward, without padding; logits at the steps of completions,
+        # the last of which is never fed.
+        flops=3 * model.flops(prompts + steps - rows, steps),
         dtype=dtype,
         tokens=rows * columns,
         another=lambda x, _: x,
@@ -209,13 +248,24 @@ def timed(plan: Plan) -> Iterable[Case]:
     lengths = (128, 64, 448) if plan.device.type == "cuda" else (32, 16, 64)
     for model, dtype in planned(plan):
         rows = 8 if plan.device.type == "cuda" else 4
-        # Weights, gradients (those expected, too) and two moments; the plain loss and its backward
-        # pass hold some seven times all its logits in float32.
-        fixed, each = 5 * model.bytes(dtype), 28 * sum(lengths) * model.vocab
-        while rows and fixed + rows * each > 2 * plan.memory:
+        while rows and peak(model, rows, sum(lengths), dtype) > 2 * plan.memory:
             rows //= 2
         if rows:
             yield case(model, rows, *lengths, dtype)
+
+
+def peak(model: Model, rows: int, columns: int, dtype: torch.dtype) -> int:
+    """Bytes that a case needs at most, at its first check, which holds one result more."""
+    weights, single = model.bytes(dtype), torch.float32
+    # The plain loss and its backward pass hold some seven times all its logits in float32.
+    logits = 28 * columns * model.vocab
+    # Weights, two moments, gradients, a result, and the exact gradients.
+    plain = 6 * weights + rows * (logits + columns * model.activations(dtype))
+    # Weights, two moments and a result; the exact update's own weights and gradients, two more
+    # gradients of the table, and one row.
+    exact = 4 * weights + 2 * model.bytes(single) + 2 * size_of(single) * model.head
+    exact += logits + columns * model.activations(single)
+    return max(plain, exact)
 
 
 FAMILY = Family(

@@ -1,7 +1,8 @@
 """A pytest plugin in place of the real cases: two implementations whose time is a count of work.
 
 Each call of ``worked`` costs as many hundredths of a second as LEPO_TEST_WORK says, each of
-``steady`` one; no clock of the machine is read.
+``steady`` one; no clock of the machine is read. LEPO_TEST_WRONG names the one that is wrong, or
+says that there are no ``inputs``.
 """
 
 import os
@@ -45,10 +46,17 @@ def implementation(name: str, work: int) -> Implementation:
     return Implementation(name, "ours", run, check)
 
 
+def inputs(device: torch.device) -> Inputs:
+    print("inputs were asked for")
+    if os.environ.get("LEPO_TEST_WRONG") == "inputs":
+        raise RuntimeError("no inputs today")
+    return Inputs(torch.ones(4))
+
+
 def artificial() -> Case:
     worked = implementation("worked", int(os.environ["LEPO_TEST_WORK"]))
     rows = (worked, implementation("steady", 1))
-    return Case("artificial", "shape", lambda device: Inputs(torch.ones(4)), rows, 32)
+    return Case("artificial", "shape", inputs, rows, 32)
 
 
 cases.FAMILIES[:] = [Family(lambda plan: [artificial()], (artificial(),))]

@@ -1,6 +1,8 @@
 """Measuring without pytest: what the file holds, case by case."""
 
 import json
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 
@@ -126,6 +128,22 @@ def test_the_exit_status_tells_how_it_went(tmp_path, monkeypatch, factor, within
     monkeypatch.setitem(record.SUITES, "kernels", [family])
     words = [str(tmp_path / "results.json"), "--suite", "kernels", "--tiny", "--within", within]
     assert record.main([*words, "--device", "cpu"]) == status
+
+
+def test_time_counts_from_where_the_process_began(tmp_path, monkeypatch):
+    family = Family(lambda plan: [], (case("one", implementation("only")),))
+    monkeypatch.setitem(record.SUITES, "kernels", [family])
+    words = [str(tmp_path / "results.json"), "--suite", "kernels", "--tiny", "--within", "60"]
+    imported = time.monotonic() - 61
+    assert record.main([*words, "--device", "cpu"], begun=imported) == record.OUT_OF_TIME
+
+
+def test_the_clock_starts_before_torch_is_imported():
+    code = (
+        "import benchmarks, sys, time; assert 'torch' not in sys.modules;"
+        "assert 0 <= time.monotonic() - benchmarks.BEGUN < 60"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=record.ROOT, check=True)
 
 
 def test_suites_are_all_there_is():

@@ -71,6 +71,15 @@ def test_a_saved_run_holds_the_columns_and_a_wrong_result_fails_alone(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_case_that_cannot_be_measured_is_tried_once_and_fails_each_of_its_tests():
+    done = artificial(1, LEPO_TEST_WRONG="inputs")
+    assert done.returncode == 1
+    assert re.search(r"^E +RuntimeError: no inputs today$", done.stdout, re.MULTILINE)
+    assert "2 errors" in done.stdout
+    assert len(re.findall("^inputs were asked for$", done.stdout, re.MULTILINE)) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
