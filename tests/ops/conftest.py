@@ -75,6 +75,17 @@ def fast_backend(backend: str) -> str:
 
 
 @pytest.fixture
+def drawn_backend(backend: str) -> str:
+    """For a distribution, which takes thousands of rows, and the interpreter minutes for them.
+
+    Its draws are compared with the reference's, number by number, by tests of its own.
+    """
+    if backend == "triton" and is_simulated(backend):
+        pytest.skip("the interpreter's draws are compared with the reference's instead")
+    return backend
+
+
+@pytest.fixture
 def real(backend: str) -> torch.dtype:
     """The widest dtype the backend computes in."""
     return torch.float64 if backend == "reference" else torch.float32

@@ -190,6 +190,7 @@ def test_gaussian_noise_of_a_large_mask_is_scaled_by_it():
 
 # Concentrations 2.8, as is, and 0.8 and 0.4, boosted.
 @pytest.mark.large
+@pytest.mark.usefixtures("drawn_backend")
 def test_dirichlet_weights_have_their_marginals(real):
     rows = 4000
     probabilities = torch.tensor([0.7, 0.2, 0.1], dtype=real)
@@ -208,6 +209,7 @@ def test_dirichlet_weights_have_their_marginals(real):
 # Concentration 1, where the rejection step of the Gamma draw matters most, and 80000 numbers, so
 # that leaving it out shows.
 @pytest.mark.large
+@pytest.mark.usefixtures("drawn_backend")
 def test_gamma_draws_are_exact():
     sample = sample_latent(torch.zeros(20000, 4), noise="dirichlet", noise_scale=4.0, seed=6)
     draws = sample.scores.double().exp().flatten().numpy()
@@ -217,6 +219,7 @@ def test_gamma_draws_are_exact():
 # An entry that no round accepts is d itself. A round accepts with probability 0.95 here, so that
 # of 80000 entries 200 would be left after two rounds.
 @pytest.mark.large
+@pytest.mark.usefixtures("drawn_backend")
 def test_gamma_draws_are_all_decided(real):
     logits = torch.zeros(20000, 4, dtype=real)
     sample = sample_latent(logits, noise="dirichlet", noise_scale=4.0, seed=6)
@@ -270,6 +273,7 @@ def test_categorical_draws_are_gumbel_max_draws(real):
 
 # 20000 rows: chi-squared then sees a bias of about 1% in a probability of 0.1.
 @pytest.mark.large
+@pytest.mark.usefixtures("drawn_backend")
 @pytest.mark.parametrize("source", ["token", "weights", "categorical"])
 def test_draws_have_the_filtered_distribution(source):
     rows = 20000
@@ -292,6 +296,7 @@ def test_draws_have_the_filtered_distribution(source):
 
 # 60000 rows: the standard error of E[z] is below 0.002, and the stated values are rounded to 0.001.
 @pytest.mark.large
+@pytest.mark.usefixtures("drawn_backend")
 def test_expected_weights_are_not_the_probabilities():
     logits = torch.tensor([0.7, 0.2, 0.1]).log().expand(60000, 3)
     mean = sample_latent(logits, tau=0.5, seed=3).weights.double().mean(0)
