@@ -53,7 +53,7 @@ class Recording:
             self._join()
         else:
             now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-            self.content |= {"datetime": now, "commit_info": {"id": _commit()}}
+            self.content |= {"datetime": now, "commit_info": _commit()}
             self.content["machine_info"] = run.machine()
 
     def _join(self) -> None:
@@ -114,7 +114,8 @@ def record(
             # Its inputs cannot even be made.
             too_large = isinstance(error, torch.OutOfMemoryError)
             found = {one.name: Measured(error=error, unavailable=too_large) for one in here}
-        recording.add(case, found, {name: why for name, why in reasons.items() if why is not None})
+        missing = {name: why for name, why in reasons.items() if why is not None}
+        recording.add(case, found, missing | run.left_out(case))
         errors = [one.error for one in found.values() if one.error and not one.unavailable]
         for shown in set(errors):
             traceback.print_exception(shown)
@@ -167,12 +168,18 @@ def _go_on(
     os.execv(sys.executable, [sys.executable, "-m", "benchmarks.record", *words])
 
 
-def _commit() -> str:
-    words = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+def _commit() -> dict[str, Any]:
+    """What git knows of the checkout; nothing without git."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        commit, changes = (_git(words) for words in ("rev-parse HEAD", "status --porcelain -uno"))
     except OSError:
-        return ""
+        return {}
+    return {"id": commit, "dirty": bool(changes)}
+
+
+def _git(words: str) -> str:
+    command = ["git", "-C", str(ROOT), *words.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip()
 
 

@@ -65,6 +65,12 @@ class Run:
         here = case.on(self.device.torch)
         return [one for one in here if self.compile or not one.compiles]
 
+    def left_out(self, case: Case) -> dict[str, str]:
+        """What of a case the options leave out, and why."""
+        here = set(self.implementations(case))
+        left = (one.name for one in case.on(self.device.torch) if one not in here)
+        return dict.fromkeys(left, "left out by --no-compile")
+
     def ceilings(self) -> ceilings.Ceilings:
         if self.found is None:
             dtypes = sorted({case.dtype for case in self.cases.values()}, key=str)
@@ -77,11 +83,16 @@ class Run:
 
     def about(self) -> dict[str, Any]:
         """What is saved of this run."""
+        left_out = [
+            {"group": case.name, "name": name, "reason": reason}
+            for case in self.cases.values()
+            for name, reason in self.left_out(case).items()
+        ]
         return {
             "load": self.load,
             "note": self.note,
             "ceilings": self.ceilings().as_dict(),
-            "skipped": self.skipped,
+            "skipped": [*self.skipped, *left_out],
         }
 
 

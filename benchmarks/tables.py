@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.results import Group, Result, Row
+from benchmarks.timing import GraphSampler
 
 _LAST = ("of limit", "extra MiB")
 
@@ -56,10 +57,13 @@ def meaning(group: Group) -> str:
 
 
 def notes(group: Group) -> Iterator[str]:
-    """What a row's implementation does not do that ours do."""
+    """What a row's implementation does not do that ours do, and which rows were timed otherwise."""
     for row in group.rows:
         if row.lacks:
             yield f"{row.name}: {row.lacks}"
+    replayed = [row.name for row in group.rows if row.info.get("timed_by") == GraphSampler.timed_by]
+    if replayed:
+        yield f"replayed as CUDA graphs, so that no launch counts: {', '.join(replayed)}"
 
 
 def not_run(group: Group) -> Iterator[str]:

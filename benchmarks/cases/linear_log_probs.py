@@ -293,6 +293,7 @@ FAMILY = Family(
         case(8, 5, 23, 3, torch.float32),
         case(8, 5, 23, 3, torch.bfloat16),
         case(8, 5, 23, 3, torch.float32, active=4),
+        case(8, 5, 23, 3, torch.bfloat16, active=4),
         case(8, 5, 23, 3, torch.float32, softcap=2.0),
     ),
 )

@@ -195,3 +195,13 @@ def test_a_device_that_never_works_ends_it(tmp_path, monkeypatch):
     monkeypatch.setattr(Faulty, "lost", True, raising=False)
     words = [str(tmp_path / "results.json"), "--suite", "kernels", "--tiny", "--device", "cpu"]
     assert record.main(words) == record.OUT_OF_TIME
+
+
+def test_what_an_option_leaves_out_is_said(tmp_path):
+    path = tmp_path / "results.json"
+    compiled = Implementation("compiled", "other", lambda x: 2 * x.x, right, compiles=True)
+    run = run_of(case("one", implementation("fast"), compiled))
+    run.compile = False
+    record.record(run, record.Recording(path, run), float("inf"))
+    (group,) = Result.read(path).groups
+    assert group.skipped == {"compiled": "left out by --no-compile"}
