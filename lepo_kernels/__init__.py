@@ -5,19 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from lepo_kernels.dispatch import BackendUnavailableError, backend
 from lepo_kernels.environment import info
-from lepo_kernels.ops.gumbel_softmax_embedding import (
-    GumbelSoftmaxEmbedding,
-    gumbel_softmax_embedding,
-)
-from lepo_kernels.ops.latent_step import LatentStep, latent_step
-from lepo_kernels.ops.lepo_loss import lepo_loss
-from lepo_kernels.ops.lepo_objective import LepoLoss, lepo_objective
-from lepo_kernels.ops.linear_gumbel_softmax_embedding import linear_gumbel_softmax_embedding
-from lepo_kernels.ops.linear_log_probs import LinearLogProbs, gather_log_probs, linear_log_probs
-from lepo_kernels.ops.mix_embeddings import mix_embeddings
-from lepo_kernels.ops.philox import gumbel_noise, normal_noise, philox_words
-from lepo_kernels.ops.sample_latent import LatentSample, sample_latent
-from lepo_kernels.ops.scores import (
+from lepo_kernels.formulas.lepo_objective import LepoLoss, lepo_objective
+from lepo_kernels.formulas.scores import (
     concrete_log_density,
     exp_concrete_log_density,
     gaussian_log_density,
@@ -27,6 +16,17 @@ from lepo_kernels.ops.scores import (
     multiplex_log_probs,
     soft_log_prob,
 )
+from lepo_kernels.ops.gumbel_softmax_embedding import (
+    GumbelSoftmaxEmbedding,
+    gumbel_softmax_embedding,
+)
+from lepo_kernels.ops.latent_step import LatentStep, latent_step
+from lepo_kernels.ops.lepo_loss import lepo_loss
+from lepo_kernels.ops.linear_gumbel_softmax_embedding import linear_gumbel_softmax_embedding
+from lepo_kernels.ops.linear_log_probs import LinearLogProbs, gather_log_probs, linear_log_probs
+from lepo_kernels.ops.mix_embeddings import mix_embeddings
+from lepo_kernels.ops.philox import gumbel_noise, normal_noise, philox_words
+from lepo_kernels.ops.sample_latent import LatentSample, sample_latent
 from lepo_kernels.parallel.gumbel_softmax_embedding import vocab_parallel_gumbel_softmax_embedding
 from lepo_kernels.parallel.lepo_loss import vocab_parallel_lepo_loss
 from lepo_kernels.parallel.linear_gumbel_softmax_embedding import (

@@ -15,6 +15,9 @@ from torch import Tensor
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INDEX_DTYPES = (torch.int64, torch.int32)
+# What a counter of the random numbers holds: draws of a row and step, and ids of a vocabulary.
+MAX_DRAWS = 64
+MAX_IDS = 1 << 26
 # What kernels that compute in float32 can hold: above it is inf; below it, 1 / x is.
 FLOAT32_MAX = torch.finfo(torch.float32).max
 FLOAT32_TINY = torch.finfo(torch.float32).tiny

@@ -40,8 +40,8 @@ from lepo_kernels.backends.chunked_head import (
     wide_product,
 )
 from lepo_kernels.backends.reference.numerics import check_ids, check_positive, check_rows
-from lepo_kernels.ops.lepo_gradient import RowFacts, lepo_gradient
-from lepo_kernels.ops.lepo_objective import lepo_objective, used_rows
+from lepo_kernels.formulas.lepo_gradient import RowFacts, lepo_gradient
+from lepo_kernels.formulas.lepo_objective import lepo_objective, used_rows
 
 # Enough rows for the products to read the head at a fraction of the memory's rate, and for their
 # time to hide what the host does for a block.

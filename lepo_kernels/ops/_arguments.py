@@ -10,10 +10,14 @@ from typing import TypeGuard, TypeVar
 import torch
 from torch import Tensor
 
-from lepo_kernels.validation import INDEX_DTYPES, check_integer, check_positive_number, check_tensor
+from lepo_kernels.validation import (
+    INDEX_DTYPES,
+    MAX_IDS,
+    check_integer,
+    check_positive_number,
+    check_tensor,
+)
 
-MAX_DRAWS = 64
-MAX_IDS = 1 << 26
 _LAST_STEP = (1 << 32) - 1
 _Number = TypeVar("_Number", int, float)
 

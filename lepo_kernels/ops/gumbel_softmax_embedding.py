@@ -23,16 +23,9 @@ import torch
 from torch import Tensor
 
 from lepo_kernels import dispatch
-from lepo_kernels.ops._arguments import (
-    MAX_IDS,
-    as_per_row,
-    as_row_keys,
-    as_seed,
-    as_step,
-    check_first_id,
-)
+from lepo_kernels.ops._arguments import as_per_row, as_row_keys, as_seed, as_step, check_first_id
 from lepo_kernels.ops._library import torch_op
-from lepo_kernels.validation import FLOAT_DTYPES, check_integer, check_tensor
+from lepo_kernels.validation import FLOAT_DTYPES, MAX_IDS, check_integer, check_tensor
 
 # Columns of the statistics that the backward pass takes over.
 _STATISTICS = 8
@@ -71,7 +64,7 @@ def gumbel_softmax_embedding(
 
     The weights are a sample of the Concrete distribution. ``log_density`` is the log-density of
     ``log z`` (ExpConcrete, Maddison et al.) over the m entries that are not -inf, as
-    `lepo_kernels.ops.scores.exp_concrete_log_density` has it: the score function of an on-policy
+    `lepo_kernels.exp_concrete_log_density` has it: the score function of an on-policy
     policy gradient whose action is a mixture of the whole vocabulary. As ``z`` comes from the row's
     own noise, its value depends on the noise, m and tau alone; its gradient, with ``z`` held
     constant, is ``(1 - m softmax(-g)) / temperature``. It is 0 where m = 1. Its error is about

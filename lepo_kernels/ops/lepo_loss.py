@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from lepo_kernels import dispatch
-from lepo_kernels.ops._library import torch_op
-from lepo_kernels.ops.lepo_objective import (
+from lepo_kernels.formulas.lepo_objective import (
     LepoLoss,
     check_rows_of_loss,
     check_settings,
     lepo_objective,
 )
+from lepo_kernels.ops._library import torch_op
 from lepo_kernels.ops.linear_log_probs import linear_log_probs, prepare_head, prepare_rows
 
 

@@ -17,18 +17,11 @@ import torch
 from torch import Tensor
 
 from lepo_kernels import dispatch
-from lepo_kernels.ops._arguments import (
-    MAX_IDS,
-    as_per_row,
-    as_row_keys,
-    as_seed,
-    as_step,
-    check_first_id,
-)
+from lepo_kernels.ops._arguments import as_per_row, as_row_keys, as_seed, as_step, check_first_id
 from lepo_kernels.ops._library import torch_op
 from lepo_kernels.ops.gumbel_softmax_embedding import GumbelSoftmaxEmbedding, fake_outputs
 from lepo_kernels.ops.linear_log_probs import prepare_head, rows_at_a_time
-from lepo_kernels.validation import FLOAT_DTYPES, check_integer, check_tensor
+from lepo_kernels.validation import FLOAT_DTYPES, MAX_IDS, check_integer, check_tensor
 
 _Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 

@@ -1,7 +1,7 @@
 """P3: selected logits, log-sum-exp and entropy of a language-model head, with gradients.
 
 Design note: nothing of size [N, V] is stored. The outputs are the per-row quantities that every
-loss of this family is made of (`lepo_kernels.ops.scores`), and the loss stays outside. With
+loss of this family is made of (`lepo_kernels.formulas.scores`), and the loss stays outside. With
 upstream gradients alpha [N, K], gamma [N] and eta [N] of the three outputs, and ``a`` the logits
 over temperature, ``pi = softmax(a)``, ``H`` its entropy:
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lepo_kernels import dispatch
 from lepo_kernels.backends.reference.philox import gumbel_from_words, normal_from_words
-from lepo_kernels.ops._arguments import MAX_DRAWS, as_seed, as_step
+from lepo_kernels.ops._arguments import as_seed, as_step
 from lepo_kernels.ops._library import torch_op
-from lepo_kernels.validation import INDEX_DTYPES, check_integer, check_tensor
+from lepo_kernels.validation import INDEX_DTYPES, MAX_DRAWS, check_integer, check_tensor
 
 _NOISE_DTYPES = (torch.float32, torch.float64)
 

@@ -3,7 +3,7 @@
 Design note: filters, noise and weights touch only the K best entries of a row; over the whole
 vocabulary there is one selection and one log-sum-exp. Nothing here is differentiable: the weights
 are constants to every method this package serves, and the gradient of their scores is
-`lepo_kernels.linear_log_probs` with `lepo_kernels.ops.scores`.
+`lepo_kernels.linear_log_probs` with `lepo_kernels.formulas.scores`.
 """
 
 from typing import Any, NamedTuple
@@ -13,8 +13,6 @@ from torch import Tensor
 
 from lepo_kernels import dispatch
 from lepo_kernels.ops._arguments import (
-    MAX_DRAWS,
-    MAX_IDS,
     as_row_keys,
     per_row_or_number,
     seed_or_number,
@@ -23,6 +21,8 @@ from lepo_kernels.ops._arguments import (
 from lepo_kernels.ops._library import torch_op
 from lepo_kernels.validation import (
     FLOAT_DTYPES,
+    MAX_DRAWS,
+    MAX_IDS,
     check_choice,
     check_integer,
     check_number,

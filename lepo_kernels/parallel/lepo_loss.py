@@ -6,7 +6,7 @@ The loss is plain torch on numbers that all ranks have, so it needs no collectiv
 import torch.distributed as dist
 from torch import Tensor
 
-from lepo_kernels.ops.lepo_objective import (
+from lepo_kernels.formulas.lepo_objective import (
     LepoLoss,
     check_rows_of_loss,
     check_settings,

@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lepo_kernels import dispatch
-from lepo_kernels.ops._arguments import MAX_IDS
 from lepo_kernels.ops._library import torch_op
 from lepo_kernels.ops.gumbel_softmax_embedding import GumbelSoftmaxEmbedding
 from lepo_kernels.ops.linear_log_probs import Head, prepare_head, rows_at_a_time
@@ -26,7 +25,7 @@ from lepo_kernels.parallel.mixtures import (
     prepare_noise,
 )
 from lepo_kernels.parallel.shards import Ranks
-from lepo_kernels.validation import FLOAT_DTYPES, check_integer, check_tensor
+from lepo_kernels.validation import FLOAT_DTYPES, MAX_IDS, check_integer, check_tensor
 
 
 def vocab_parallel_linear_gumbel_softmax_embedding(

@@ -7,8 +7,7 @@ without a model raises here, by name. What depends on the model is checked by ``
 from dataclasses import dataclass
 from typing import Any
 
-from lepo_kernels.ops._arguments import MAX_DRAWS
-from lepo_kernels.validation import check_choice, check_integer, check_number
+from lepo_kernels.validation import MAX_DRAWS, check_choice, check_integer, check_number
 
 NOISES = ("gumbel", "gaussian", "dirichlet", "soft", "none", "multiplex")
 LATENT_EOS = ("mask", "stop")

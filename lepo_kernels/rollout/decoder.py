@@ -17,8 +17,8 @@ from transformers.cache_utils import (
     StaticCache,
 )
 
+from lepo_kernels.formulas.scores import hard_log_prob, soft_log_prob
 from lepo_kernels.ops.sample_latent import LatentSample, sample_latent
-from lepo_kernels.ops.scores import hard_log_prob, soft_log_prob
 from lepo_kernels.rollout.config import LatentGenerationConfig
 from lepo_kernels.rollout.growing_record import Choice, GrowingRecord
 from lepo_kernels.rollout.record import LatentRollout

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lepo_kernels.formulas.lepo_objective import LepoLoss, lepo_objective
 from lepo_kernels.ops.lepo_loss import lepo_loss
-from lepo_kernels.ops.lepo_objective import LepoLoss, lepo_objective
 from lepo_kernels.ops.linear_log_probs import LinearLogProbs, gather_log_probs, linear_log_probs
 from lepo_kernels.rollout._modules import (
     output_embeddings,

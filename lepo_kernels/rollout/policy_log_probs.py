@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lepo_kernels.ops.scores import soft_log_prob
+from lepo_kernels.formulas.scores import soft_log_prob
 from lepo_kernels.rollout.lm_head import LmHead
 from lepo_kernels.rollout.record import LatentRollout
 from lepo_kernels.rollout.selected_steps import SelectedSteps, run_on_steps

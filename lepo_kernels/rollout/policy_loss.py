@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lepo_kernels.ops.lepo_objective import LepoLoss
+from lepo_kernels.formulas.lepo_objective import LepoLoss
 from lepo_kernels.rollout.lm_head import LmHead
 from lepo_kernels.rollout.record import LatentRollout
 from lepo_kernels.rollout.selected_steps import SelectedSteps, run_on_steps

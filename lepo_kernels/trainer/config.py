@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from lepo_kernels.ops.lepo_objective import LATENT_KL
+from lepo_kernels.formulas.lepo_objective import LATENT_KL
 from lepo_kernels.rollout.config import CACHES, LATENT_EOS, NOISES
 from lepo_kernels.trainer.advantages import SCALE_REWARDS
 from lepo_kernels.trainer.token_weights import LOSS_TYPES

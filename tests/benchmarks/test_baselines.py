@@ -8,7 +8,7 @@ import torch
 from benchmarks.baselines.rollout import Settings, generate
 from benchmarks.baselines.training import lepo_loss
 from benchmarks.end_to_end.training import as_samples
-from lepo_kernels.ops.lepo_objective import lepo_objective
+from lepo_kernels.formulas.lepo_objective import lepo_objective
 from lepo_kernels.rollout.config import LatentGenerationConfig
 from lepo_kernels.rollout.latent_generate import latent_generate
 from lepo_kernels.rollout.policy_log_probs import policy_log_probs

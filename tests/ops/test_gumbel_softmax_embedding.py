@@ -12,7 +12,7 @@ import torch
 from lepo_kernels import dispatch, gumbel_noise, gumbel_softmax_embedding
 from lepo_kernels.backends.reference import numerics
 from lepo_kernels.backends.reference.gumbel_softmax_embedding import log_density_of
-from lepo_kernels.ops.scores import exp_concrete_log_density
+from lepo_kernels.formulas.scores import exp_concrete_log_density
 from tests.ops.helpers import LOW_DTYPES, LargestTensor, assert_no_worse_than_plain, transposed
 
 

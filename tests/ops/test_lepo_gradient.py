@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lepo_kernels import lepo_objective
-from lepo_kernels.ops.lepo_gradient import lepo_gradient
+from lepo_kernels.formulas.lepo_gradient import lepo_gradient
 
 # Distances of the log-probability from the old one: the same; inside; on the edges of the clipping
 # and of the dual clip; outside on either side; beyond what exp is bounded to.

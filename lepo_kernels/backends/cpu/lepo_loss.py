@@ -25,8 +25,8 @@ from lepo_kernels.backends.reference.numerics import (
     check_rows,
     per_row,
 )
-from lepo_kernels.ops.lepo_gradient import RowFacts, lepo_gradient
-from lepo_kernels.ops.lepo_objective import lepo_objective, used_rows
+from lepo_kernels.formulas.lepo_gradient import RowFacts, lepo_gradient
+from lepo_kernels.formulas.lepo_objective import lepo_objective, used_rows
 
 _BLOCK_BYTES = 48 << 20
 # Fewer rows than that would slow the products down.

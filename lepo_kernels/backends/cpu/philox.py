@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lepo_kernels.backends.reference.numerics import check_ids, check_steps
-from lepo_kernels.ops._arguments import MAX_IDS
+from lepo_kernels.validation import MAX_IDS
 
 
 def philox_words(

@@ -11,8 +11,7 @@ from torch import Tensor
 from lepo_kernels.backends.reference.numerics import check_ids, check_steps
 from lepo_kernels.backends.triton.launching import FUSED, device_of, step_of
 from lepo_kernels.backends.triton.noise import words_at
-from lepo_kernels.ops._arguments import MAX_DRAWS, MAX_IDS
-from lepo_kernels.validation import INDEX_DTYPES, check_integer, check_tensor
+from lepo_kernels.validation import INDEX_DTYPES, MAX_DRAWS, MAX_IDS, check_integer, check_tensor
 
 # Tile and warps; not measured on a GPU yet.
 _WORDS = {"IDS": 512, "num_warps": 4, **FUSED}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lepo_kernels.ops.scores import soft_log_prob
+from lepo_kernels.formulas.scores import soft_log_prob
 from lepo_kernels.validation import FLOAT_DTYPES, check_choice, check_number, check_tensor
 
 LATENT_KL = ("k3", "exact")

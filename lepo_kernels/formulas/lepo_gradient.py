@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lepo_kernels.ops.lepo_objective import LARGEST_EXPONENT, ratio_of, used_rows
-from lepo_kernels.ops.scores import soft_log_prob
+from lepo_kernels.formulas.lepo_objective import LARGEST_EXPONENT, ratio_of, used_rows
+from lepo_kernels.formulas.scores import soft_log_prob
 
 
 class RowFacts(NamedTuple):

@@ -1,0 +1,54 @@
+"""Imports in the package go downwards: from what users call, through dispatch, to the kernels."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lepo_kernels
+
+ROOT = Path(lepo_kernels.__file__).parent
+# From the bottom. What is on one floor does not import from another part of that floor.
+FLOORS = (
+    ("validation", "suggest"),
+    ("formulas", "native"),
+    ("backends",),
+    ("dispatch",),
+    ("ops",),
+    ("parallel", "environment"),
+    ("rollout",),
+    ("tasks", "report"),
+    ("trainer",),
+    ("cli",),
+)
+FLOOR_OF = {part: floor for floor, parts in enumerate(FLOORS) for part in parts}
+
+
+def part_of(file: Path) -> str:
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported_parts(file: Path) -> Iterator[str]:
+    """Parts of the package that a file imports when it is imported itself; later ones are free."""
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lepo_kernels"):
+            _, *rest = (node.module or "").split(".")
+            yield from rest[:1] or (name.name for name in node.names)
+
+
+def test_every_part_has_a_floor():
+    parts = {part_of(file) for file in ROOT.rglob("*.py")} - {"__init__"}
+    assert parts == set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("part", FLOOR_OF)
+def test_imports_go_downwards(part):
+    upwards = {
+        f"{file.relative_to(ROOT)}: {other}"
+        for file in ROOT.rglob("*.py")
+        if part_of(file) == part
+        for other in imported_parts(file)
+        if other != part and FLOOR_OF.get(other, -1) >= FLOOR_OF[part]
+    }
+    assert upwards == set()
