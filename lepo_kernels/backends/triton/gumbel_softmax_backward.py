@@ -13,13 +13,13 @@ from lepo_kernels.backends.triton.gumbel_softmax_gradients import (
 )
 from lepo_kernels.backends.triton.gumbel_softmax_launches import (
     COMBINE,
-    UNFUSED,
     Chunk,
     Draws,
     is_split,
     options,
 )
 from lepo_kernels.backends.triton.gumbel_softmax_statistics import STATISTICS
+from lepo_kernels.backends.triton.launching import UNFUSED
 from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
 
 # Tiles, warps and stages of loads; not measured on a GPU yet.

@@ -26,6 +26,7 @@ import torch
 import triton
 from torch import Tensor
 
+from lepo_kernels.backends.layout import dense_rows
 from lepo_kernels.backends.triton.gumbel_softmax_backward import (
     Upstream,
     table_gradient,
@@ -40,19 +41,17 @@ from lepo_kernels.backends.triton.gumbel_softmax_gradients import (
     weights_kernel,
 )
 from lepo_kernels.backends.triton.gumbel_softmax_launches import (
-    UNFUSED,
     Chunk,
     Draws,
     check_values,
     chunk_width,
     chunks_of,
-    dense_rows,
     draws_of,
     is_split,
     options,
 )
 from lepo_kernels.backends.triton.gumbel_softmax_statistics import noisy_scores_kernel
-from lepo_kernels.backends.triton.launching import device_of
+from lepo_kernels.backends.triton.launching import UNFUSED, device_of
 from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
 
 # Tiles, warps and stages of loads; not measured on a GPU yet. IDS are multiples of 4.

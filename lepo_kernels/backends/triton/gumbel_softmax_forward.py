@@ -16,7 +16,6 @@ from torch import Tensor
 from lepo_kernels.backends.reference.numerics import check_rows
 from lepo_kernels.backends.triton.gumbel_softmax_launches import (
     COMBINE,
-    UNFUSED,
     Chunk,
     Draws,
     chunks_of,
@@ -34,6 +33,7 @@ from lepo_kernels.backends.triton.gumbel_softmax_statistics import (
     STATISTICS,
     fold_statistics_kernel,
 )
+from lepo_kernels.backends.triton.launching import UNFUSED
 
 # Tiles, warps and stages of loads; not measured on a GPU yet.
 FOLD = {"num_warps": 8, **UNFUSED}

@@ -13,11 +13,9 @@ import triton
 from torch import Tensor
 
 from lepo_kernels.backends.reference.numerics import check_positive, check_steps
-from lepo_kernels.backends.triton.launching import programs_wanted, step_of
+from lepo_kernels.backends.triton.launching import UNFUSED, programs_wanted, step_of
 from lepo_kernels.validation import check_tensor
 
-# The sum of a product is not fused: every kernel must find the same bits of q.
-UNFUSED = {"enable_fp_fusion": False}
 CHUNK = {"ENTRIES": 1 << 24, "LEAST_IDS": 2048}
 _THINNEST = 128  # ids of a chunk whose size the caller bounds
 # Not measured on a GPU yet, as all tiles.
@@ -90,11 +88,6 @@ def check_values(draws: Draws) -> None:
     check_positive("tau", draws.tau, zero_included=True)
     check_positive("temperature", draws.temperature)
     check_steps(draws.step)
-
-
-def dense_rows(x: Tensor) -> Tensor:  # [rows, columns]
-    """Rows may lie apart, and be the same one; their entries are neighbours."""
-    return x if x.stride(1) == 1 else x.contiguous()
 
 
 def options(table: dict[str, dict[str, int]], rows: int, like: Tensor, **least: int) -> Any:

@@ -17,6 +17,7 @@ import torch
 import triton
 from torch import Tensor
 
+from lepo_kernels.backends.layout import dense_rows
 from lepo_kernels.backends.triton.gumbel_softmax_backward import (
     Upstream,
     table_gradient,
@@ -28,20 +29,18 @@ from lepo_kernels.backends.triton.gumbel_softmax_forward import (
 )
 from lepo_kernels.backends.triton.gumbel_softmax_launches import (
     COMBINE,
-    UNFUSED,
     Chunk,
     Draws,
     check_values,
     chunk_width,
     chunks_of,
-    dense_rows,
     draws_of,
     ids_per_split,
     is_split,
     options,
 )
 from lepo_kernels.backends.triton.gumbel_softmax_statistics import linear_noisy_scores_kernel
-from lepo_kernels.backends.triton.launching import device_of
+from lepo_kernels.backends.triton.launching import UNFUSED, device_of
 from lepo_kernels.backends.triton.linear_gumbel_softmax_gradients import (
     bias_gradient_kernel,
     combine_hidden_gradients_kernel,
