@@ -50,7 +50,7 @@ class Upstream:
 
     high: Tensor  # [N, D]
     low: Tensor  # [N, D]
-    upstream: Tensor  # [N, 4]
+    upstream: Tensor  # [N, 5]
     statistics: Tensor  # [N, 8]
     order: Tensor  # [N], rows with gradients first
     count: Tensor  # [], how many they are
@@ -85,6 +85,7 @@ def upstream_of(
         grad_log_prob.contiguous(),
         grad_log_density.contiguous(),
         *draws.tau_arguments(),
+        *draws.temperature_arguments(),
         mixed.contiguous(),
         deviation.contiguous(),
         statistics,

@@ -182,7 +182,8 @@ def _logits_gradient(
     logits_gradient_kernel[(row_blocks * triton.cdiv(chunk.ids, tiles["IDS"]),)](
         logits,
         logits.stride(0),
-        *draws.arguments(),
+        *draws.tau_arguments(),
+        *draws.noise_arguments(),
         upstream.statistics,
         embedding,
         embedding.stride(0),

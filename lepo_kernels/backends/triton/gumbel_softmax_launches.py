@@ -40,18 +40,17 @@ class Draws:
         """Arguments of a kernel, ``tau`` and its step."""
         return self.tau, step_of(self.tau)
 
+    def temperature_arguments(self) -> tuple[Any, ...]:
+        """Arguments of a kernel, ``temperature`` and its step."""
+        return self.temperature, step_of(self.temperature)
+
+    def noise_arguments(self) -> tuple[Any, ...]:
+        """Arguments of a kernel, from the seed to the first id."""
+        return self.seed, self.row_keys, self.step, step_of(self.step), self.first_id
+
     def arguments(self) -> tuple[Any, ...]:
-        """Arguments of a kernel, from the temperature to the first id."""
-        return (
-            *self.tau_arguments(),
-            self.temperature,
-            step_of(self.temperature),
-            self.seed,
-            self.row_keys,
-            self.step,
-            step_of(self.step),
-            self.first_id,
-        )
+        """All of them, in this order."""
+        return (*self.tau_arguments(), *self.temperature_arguments(), *self.noise_arguments())
 
 
 def draws_of(

@@ -23,16 +23,6 @@ def inverse_tau(
 
 
 @triton.jit
-def inverse_temperature(
-    temperature: tl.tensor,  # [N] or [1] float64
-    temperature_step: tl.tensor,
-    rows: tl.tensor,  # [ROWS] int64
-) -> tl.tensor:  # [ROWS]
-    """As float32, which the logits are multiplied by."""
-    return 1.0 / tl.load(temperature + rows * temperature_step).to(tl.float32)
-
-
-@triton.jit
 def exponential_tile(
     seed: tl.tensor,  # []
     row_keys: tl.tensor,  # [N]

@@ -265,7 +265,8 @@ def _logits_gradient(
     row_blocks = triton.cdiv(rows, tiles["ROWS"])
     linear_logits_gradient_kernel[(row_blocks * triton.cdiv(chunk.ids, tiles["IDS"]),)](
         *head.arguments(),
-        *draws.arguments(),
+        *draws.tau_arguments(),
+        *draws.noise_arguments(),
         upstream.statistics,
         head.table,
         head.table.stride(0),
