@@ -43,6 +43,15 @@ def test_real_tiles(rows, tied, dtype):
             assert_no_worse_than_plain(x, y, z, x.dtype, float32_units=16)
 
 
+def test_logits_are_formed_in_the_same_order_by_both_passes():
+    from lepo_kernels.backends.triton import linear_gumbel_softmax_embedding as tables
+
+    scores, gradients = tables.LINEAR_SCORES, tables.LINEAR_LOGITS_GRADIENT
+    assert {name: x["COLUMNS"] for name, x in scores.items()} == {
+        name: x["COLUMNS"] for name, x in gradients.items()
+    }
+
+
 @pytest.mark.usefixtures("real_tiles")
 def test_same_bits_in_every_run():
     inputs = make(5, 20, 300, 40, dtype=torch.bfloat16)

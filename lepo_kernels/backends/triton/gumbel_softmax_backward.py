@@ -17,6 +17,7 @@ from lepo_kernels.backends.triton.gumbel_softmax_launches import (
     Draws,
     is_split,
     options,
+    size_beside_floats,
 )
 from lepo_kernels.backends.triton.gumbel_softmax_statistics import STATISTICS
 from lepo_kernels.backends.triton.launching import UNFUSED
@@ -24,7 +25,7 @@ from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
 
 # Tiles, warps and stages of loads; not measured on a GPU yet.
 TABLE_GRADIENT = {
-    "bfloat16": {
+    "half": {
         "ROWS": 32,
         "IDS": 128,
         "COLUMNS": 128,
@@ -110,7 +111,8 @@ def table_gradient(
 ) -> None:
     """The chunk's rows of it."""
     width = dembedding.shape[1]
-    tiles = options(TABLE_GRADIENT, len(weights), dembedding, COLUMNS=width)
+    size, device = size_beside_floats(dembedding), dembedding.device
+    tiles = options(TABLE_GRADIENT, size, len(weights), device, COLUMNS=width)
     column_blocks = triton.cdiv(width, tiles["COLUMNS"])
     dense_table_gradient_kernel[(column_blocks * triton.cdiv(chunk.ids, tiles["IDS"]),)](
         weights,

@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 
 from lepo_kernels.backends.reference.numerics import check_positive, check_steps
+from lepo_kernels.backends.triton import launching
 from lepo_kernels.backends.triton.launching import UNFUSED, programs_wanted, step_of
 from lepo_kernels.validation import check_tensor
 
@@ -89,22 +90,31 @@ def check_values(draws: Draws) -> None:
     check_steps(draws.step)
 
 
-def options(table: dict[str, dict[str, int]], rows: int, like: Tensor, **least: int) -> Any:
-    """Tiles for a table of this dtype; those that ``least`` names are no wider than need be."""
-    size = (
-        "rocm" if torch.version.hip else ("bfloat16" if like.dtype == torch.bfloat16 else "float")
-    )
-    chosen: dict[str, Any] = dict(table[size])
+def options(
+    table: dict[str, dict[str, int]], size: str, rows: int, device: torch.device, **least: int
+) -> Any:
+    """Tiles for this size of the factors; those that ``least`` names are no wider than need be.
+
+    A device's family may have a row of its own, for all sizes or for one.
+    """
+    family = launching.device_family(device)
+    names = (f"{family} {size}", family, size)
+    chosen: dict[str, Any] = dict(next(table[name] for name in names if name in table))
     for name, needed in least.items():
         chosen[name] = min(chosen[name], max(_SMALLEST_TILE, triton.next_power_of_2(needed)))
     chosen["ROWS"] = _ROWS[0] if rows <= _ROWS[0] else chosen.get("ROWS", _ROWS[1])
-    chosen["PRECISION"] = "ieee" if torch.version.hip else "tf32x3"
+    chosen["PRECISION"] = "ieee" if family == "rocm" else "tf32x3"
     return chosen
 
 
 def is_split(table: Tensor) -> bool:
     """Whether float32 factors of a table are taken apart into two bfloat16 numbers."""
     return table.dtype == torch.bfloat16
+
+
+def size_beside_floats(table: Tensor) -> str:
+    """Of the factors, in a table of tiles, where those beside rows of ``table`` are float32."""
+    return "half" if is_split(table) else "float"
 
 
 @dataclass
