@@ -1,7 +1,11 @@
 """What the launches of both forms of the dense Gumbel-softmax mixture share.
 
-Scores, and weights in the backward pass, are held for a chunk of the vocabulary at a time: 64 MiB
-of float32, or 2048 ids where rows are many. So up to 110 rows of 151936 ids are a single chunk.
+Scores, and weights in the backward pass, are held in float32 for a chunk of the vocabulary at a
+time. Beside logits in memory these are 64 MiB, or 2048 ids where rows are many: up to 110 rows of
+151936 ids are a single chunk. From hidden states they are as many as the caller asks for, or 128
+ids where rows are many, and the backward pass holds the gradient of as many logits beside them, in
+the dtype of the states. By default that is 256 MiB on CUDA, and 384 MiB for a backward pass in half
+precision.
 """
 
 from collections.abc import Iterator
@@ -19,6 +23,8 @@ from lepo_kernels.validation import check_tensor
 
 CHUNK = {"ENTRIES": 1 << 24, "LEAST_IDS": 2048}
 _THINNEST = 128  # ids of a chunk whose size the caller bounds
+# A program folds all tiles of a row's chunk: 8192 of the smallest ones.
+_WIDEST = 1 << 18
 # Not measured on a GPU yet, as all tiles.
 COMBINE = {"COLUMNS": 1024, "num_warps": 4, **UNFUSED}
 # 64 rows fill a tensor core of Hopper; for fewer there is a smaller tile.
@@ -134,10 +140,10 @@ class Chunk:
 def chunk_width(rows: int, vocab: int, entries: int | None = None) -> int:
     """How many ids' scores are held: no more than ``entries``, unless a chunk were too thin."""
     least = CHUNK["LEAST_IDS"] if entries is None else _THINNEST
-    most = CHUNK["ENTRIES"] if entries is None else min(entries, CHUNK["ENTRIES"])
+    most = CHUNK["ENTRIES"] if entries is None else entries
     width = max(least, most // max(1, rows) // least * least)
     # So that 16 divides a row's bytes.
-    return min(width, (vocab + 15) // 16 * 16)
+    return min(width, (vocab + 15) // 16 * 16, _WIDEST)
 
 
 def chunks_of(vocab: int, width: int) -> Iterator[Chunk]:
