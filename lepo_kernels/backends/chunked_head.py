@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lepo_kernels.backends.layout import dense_rows
 from lepo_kernels.backends.reference.numerics import (
     check_ids,
     check_positive,
@@ -262,7 +263,7 @@ def gather_log_probs(
     check_positive("inv_temperature", inv_temperature)
     rows = Rows(logits, ids.long().contiguous(), inv_temperature.contiguous())
     states = States(kernels, rows.ids, logits.shape[1])
-    states.add(_dense_rows(logits), 0, rows, None, 0.0)
+    states.add(dense_rows(logits), 0, rows, None, 0.0)
     outputs = states.outputs()
     check_rows("logits", outputs[1])
     return outputs
@@ -283,7 +284,7 @@ def gather_log_probs_backward(
     dlogits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     saved = (grad_logits, grad_lse, grad_entropy, lse, entropy)
     kernels.gradient(
-        _dense_rows(logits),
+        dense_rows(logits),
         None,
         0.0,
         inv_temperature.contiguous(),
@@ -458,7 +459,3 @@ def take_rows(
 ) -> Tensor:  # [M, ...] or [N, ...]
     """Some of the rows; None stands for all."""
     return x if rows is None or len(rows) == len(x) else x[rows]
-
-
-def _dense_rows(logits: Tensor) -> Tensor:  # [N, V], rows of any stride
-    return logits if logits.stride(1) == 1 else logits.contiguous()

@@ -6,11 +6,12 @@ import torch
 import lepo_kernels
 from lepo_kernels import dispatch
 from tests import triton_backend
-from tests.ops.helpers import LOW_DTYPES, assert_no_worse_than_plain
+from tests.ops.helpers import LOW_DTYPES, LargestTensor, assert_no_worse_than_plain
 from tests.ops.test_linear_gumbel_softmax_embedding import (
     dense,
     everything,
     fused,
+    loss_of,
     make,
     raw_arguments,
 )
@@ -41,6 +42,48 @@ def test_real_tiles(rows, tied, dtype):
         if z is not None:
             # Most of a sum of 140 products cancels.
             assert_no_worse_than_plain(x, y, z, x.dtype, float32_units=16)
+
+
+def test_logits_are_formed_in_the_same_order_by_both_passes():
+    from lepo_kernels.backends.triton import linear_gumbel_softmax_embedding as tables
+
+    scores, gradients = tables.LINEAR_SCORES, tables.LINEAR_LOGITS_GRADIENT
+    assert {name: x["COLUMNS"] for name, x in scores.items()} == {
+        name: x["COLUMNS"] for name, x in gradients.items()
+    }
+
+
+# 6 rows of 2000 ids, of which the dense form would hold fewer here. As many scores as 3 rows have
+# are 896 ids, in steps of 128. All else is smaller.
+@pytest.mark.usefixtures("real_tiles")
+@pytest.mark.parametrize(("chunk_size", "ids"), [(3, 896), (7, 2000)])
+def test_chunks_are_as_large_as_asked(chunk_size, ids, monkeypatch):
+    from lepo_kernels.backends.triton import gumbel_softmax_launches
+
+    monkeypatch.setitem(gumbel_softmax_launches.CHUNK, "ENTRIES", 100)
+    inputs = (*make(6, 1, 2000)[:2], None)
+    with torch.no_grad(), LargestTensor() as largest:
+        fused(*inputs, chunk_size=chunk_size)
+    assert largest.numel == 6 * ids
+    outputs = fused(*inputs, chunk_size=chunk_size)
+    with LargestTensor() as largest:
+        loss_of(outputs).backward()
+    assert largest.numel == 6 * ids
+
+
+# 256 MiB of scores: of 64 rows all, and of 16384 rows 4096 ids, less what is no whole row of the
+# vocabulary; the thinnest chunk where rows are very many.
+@pytest.mark.parametrize(("rows", "width"), [(64, 151936), (16384, 3968), (1 << 20, 128)])
+def test_default_chunks_of_a_large_vocabulary(rows, width):
+    from lepo_kernels.backends.triton.gumbel_softmax_launches import chunk_width
+
+    assert chunk_width(rows, 151936, (1 << 26) // 151936 * 151936) == width
+
+
+def test_a_chunk_has_no_more_tiles_than_a_program_folds():
+    from lepo_kernels.backends.triton.gumbel_softmax_launches import chunk_width
+
+    assert chunk_width(1, 1 << 26, 1 << 26) == 1 << 18
 
 
 @pytest.mark.usefixtures("real_tiles")

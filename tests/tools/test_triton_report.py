@@ -46,3 +46,12 @@ def test_a_prediction_is_the_largest_of_the_three_times():
 def test_a_mixture_reads_its_rows_of_the_table_once():
     # 3 rows, each of 2 entries: 3 rows of 8 bytes with the one that is written, and 12 per entry.
     assert MODELS["mix_kernel"](Sizes(3, 100, 2, 4)) == Work(3 * (3 * 8 + 24))
+
+
+def test_sums_are_carried_from_chunk_to_chunk():
+    # 256 MiB of scores are 32 ids of each row: the thinnest chunk is of 128, so there are three.
+    # Each row of 2 columns has one part, written three times and read twice, beside 2 bytes for
+    # each element of the head and of the gradient of the logits.
+    rows = 1 << 21
+    work = MODELS["hidden_gradient_kernel"](Sizes(rows, 300, width=2))
+    assert work.bytes == 2 * (300 * 2 + 300 * rows) + 5 * rows * 2 * 4

@@ -174,6 +174,20 @@ def head_product_kernel(s: Sizes) -> Work:
 
 # Philox, two logarithms and the statistics of an entry.
 _NOISE = 150
+# Scores that are held at a time: 256 MiB, as the form that takes hidden states has them on CUDA.
+_HELD = 1 << 26
+
+
+def _parts(s: Sizes) -> int:
+    """Parts of a sum over the vocabulary: 132 multiprocessors share blocks of 64 rows and 256
+    columns."""
+    return max(1, 132 // (-(-s.rows // 64) * -(-s.width // 256)))
+
+
+def _carried(s: Sizes) -> int:
+    """Bytes of the parts, which each chunk but the first one reads, and all of them write."""
+    chunks = -(-s.vocab // max(128, _HELD // s.rows // 128 * 128))
+    return (2 * chunks - 1) * _parts(s) * s.rows * s.width * 4
 
 
 def noisy_scores_kernel(s: Sizes) -> Work:
@@ -198,20 +212,22 @@ def fold_statistics_kernel(s: Sizes) -> Work:
 
 
 def mix_beside_peak_kernel(s: Sizes) -> Work:
-    """The table and the scores; a product with both halves of the weights. An exponential, some 20
-    instructions, for each entry and block of 256 columns."""
+    """The table and the scores, and parts of sums, which are carried from chunk to chunk; a product
+    with both halves of the weights. An exponential, some 20 instructions, for each entry and block
+    of 256 columns."""
     entries = s.rows * s.vocab
     again = -(-s.width // 256)
     return Work(
-        s.element * s.vocab * s.width + 4 * entries,
+        s.element * s.vocab * s.width + 4 * entries + _carried(s),
         4 * entries * s.width,
         20 * entries * again,
     )
 
 
 def combine_mixtures_kernel(s: Sizes) -> Work:
-    """17 parts of a sum (132 multiprocessors, 8 blocks of columns), and what comes of them."""
-    return Work(s.rows * s.width * (17 * 4 + 8 + s.element))
+    """The parts of a sum (here 16: 132 multiprocessors, 8 blocks of columns), and what comes of
+    them."""
+    return Work(s.rows * s.width * (_parts(s) * 4 + 8 + s.element))
 
 
 def upstream_kernel(s: Sizes) -> Work:
@@ -254,14 +270,15 @@ def linear_logits_gradient_kernel(s: Sizes) -> Work:
 
 
 def hidden_gradient_kernel(s: Sizes) -> Work:
-    """The head and the gradient of the logits; a product."""
+    """The head and the gradient of the logits, and parts of sums, as for mixtures; a product."""
     entries = s.rows * s.vocab
-    return Work(s.element * (s.vocab * s.width + entries), 2 * entries * s.width)
+    moved = s.element * (s.vocab * s.width + entries) + _carried(s)
+    return Work(moved, 2 * entries * s.width)
 
 
 def combine_hidden_gradients_kernel(s: Sizes) -> Work:
-    """17 parts of a sum, and the gradient."""
-    return Work(s.rows * s.width * (17 * 4 + s.element))
+    """The parts of a sum, and the gradient."""
+    return Work(s.rows * s.width * (_parts(s) * 4 + s.element))
 
 
 def head_gradient_kernel(s: Sizes) -> Work:

@@ -9,6 +9,7 @@ table is never copied unless its rows are not dense.
 import torch
 from torch import Tensor
 
+from lepo_kernels.backends.layout import dense_rows
 from lepo_kernels.backends.reference.numerics import check_ids
 
 
@@ -45,8 +46,3 @@ def mix_embeddings_backward(
         keys, order = ops.mix_keys.default(ids, exact, vocab).sort(stable=True)
         dembedding = ops.mix_dembedding.default(grad, exact, keys, order, vocab)
     return dweights, dembedding
-
-
-def dense_rows(matrix: Tensor) -> Tensor:
-    """``matrix``, copied if its rows have gaps; they may lie at any distance from each other."""
-    return matrix if matrix.stride(1) == 1 else matrix.contiguous()

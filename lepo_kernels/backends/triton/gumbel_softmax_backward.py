@@ -13,18 +13,19 @@ from lepo_kernels.backends.triton.gumbel_softmax_gradients import (
 )
 from lepo_kernels.backends.triton.gumbel_softmax_launches import (
     COMBINE,
-    UNFUSED,
     Chunk,
     Draws,
     is_split,
     options,
+    size_beside_floats,
 )
 from lepo_kernels.backends.triton.gumbel_softmax_statistics import STATISTICS
+from lepo_kernels.backends.triton.launching import UNFUSED
 from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
 
 # Tiles, warps and stages of loads; not measured on a GPU yet.
 TABLE_GRADIENT = {
-    "bfloat16": {
+    "half": {
         "ROWS": 32,
         "IDS": 128,
         "COLUMNS": 128,
@@ -50,7 +51,7 @@ class Upstream:
 
     high: Tensor  # [N, D]
     low: Tensor  # [N, D]
-    upstream: Tensor  # [N, 4]
+    upstream: Tensor  # [N, 5]
     statistics: Tensor  # [N, 8]
     order: Tensor  # [N], rows with gradients first
     count: Tensor  # [], how many they are
@@ -85,6 +86,7 @@ def upstream_of(
         grad_log_prob.contiguous(),
         grad_log_density.contiguous(),
         *draws.tau_arguments(),
+        *draws.temperature_arguments(),
         mixed.contiguous(),
         deviation.contiguous(),
         statistics,
@@ -109,7 +111,8 @@ def table_gradient(
 ) -> None:
     """The chunk's rows of it."""
     width = dembedding.shape[1]
-    tiles = options(TABLE_GRADIENT, len(weights), dembedding, COLUMNS=width)
+    size, device = size_beside_floats(dembedding), dembedding.device
+    tiles = options(TABLE_GRADIENT, size, len(weights), device, COLUMNS=width)
     column_blocks = triton.cdiv(width, tiles["COLUMNS"])
     dense_table_gradient_kernel[(column_blocks * triton.cdiv(chunk.ids, tiles["IDS"]),)](
         weights,

@@ -26,6 +26,7 @@ import torch
 import triton
 from torch import Tensor
 
+from lepo_kernels.backends.layout import dense_rows
 from lepo_kernels.backends.triton.gumbel_softmax_backward import (
     Upstream,
     table_gradient,
@@ -40,25 +41,26 @@ from lepo_kernels.backends.triton.gumbel_softmax_gradients import (
     weights_kernel,
 )
 from lepo_kernels.backends.triton.gumbel_softmax_launches import (
-    UNFUSED,
     Chunk,
     Draws,
     check_values,
     chunk_width,
     chunks_of,
-    dense_rows,
     draws_of,
     is_split,
     options,
+    size_beside_floats,
 )
 from lepo_kernels.backends.triton.gumbel_softmax_statistics import noisy_scores_kernel
-from lepo_kernels.backends.triton.launching import device_of
+from lepo_kernels.backends.triton.launching import UNFUSED, device_of
 from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
 
 # Tiles, warps and stages of loads; not measured on a GPU yet. IDS are multiples of 4.
 SCORES = {"ROWS": 1, "IDS": 2048, "num_warps": 4, **UNFUSED}
 LOGITS_GRADIENT = {
-    "bfloat16": {"IDS": 128, "COLUMNS": 128, "num_warps": 8, "num_stages": 2, **UNFUSED},
+    "half": {"IDS": 128, "COLUMNS": 128, "num_warps": 8, "num_stages": 2, **UNFUSED},
+    # Ada and the smaller Blackwell have no registers for 128 ids.
+    "other half": {"IDS": 64, "COLUMNS": 128, "num_warps": 8, "num_stages": 2, **UNFUSED},
     "float": {"IDS": 64, "COLUMNS": 32, "num_warps": 8, "num_stages": 2, **UNFUSED},
     "rocm": {"IDS": 64, "COLUMNS": 32, "num_warps": 8, "num_stages": 2, **UNFUSED},
 }
@@ -178,12 +180,13 @@ def _logits_gradient(
     weights: Tensor,  # [N, chunk] or [0], written
 ) -> None:
     rows, vocab = logits.shape
-    tiles = options(LOGITS_GRADIENT, rows, embedding)
+    tiles = options(LOGITS_GRADIENT, size_beside_floats(embedding), rows, embedding.device)
     row_blocks = triton.cdiv(rows, tiles["ROWS"])
     logits_gradient_kernel[(row_blocks * triton.cdiv(chunk.ids, tiles["IDS"]),)](
         logits,
         logits.stride(0),
-        *draws.arguments(),
+        *draws.tau_arguments(),
+        *draws.noise_arguments(),
         upstream.statistics,
         embedding,
         embedding.stride(0),

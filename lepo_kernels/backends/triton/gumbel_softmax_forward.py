@@ -16,13 +16,13 @@ from torch import Tensor
 from lepo_kernels.backends.reference.numerics import check_rows
 from lepo_kernels.backends.triton.gumbel_softmax_launches import (
     COMBINE,
-    UNFUSED,
     Chunk,
     Draws,
     chunks_of,
     ids_per_split,
     is_split,
     options,
+    size_beside_floats,
 )
 from lepo_kernels.backends.triton.gumbel_softmax_mixtures import (
     combine_mixtures_kernel,
@@ -34,20 +34,24 @@ from lepo_kernels.backends.triton.gumbel_softmax_statistics import (
     STATISTICS,
     fold_statistics_kernel,
 )
+from lepo_kernels.backends.triton.launching import UNFUSED
 
 # Tiles, warps and stages of loads; not measured on a GPU yet.
 FOLD = {"num_warps": 8, **UNFUSED}
-# For a bfloat16 table, for others, and for any on ROCm, where there is less shared memory.
+_SPLIT_MIX = {
+    "IDS": 64,
+    "COLUMNS": 256,
+    "num_warps": 8,
+    "num_stages": 3,
+    # Datacenter Blackwell keeps the sums elsewhere, and would allow 128 registers, which spills.
+    "maxnreg": 248,
+    **UNFUSED,
+}
+# For a table whose factors are split, for others, and for any on ROCm. There is less shared memory
+# there, and on the GPUs that have no family of their own.
 MIX = {
-    # Blackwell keeps the sums elsewhere, and would allow a thread 128 registers, which spills.
-    "bfloat16": {
-        "IDS": 64,
-        "COLUMNS": 256,
-        "num_warps": 8,
-        "num_stages": 3,
-        "maxnreg": 248,
-        **UNFUSED,
-    },
+    "half": _SPLIT_MIX,
+    "other half": {**_SPLIT_MIX, "num_stages": 2},
     "float": {"IDS": 32, "COLUMNS": 128, "num_warps": 8, "num_stages": 2, **UNFUSED},
     "rocm": {"IDS": 32, "COLUMNS": 128, "num_warps": 8, "num_stages": 2, **UNFUSED},
 }
@@ -137,7 +141,9 @@ class _Mixer:
     ) -> None:
         self.draws, self.embedding = draws, embedding
         self.rows, self.width, device = len(draws.row_keys), embedding.shape[1], embedding.device
-        self.options = options(MIX, self.rows, embedding, COLUMNS=self.width)
+        self.options = options(
+            MIX, size_beside_floats(embedding), self.rows, device, COLUMNS=self.width
+        )
         self.row_blocks = triton.cdiv(self.rows, self.options["ROWS"])
         self.column_blocks = triton.cdiv(self.width, self.options["COLUMNS"])
         blocks = max(1, self.row_blocks * self.column_blocks)

@@ -14,13 +14,14 @@ from lepo_kernels.backends.triton.gumbel_softmax_tiles import (
     exponential_tile,
     halves,
     inverse_tau,
-    inverse_temperature,
     logits_tile,
     table_tile,
 )
+from lepo_kernels.backends.triton.row_scan import inverse_of
 
-# Of a row: mixed . de, deviation . de, and the gradients of log-probability and log-density.
-UPSTREAM = tl.constexpr(4)
+# Of a row: mixed . de, deviation . de, the gradients of log-probability and log-density, and
+# 1 / temperature: kernels that hold tiles of logits have no registers for a division.
+UPSTREAM = tl.constexpr(5)
 
 
 @triton.jit
@@ -30,10 +31,12 @@ def upstream_kernel(
     grad_log_density: tl.tensor,  # [N]
     tau: tl.tensor,  # [N] or [1]
     tau_step: tl.tensor,
+    temperature: tl.tensor,  # [N] or [1]
+    temperature_step: tl.tensor,
     mixed: tl.tensor,  # [N, D]
     deviation: tl.tensor,  # [N, D]
     statistics: tl.tensor,  # [N, 8]
-    upstream: tl.tensor,  # [N, 4], written
+    upstream: tl.tensor,  # [N, 5], written
     idle: tl.tensor,  # [N] int8, written: 1 where nothing is upstream
     high: tl.tensor,  # [N, D], written: the gradient as the products take it
     low: tl.tensor,  # [N, D], written with SPLIT: what it lacks
@@ -70,6 +73,7 @@ def upstream_kernel(
     tl.store(out + 1, tl.sum(peak_pull, axis=0))
     tl.store(out + 2, dlogp)
     tl.store(out + 3, dlogq)
+    tl.store(out + 4, inverse_of(temperature, temperature_step, row))
     active = (tl.max(used, axis=0) > 0) | (dlogp != 0) | (dlogq != 0)
     tl.store(idle + row, 1 - active.to(tl.int8))
 
@@ -101,7 +105,7 @@ def gradient_beside_weights(
     x: tl.tensor,  # [ROWS, IDS]
     rows: tl.tensor,  # [ROWS] int64
     statistics: tl.tensor,  # [N, 8]
-    upstream: tl.tensor,  # [N, 4]
+    upstream: tl.tensor,  # [N, 5]
 ) -> tl.tensor:  # [ROWS, IDS]
     """What the gradient of the tempered logits holds that no weight is a factor of."""
     known, above = statistics + rows * STATISTICS, upstream + rows * UPSTREAM
@@ -121,7 +125,7 @@ def gradient_per_weight(
     tau: tl.tensor,  # [N] or [1]
     tau_step: tl.tensor,
     statistics: tl.tensor,  # [N, 8]
-    upstream: tl.tensor,  # [N, 4]
+    upstream: tl.tensor,  # [N, 5]
 ) -> tl.tensor:  # [ROWS, IDS]
     """The factor of the weights in it."""
     inverse, hard = inverse_tau(tau, tau_step, rows)
@@ -160,8 +164,6 @@ def logits_gradient_kernel(
     row_stride: tl.tensor,
     tau: tl.tensor,  # [N] or [1]
     tau_step: tl.tensor,
-    temperature: tl.tensor,  # [N] or [1]
-    temperature_step: tl.tensor,
     seed: tl.tensor,  # []
     row_keys: tl.tensor,  # [N]
     step: tl.tensor,  # [N] or [1]
@@ -172,7 +174,7 @@ def logits_gradient_kernel(
     embedding_row: tl.tensor,
     high: tl.tensor,  # [N, D]
     low: tl.tensor,  # [N, D]
-    upstream: tl.tensor,  # [N, 4]
+    upstream: tl.tensor,  # [N, 5]
     order: tl.tensor,  # [N], rows with gradients first
     count: tl.tensor,  # [], how many they are
     dlogits: tl.tensor,  # [N, V], written
@@ -210,7 +212,7 @@ def logits_gradient_kernel(
             mask = active[:, None] & (columns < width)[None, :]
             pull, small = add_pull(pull, small, table, high, low, at, mask, SPLIT, PRECISION)
         pull += small
-        warmth = inverse_temperature(temperature, temperature_step, rows)
+        warmth = tl.load(upstream + rows * UPSTREAM + 4)
         a = logits_tile(logits, row_stride, rows, ids, past) * warmth[:, None]
         x = exponential_tile(seed, row_keys, step, step_step, rows, first_id + start, ROWS, IDS)
         q = a - tl.log(x)
@@ -258,7 +260,7 @@ def weights_kernel(
     active = place < tl.load(count)
     if tl.sum(active.to(tl.int32)) > 0:
         rows = tl.load(order + tl.minimum(place, total_rows - 1))
-        warmth = inverse_temperature(temperature, temperature_step, rows)
+        warmth = inverse_of(temperature, temperature_step, rows)
         a = logits_tile(logits, row_stride, rows, ids, past) * warmth[:, None]
         x = exponential_tile(seed, row_keys, step, step_step, rows, first_id + start, ROWS, IDS)
         z = weights_of(a - tl.log(x), ids, rows, tau, tau_step, statistics)

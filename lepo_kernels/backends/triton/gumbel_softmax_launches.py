@@ -1,7 +1,11 @@
 """What the launches of both forms of the dense Gumbel-softmax mixture share.
 
-Scores, and weights in the backward pass, are held for a chunk of the vocabulary at a time: 64 MiB
-of float32, or 2048 ids where rows are many. So up to 110 rows of 151936 ids are a single chunk.
+Scores, and weights in the backward pass, are held in float32 for a chunk of the vocabulary at a
+time. Beside logits in memory these are 64 MiB, or 2048 ids where rows are many: up to 110 rows of
+151936 ids are a single chunk. From hidden states they are as many as the caller asks for, or 128
+ids where rows are many, and the backward pass holds the gradient of as many logits beside them, in
+the dtype of the states. By default that is 256 MiB on CUDA, and 384 MiB for a backward pass in half
+precision.
 """
 
 from collections.abc import Iterator
@@ -13,13 +17,14 @@ import triton
 from torch import Tensor
 
 from lepo_kernels.backends.reference.numerics import check_positive, check_steps
-from lepo_kernels.backends.triton.launching import programs_wanted, step_of
+from lepo_kernels.backends.triton import launching
+from lepo_kernels.backends.triton.launching import UNFUSED, programs_wanted, step_of
 from lepo_kernels.validation import check_tensor
 
-# The sum of a product is not fused: every kernel must find the same bits of q.
-UNFUSED = {"enable_fp_fusion": False}
 CHUNK = {"ENTRIES": 1 << 24, "LEAST_IDS": 2048}
 _THINNEST = 128  # ids of a chunk whose size the caller bounds
+# A program folds all tiles of a row's chunk: 8192 of the smallest ones.
+_WIDEST = 1 << 18
 # Not measured on a GPU yet, as all tiles.
 COMBINE = {"COLUMNS": 1024, "num_warps": 4, **UNFUSED}
 # 64 rows fill a tensor core of Hopper; for fewer there is a smaller tile.
@@ -42,18 +47,17 @@ class Draws:
         """Arguments of a kernel, ``tau`` and its step."""
         return self.tau, step_of(self.tau)
 
+    def temperature_arguments(self) -> tuple[Any, ...]:
+        """Arguments of a kernel, ``temperature`` and its step."""
+        return self.temperature, step_of(self.temperature)
+
+    def noise_arguments(self) -> tuple[Any, ...]:
+        """Arguments of a kernel, from the seed to the first id."""
+        return self.seed, self.row_keys, self.step, step_of(self.step), self.first_id
+
     def arguments(self) -> tuple[Any, ...]:
-        """Arguments of a kernel, from the temperature to the first id."""
-        return (
-            *self.tau_arguments(),
-            self.temperature,
-            step_of(self.temperature),
-            self.seed,
-            self.row_keys,
-            self.step,
-            step_of(self.step),
-            self.first_id,
-        )
+        """All of them, in this order."""
+        return (*self.tau_arguments(), *self.temperature_arguments(), *self.noise_arguments())
 
 
 def draws_of(
@@ -92,27 +96,31 @@ def check_values(draws: Draws) -> None:
     check_steps(draws.step)
 
 
-def dense_rows(x: Tensor) -> Tensor:  # [rows, columns]
-    """Rows may lie apart, and be the same one; their entries are neighbours."""
-    return x if x.stride(1) == 1 else x.contiguous()
+def options(
+    table: dict[str, dict[str, int]], size: str, rows: int, device: torch.device, **least: int
+) -> Any:
+    """Tiles for this size of the factors; those that ``least`` names are no wider than need be.
 
-
-def options(table: dict[str, dict[str, int]], rows: int, like: Tensor, **least: int) -> Any:
-    """Tiles for a table of this dtype; those that ``least`` names are no wider than need be."""
-    size = (
-        "rocm" if torch.version.hip else ("bfloat16" if like.dtype == torch.bfloat16 else "float")
-    )
-    chosen: dict[str, Any] = dict(table[size])
+    A device's family may have a row of its own, for all sizes or for one.
+    """
+    family = launching.device_family(device)
+    names = (f"{family} {size}", family, size)
+    chosen: dict[str, Any] = dict(next(table[name] for name in names if name in table))
     for name, needed in least.items():
         chosen[name] = min(chosen[name], max(_SMALLEST_TILE, triton.next_power_of_2(needed)))
     chosen["ROWS"] = _ROWS[0] if rows <= _ROWS[0] else chosen.get("ROWS", _ROWS[1])
-    chosen["PRECISION"] = "ieee" if torch.version.hip else "tf32x3"
+    chosen["PRECISION"] = "ieee" if family == "rocm" else "tf32x3"
     return chosen
 
 
 def is_split(table: Tensor) -> bool:
     """Whether float32 factors of a table are taken apart into two bfloat16 numbers."""
     return table.dtype == torch.bfloat16
+
+
+def size_beside_floats(table: Tensor) -> str:
+    """Of the factors, in a table of tiles, where those beside rows of ``table`` are float32."""
+    return "half" if is_split(table) else "float"
 
 
 @dataclass
@@ -132,10 +140,10 @@ class Chunk:
 def chunk_width(rows: int, vocab: int, entries: int | None = None) -> int:
     """How many ids' scores are held: no more than ``entries``, unless a chunk were too thin."""
     least = CHUNK["LEAST_IDS"] if entries is None else _THINNEST
-    most = CHUNK["ENTRIES"] if entries is None else min(entries, CHUNK["ENTRIES"])
+    most = CHUNK["ENTRIES"] if entries is None else entries
     width = max(least, most // max(1, rows) // least * least)
     # So that 16 divides a row's bytes.
-    return min(width, (vocab + 15) // 16 * 16)
+    return min(width, (vocab + 15) // 16 * 16, _WIDEST)
 
 
 def chunks_of(vocab: int, width: int) -> Iterator[Chunk]:

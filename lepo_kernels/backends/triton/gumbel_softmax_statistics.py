@@ -15,10 +15,10 @@ from lepo_kernels.backends.triton.gumbel_softmax_tiles import (
     exponential_tile,
     finite,
     inverse_tau,
-    inverse_temperature,
     logits_tile,
     table_tile,
 )
+from lepo_kernels.backends.triton.row_scan import inverse_of
 
 # Of a row's tile: largest q, what the others weigh beside it, largest a, mass, the sum of
 # p (a - largest a), how many a are not -inf, their sums of X and log X, and a at the peak.
@@ -105,7 +105,7 @@ def noisy_scores_kernel(
     rows = tl.minimum(wanted, total_rows - 1).to(tl.int64)
     start = first + tile * IDS
     ids = start + tl.arange(0, IDS)
-    warmth = inverse_temperature(temperature, temperature_step, rows)
+    warmth = inverse_of(temperature, temperature_step, rows)
     a = logits_tile(logits, row_stride, rows, ids, past) * warmth[:, None]
     x = exponential_tile(seed, row_keys, step, step_step, rows, first_id + start, ROWS, IDS)
     inverse, _ = inverse_tau(tau, tau_step, rows)
@@ -160,7 +160,7 @@ def linear_noisy_scores_kernel(
         head = table_tile(lm_head, lm_head_row, ids, past, columns, head_width)
         logits = add_logits(logits, hidden, hidden_row, head, rows, columns, head_width, PRECISION)
     logits = capped(logits, bias, softcap, ids, past)
-    a = logits * inverse_temperature(temperature, temperature_step, rows)[:, None]
+    a = logits * inverse_of(temperature, temperature_step, rows)[:, None]
     a = tl.where((ids < past)[None, :], a, -float("inf"))
     x = exponential_tile(seed, row_keys, step, step_step, rows, first_id + start, ROWS, IDS)
     inverse, _ = inverse_tau(tau, tau_step, rows)

@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from lepo_kernels.backends.triton.logit_math import tanh
 from lepo_kernels.backends.triton.noise import exponential, words_tile
 
 _TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
@@ -19,16 +20,6 @@ def inverse_tau(
     values = tl.load(tau + rows * tau_step).to(tl.float32)
     hard = tl.abs(values) < _TINY
     return 1.0 / tl.where(hard, 1.0, values), hard
-
-
-@triton.jit
-def inverse_temperature(
-    temperature: tl.tensor,  # [N] or [1] float64
-    temperature_step: tl.tensor,
-    rows: tl.tensor,  # [ROWS] int64
-) -> tl.tensor:  # [ROWS]
-    """As float32, which the logits are multiplied by."""
-    return 1.0 / tl.load(temperature + rows * temperature_step).to(tl.float32)
 
 
 @triton.jit
@@ -108,18 +99,6 @@ def capped(
     if softcap is not None:
         logits = softcap * tanh(logits / softcap)
     return logits
-
-
-@triton.jit
-def tanh(x: tl.tensor) -> tl.tensor:
-    """Triton has none of its own. A power series where the quotient would cancel."""
-    shrunk = tl.exp(-2.0 * tl.abs(x))
-    far = (1.0 - shrunk) / (1.0 + shrunk)
-    square = x * x
-    series = 62.0 / 2835.0 - square * (1382.0 / 155925.0)
-    series = 2.0 / 15.0 - square * (17.0 / 315.0 - square * series)
-    near = x - x * square * (1.0 / 3.0 - square * series)
-    return tl.where(square < 0.0625, near, tl.where(x < 0, -far, far))
 
 
 @triton.jit

@@ -9,6 +9,8 @@ from torch import Tensor
 # Whether products are fused into sums. Said in every launch: Triton's own choice changes with its
 # version, and says so in a warning.
 FUSED = {"enable_fp_fusion": True}
+# Where bits may not differ between kernels or element types.
+UNFUSED = {"enable_fp_fusion": False}
 
 
 def device_of(x: Tensor) -> Any:
@@ -44,11 +46,6 @@ def size_of(dtype: torch.dtype) -> str:
 def precision_of(dtype: torch.dtype) -> str:
     """Of a product of this dtype; that of halves is exact anyway."""
     return "tf32x3" if dtype == torch.float32 and not torch.version.hip else "ieee"
-
-
-def dense_rows(x: Tensor) -> Tensor:  # [rows, columns]
-    """Rows may lie apart, and be the same one; their entries are neighbours."""
-    return x if x.stride(1) == 1 else x.contiguous()
 
 
 def step_of(per_row: Tensor) -> int:

@@ -17,6 +17,7 @@ import torch
 import triton
 from torch import Tensor
 
+from lepo_kernels.backends.layout import dense_rows
 from lepo_kernels.backends.triton.gumbel_softmax_backward import (
     Upstream,
     table_gradient,
@@ -28,20 +29,19 @@ from lepo_kernels.backends.triton.gumbel_softmax_forward import (
 )
 from lepo_kernels.backends.triton.gumbel_softmax_launches import (
     COMBINE,
-    UNFUSED,
     Chunk,
     Draws,
     check_values,
     chunk_width,
     chunks_of,
-    dense_rows,
     draws_of,
     ids_per_split,
     is_split,
     options,
+    size_beside_floats,
 )
 from lepo_kernels.backends.triton.gumbel_softmax_statistics import linear_noisy_scores_kernel
-from lepo_kernels.backends.triton.launching import device_of
+from lepo_kernels.backends.triton.launching import UNFUSED, device_of, size_of
 from lepo_kernels.backends.triton.linear_gumbel_softmax_gradients import (
     bias_gradient_kernel,
     combine_hidden_gradients_kernel,
@@ -53,28 +53,30 @@ from lepo_kernels.backends.triton.linear_gumbel_softmax_gradients import (
 from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
 
 # Tiles, warps and stages of loads; not measured on a GPU yet. IDS are multiples of 4. The first two
-# have the same COLUMNS: so logits are summed up in the same order.
+# have the same COLUMNS: so logits are summed up in the same order. Mixed is half precision where
+# products with the table are of float32: these have no registers for longer pieces.
 LINEAR_SCORES = {
-    "bfloat16": {"IDS": 128, "COLUMNS": 64, "num_warps": 8, "num_stages": 3, **UNFUSED},
+    "half": {"IDS": 128, "COLUMNS": 64, "num_warps": 8, "num_stages": 3, **UNFUSED},
+    "mixed": {"IDS": 128, "COLUMNS": 32, "num_warps": 8, "num_stages": 4, **UNFUSED},
     "float": {"IDS": 32, "COLUMNS": 32, "num_warps": 8, "num_stages": 2, **UNFUSED},
     "rocm": {"IDS": 64, "COLUMNS": 32, "num_warps": 8, "num_stages": 2, **UNFUSED},
 }
 LINEAR_LOGITS_GRADIENT = {
     # Ampere has no registers for 128 ids, Hopper would have them.
-    "bfloat16": {"IDS": 64, "COLUMNS": 64, "num_warps": 8, "num_stages": 3, **UNFUSED},
+    "half": {"IDS": 64, "COLUMNS": 64, "num_warps": 8, "num_stages": 3, **UNFUSED},
+    "mixed": {"IDS": 32, "COLUMNS": 32, "num_warps": 8, "num_stages": 3, **UNFUSED},
     "float": {"IDS": 32, "COLUMNS": 32, "num_warps": 8, "num_stages": 2, **UNFUSED},
     "rocm": {"IDS": 64, "COLUMNS": 32, "num_warps": 8, "num_stages": 2, **UNFUSED},
 }
 HIDDEN_GRADIENT = {
-    "bfloat16": {"IDS": 64, "COLUMNS": 256, "num_warps": 8, "num_stages": 3, **UNFUSED},
+    "half": {"IDS": 64, "COLUMNS": 256, "num_warps": 8, "num_stages": 3, **UNFUSED},
     "float": {"IDS": 32, "COLUMNS": 128, "num_warps": 8, "num_stages": 2, **UNFUSED},
     "rocm": {"IDS": 32, "COLUMNS": 128, "num_warps": 8, "num_stages": 2, **UNFUSED},
 }
 HEAD_GRADIENT: dict[str, dict[str, Any]] = {
     size: {"ROWS": 32, "IDS": ids, "COLUMNS": columns, "num_warps": 8, "num_stages": 1, **UNFUSED}
-    for size, ids, columns in (("bfloat16", 128, 128), ("float", 64, 64), ("rocm", 64, 64))
+    for size, ids, columns in (("half", 128, 128), ("float", 64, 64), ("rocm", 64, 64))
 }
-
 BIAS_GRADIENT = {"ROWS": 16, "IDS": 512, "num_warps": 4, **UNFUSED}
 
 
@@ -101,7 +103,7 @@ def linear_gumbel_softmax_embedding(
     rows = len(hidden)
     draws = draws_of(rows, tau, temperature, seed, row_keys, step, first_id)
     check_values(draws)
-    tiles = options(LINEAR_SCORES, rows, head.lm_head)
+    tiles = options(LINEAR_SCORES, head.size_with_table, rows, hidden.device)
     row_blocks = triton.cdiv(rows, tiles["ROWS"])
 
     def write_scores(chunk: Chunk, scores: Scores) -> None:
@@ -211,6 +213,17 @@ class _Head:
     def width(self) -> int:
         return self.lm_head.shape[1]
 
+    @property
+    def size(self) -> str:
+        """Of states and head in a table of tiles: products take them as they are."""
+        return size_of(self.lm_head.dtype)
+
+    @property
+    def size_with_table(self) -> str:
+        """Where logits and the table meet in a kernel."""
+        is_mixed = self.size == "half" and size_beside_floats(self.table) == "float"
+        return "mixed" if is_mixed else self.size
+
     def arguments(self) -> tuple[Any, ...]:
         """Arguments of a kernel, from the states to the cap."""
         return (
@@ -262,11 +275,12 @@ def _logits_gradient(
     buffers: _Buffers,  # written
 ) -> None:
     rows = len(head.hidden)
-    tiles = options(LINEAR_LOGITS_GRADIENT, rows, head.lm_head)
+    tiles = options(LINEAR_LOGITS_GRADIENT, head.size_with_table, rows, head.hidden.device)
     row_blocks = triton.cdiv(rows, tiles["ROWS"])
     linear_logits_gradient_kernel[(row_blocks * triton.cdiv(chunk.ids, tiles["IDS"]),)](
         *head.arguments(),
-        *draws.arguments(),
+        *draws.tau_arguments(),
+        *draws.noise_arguments(),
         upstream.statistics,
         head.table,
         head.table.stride(0),
@@ -295,7 +309,7 @@ class _StatesGradient:
     def __init__(self, head: _Head, upstream: Upstream, chunk_ids: int) -> None:
         self.head, self.upstream = head, upstream
         self.rows, device = len(head.hidden), head.hidden.device
-        self.options = options(HIDDEN_GRADIENT, self.rows, head.lm_head, COLUMNS=head.width)
+        self.options = options(HIDDEN_GRADIENT, head.size, self.rows, device, COLUMNS=head.width)
         self.row_blocks = triton.cdiv(self.rows, self.options["ROWS"])
         self.column_blocks = triton.cdiv(head.width, self.options["COLUMNS"])
         blocks = max(1, self.row_blocks * self.column_blocks)
@@ -346,11 +360,13 @@ def _head_gradient(
     buffers: _Buffers,
     dlm_head: Tensor,  # [V, D], written
 ) -> None:
-    tiles = options(HEAD_GRADIENT, len(head.hidden), head.lm_head, COLUMNS=head.width)
+    size = size_beside_floats(head.table) if head.tied else head.size
+    rows, device = len(head.hidden), head.hidden.device
+    tiles = options(HEAD_GRADIENT, size, rows, device, COLUMNS=head.width)
     column_blocks = triton.cdiv(head.width, tiles["COLUMNS"])
     grid = (column_blocks * triton.cdiv(chunk.ids, tiles["IDS"]),)
     states = (head.hidden, head.hidden.stride(0))
-    rows = (upstream.order, upstream.count)
+    order = (upstream.order, upstream.count)
     ids = (chunk.first, chunk.past, head.width, column_blocks)
     if head.tied:
         tied_gradient_kernel[grid](
@@ -360,7 +376,7 @@ def _head_gradient(
             *states,
             upstream.high,
             upstream.low,
-            *rows,
+            *order,
             dlm_head,
             *ids,
             SPLIT=is_split(head.table),
@@ -368,7 +384,7 @@ def _head_gradient(
         )
         return
     head_gradient_kernel[grid](
-        buffers.dlogits, chunk.width, *states, *rows, dlm_head, *ids, **tiles
+        buffers.dlogits, chunk.width, *states, *order, dlm_head, *ids, **tiles
     )
 
 

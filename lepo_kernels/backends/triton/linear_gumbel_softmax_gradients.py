@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from lepo_kernels.backends.triton.gumbel_softmax_gradients import (
+    UPSTREAM,
     add_pull,
     add_weighted,
     gradient_beside_weights,
@@ -19,7 +20,6 @@ from lepo_kernels.backends.triton.gumbel_softmax_tiles import (
     add_logits,
     capped,
     exponential_tile,
-    inverse_temperature,
     table_tile,
 )
 
@@ -35,8 +35,6 @@ def linear_logits_gradient_kernel(
     softcap: tl.tensor,  # a number or None
     tau: tl.tensor,  # [N] or [1]
     tau_step: tl.tensor,
-    temperature: tl.tensor,  # [N] or [1]
-    temperature_step: tl.tensor,
     seed: tl.tensor,  # []
     row_keys: tl.tensor,  # [N]
     step: tl.tensor,  # [N] or [1]
@@ -47,7 +45,7 @@ def linear_logits_gradient_kernel(
     embedding_row: tl.tensor,
     high: tl.tensor,  # [N, E]
     low: tl.tensor,  # [N, E]
-    upstream: tl.tensor,  # [N, 4]
+    upstream: tl.tensor,  # [N, 5]
     order: tl.tensor,  # [N], rows with gradients first
     count: tl.tensor,  # [], how many they are
     dlogits: tl.tensor,  # [N, chunk], written
@@ -98,7 +96,7 @@ def linear_logits_gradient_kernel(
                 mask = active[:, None] & (columns < width)[None, :]
                 pull, small = add_pull(pull, small, table, high, low, at, mask, SPLIT, PRECISION)
         pull += small
-        warmth = inverse_temperature(temperature, temperature_step, rows)
+        warmth = tl.load(upstream + rows * UPSTREAM + 4)
         a = logits * warmth[:, None]
         x = exponential_tile(seed, row_keys, step, step_step, rows, first_id + start, ROWS, IDS)
         q = a - tl.log(x)

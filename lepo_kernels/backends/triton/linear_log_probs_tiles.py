@@ -32,6 +32,7 @@ from lepo_kernels.backends.chunked_head import (
     blocks_of,
     head_parts,
 )
+from lepo_kernels.backends.layout import dense_rows
 from lepo_kernels.backends.reference.numerics import (
     check_ids,
     check_positive,
@@ -42,7 +43,6 @@ from lepo_kernels.backends.reference.numerics import (
 from lepo_kernels.backends.triton import launching, linear_log_probs_rows, products
 from lepo_kernels.backends.triton.launching import (
     FUSED,
-    dense_rows,
     device_of,
     precision_of,
     size_of,

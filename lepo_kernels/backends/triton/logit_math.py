@@ -1,4 +1,4 @@
-"""What the Triton kernels of the loss head compute with logits in registers, in float32."""
+"""What Triton kernels compute with logits in registers, in float32."""
 
 import torch
 import triton
@@ -13,8 +13,12 @@ _LOG_SPECK = tl.constexpr(-80.0)
 
 
 @triton.jit
-def _tanh(x: tl.tensor) -> tl.tensor:
-    """tanh(x) to a few units, near 0 as well, where the quotient would cancel."""
+def tanh(x: tl.tensor) -> tl.tensor:
+    """tanh(x), with a relative error of 0.75 * 2^-23 below 0.35, and of 4.5 * 2^-23 beyond it.
+
+    Triton has none of its own. Below, a series, since the quotient would cancel: what it leaves out
+    is at most 2^-26 of x. Beyond, the quotient doubles what exp errs by: two units on a GPU.
+    """
     square = x * x
     series = 62.0 / 2835.0 - square * (1382.0 / 155925.0)
     series = -17.0 / 315.0 + square * series
@@ -47,7 +51,7 @@ def capped(
 ) -> tl.tensor:
     """softcap tanh(x / softcap)"""
     if CAPPED:
-        x = softcap * _tanh(x / softcap)
+        x = softcap * tanh(x / softcap)
     return x
 
 

@@ -10,24 +10,11 @@ import triton.language as tl
 
 
 @triton.jit
-def gumbel_tile(
-    seed: tl.tensor,
-    steps: tl.tensor,  # [ROWS] int64
-    row_keys: tl.tensor,  # [ROWS] int64
-    first: tl.tensor,  # the tile's first id, a multiple of 4
-    ROWS: tl.constexpr,
-    IDS: tl.constexpr,
-) -> tl.tensor:  # [ROWS, IDS]
-    """Gumbel(0, 1) numbers of neighbouring ids, at one Philox block per four of them."""
-    return -tl.log(exponential(words_tile(seed, steps, row_keys, first, ROWS, IDS)))
-
-
-@triton.jit
 def words_tile(
     seed: tl.tensor,
     steps: tl.tensor,  # [ROWS] int64
     row_keys: tl.tensor,  # [ROWS] int64
-    first: tl.tensor,
+    first: tl.tensor,  # the tile's first id, a multiple of 4
     ROWS: tl.constexpr,
     IDS: tl.constexpr,
 ) -> tl.tensor:  # [ROWS, IDS] uint32

@@ -23,7 +23,7 @@ from torch import Tensor
 from lepo_kernels.backends.draw_checks import check_draw
 from lepo_kernels.backends.reference.numerics import check_positive, per_row
 from lepo_kernels.backends.triton.latent_row import CATEGORICAL
-from lepo_kernels.backends.triton.launching import device_of, step_of
+from lepo_kernels.backends.triton.launching import UNFUSED, device_of, step_of
 from lepo_kernels.backends.triton.narrow_latent import narrow_latent_kernel
 from lepo_kernels.backends.triton.row_scan import BLOCK, GROUP, UNIT, row_scan_kernel
 from lepo_kernels.backends.triton.wide_latent import (
@@ -34,15 +34,13 @@ from lepo_kernels.backends.triton.wide_latent import (
     wide_weigh_kernel,
 )
 
-# Products are not fused into sums: else bits could differ between kernels and element types.
-_UNFUSED = {"enable_fp_fusion": False}
 # Tiles and warps; not measured on a GPU yet. IDS and the size of a small vocabulary are whole
 # groups of row_scan.py.
-_SCAN = {"ROWS": 1, "IDS": 4096, "num_warps": 8, **_UNFUSED}
-_KEYS = {"ROWS": 1, "IDS": 2048, "num_warps": 4, **_UNFUSED}
-_NARROW = {"ROWS": 1, **_UNFUSED}
-_WIDE = {"ROWS": 1, "ENTRIES": 1024, "num_warps": 4, **_UNFUSED}
-_PERTURB = {"ROWS": 1, "ENTRIES": 256, "num_warps": 4, **_UNFUSED}
+_SCAN = {"ROWS": 1, "IDS": 4096, "num_warps": 8, **UNFUSED}
+_KEYS = {"ROWS": 1, "IDS": 2048, "num_warps": 4, **UNFUSED}
+_NARROW = {"ROWS": 1, **UNFUSED}
+_WIDE = {"ROWS": 1, "ENTRIES": 1024, "num_warps": 4, **UNFUSED}
+_PERTURB = {"ROWS": 1, "ENTRIES": 256, "num_warps": 4, **UNFUSED}
 # Of a row's statistics, read at once.
 _UNITS = 512
 _GROUPS = 512
