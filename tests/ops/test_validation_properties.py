@@ -554,6 +554,12 @@ OPS_AND_BACKENDS = [(name, b) for name, op in OPS.items() for b in backends_of(o
 each_op_and_backend = pytest.mark.parametrize(
     ("name", "backend"), OPS_AND_BACKENDS, indirect=["backend"]
 )
+# Not by Triton's interpreter, which takes some ten milliseconds for each of thousands of calls.
+at_length = pytest.mark.parametrize(
+    ("name", "backend"),
+    [pair for pair in OPS_AND_BACKENDS if pair[1] != "triton"],
+    indirect=["backend"],
+)
 
 
 def parameters_of(name: str) -> tuple[str, ...]:
@@ -568,7 +574,7 @@ def test_an_op_serves_or_refuses_by_name(name, backend):
 
 
 @pytest.mark.slow
-@each_op_and_backend
+@at_length
 def test_an_op_serves_or_refuses_by_name_at_length(name, backend):
     for first in (None, *parameters_of(name)):
         settings(DEEP)(serves_or_refuses(name, backend, first))()
