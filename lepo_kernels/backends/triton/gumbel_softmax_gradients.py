@@ -158,7 +158,7 @@ def add_pull(
     return pull, small
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_rows", "row_blocks"])
 def logits_gradient_kernel(
     logits: tl.tensor,  # [N, V]
     row_stride: tl.tensor,
@@ -227,7 +227,7 @@ def logits_gradient_kernel(
     tl.store(out, da.to(dlogits.dtype.element_ty), mask=stored)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_rows", "tiles"])
 def weights_kernel(
     logits: tl.tensor,  # [N, V]
     row_stride: tl.tensor,

@@ -17,7 +17,7 @@ from lepo_kernels.backends.triton.gumbel_softmax_tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_rows", "row_blocks"])
 def mix_beside_peak_kernel(
     scores: tl.tensor,  # [N, chunk]
     chunk: tl.tensor,
@@ -91,7 +91,7 @@ def mix_beside_peak_kernel(
     tl.store(out, total + small, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_rows", "splits"])
 def combine_mixtures_kernel(
     sums: tl.tensor,  # [splits, N, D]
     statistics: tl.tensor,  # [N, 8]

@@ -73,7 +73,7 @@ def store_scores(
     tl.store(out + 4 * tiles, tl.sum(tl.where(p == 0, 0.0, p * below), axis=1), mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_rows", "tiles"])
 def noisy_scores_kernel(
     logits: tl.tensor,  # [N, V]
     row_stride: tl.tensor,
@@ -115,7 +115,7 @@ def noisy_scores_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_rows", "tiles", "row_blocks"])
 def linear_noisy_scores_kernel(
     hidden: tl.tensor,  # [N, D]
     hidden_row: tl.tensor,
@@ -170,7 +170,7 @@ def linear_noisy_scores_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def fold_statistics_kernel(
     parts: tl.tensor,  # [N, 9, tiles]
     peaks: tl.tensor,  # [N, tiles] int32

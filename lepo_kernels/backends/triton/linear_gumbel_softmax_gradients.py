@@ -24,7 +24,7 @@ from lepo_kernels.backends.triton.gumbel_softmax_tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_rows", "row_blocks"])
 def linear_logits_gradient_kernel(
     hidden: tl.tensor,  # [N, D]
     hidden_row: tl.tensor,
@@ -115,7 +115,7 @@ def linear_logits_gradient_kernel(
         tl.store(weights + at, z, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_rows", "row_blocks"])
 def hidden_gradient_kernel(
     dlogits: tl.tensor,  # [N, chunk]
     chunk: tl.tensor,
@@ -159,7 +159,7 @@ def hidden_gradient_kernel(
         tl.store(out, total, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_rows", "splits"])
 def combine_hidden_gradients_kernel(
     sums: tl.tensor,  # [splits, N, D]
     order: tl.tensor,  # [N], rows with gradients first
