@@ -23,8 +23,8 @@ bandwidth and rate of products allow.
 """
 
 _NO_GPU = """**There are no GPU figures yet**: no committed result was taken on a GPU. The kernels
-for CUDA and Triton are simulated, interpreted and compiled only ([cuda-kernels.md](cuda-kernels.md),
-[triton-kernels.md](triton-kernels.md)).
+for CUDA and Triton are simulated or interpreted, and compiled
+([cuda-kernels.md](cuda-kernels.md), [triton-kernels.md](triton-kernels.md)).
 """
 
 
