@@ -83,7 +83,8 @@ demo: $(RUN_STAMP) $(NATIVE)
 	$(LEPO) train configs/demo.yaml $(DEMO_ARGS)
 
 test: lint $(NATIVE)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -p no:benchmark -n auto $(MARKS_$(TESTS)) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -p no:benchmark -n auto --dist worksteal \
+		$(MARKS_$(TESTS)) $(PYTEST_ARGS)
 
 lint: $(TEST_STAMP)
 	$(RUN) -m ruff check .

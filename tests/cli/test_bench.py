@@ -9,6 +9,12 @@ from lepo_kernels.cli import bench
 from lepo_kernels.cli.main import main
 
 
+@pytest.fixture(autouse=True)
+def _not_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    # pytest-benchmark measures nothing in what it takes for a worker of pytest-xdist.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+
+
 def test_an_installed_package_has_no_benchmarks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -52,10 +58,8 @@ def test_fewer_items_may_be_selected() -> None:
 
 @pytest.mark.slow
 def test_a_tiny_run_leaves_results_and_pictures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    # pytest-benchmark measures nothing in what it takes for a worker of pytest-xdist.
-    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     words = ["--tiny", "--no-compile", "--threads", "1", "--device", "cpu", "-k", "philox"]
     assert main(["bench", "--out", str(tmp_path), *words]) == 0
     assert "torch.randint" in capfd.readouterr().out

@@ -233,11 +233,14 @@ def put_rows(draft: Draft, rows: int, kept: int, vocab: int) -> None:
     draft.put_per_row("inv_temperature", rows)
 
 
-def put_head(draft: Draft, rows: int, vocab: int) -> torch.dtype:
+def put_head(
+    draft: Draft, rows: int, vocab: int, bound: tuple[int, ...] | None = None
+) -> torch.dtype:
+    """Hidden states, of which other arguments fix the dimensions ``bound`` (all), and a head."""
     width = draft.draw(SIZES)
     dtype = draft.pick(*FLOAT_DTYPES)
     # Another floating-point dtype than that of the hidden states is wrong, too.
-    put_float(draft, "hidden", (rows, width), (dtype,), anchor=True)
+    put_float(draft, "hidden", (rows, width), (dtype,), bound=bound, anchor=True)
     put_float(draft, "lm_head", (vocab, width), (dtype,), bound=(1,))
     put_float(
         draft,
@@ -288,7 +291,8 @@ def put_noise_of_columns(draft: Draft, rows: int, vocab: int) -> None:
 
 def linear_gumbel_softmax_embedding(draft: Draft, backend: str) -> None:
     rows, vocab, width = draft.draw(SIZES), draft.draw(VOCABS), draft.draw(SIZES)
-    put_head(draft, rows, vocab)
+    # Any number of rows is right where nothing else comes by the row.
+    put_head(draft, rows, vocab, bound=(1,))
     put_float(
         draft,
         "embedding",

@@ -38,22 +38,19 @@ from lepo_kernels.backends.triton.launching import UNFUSED
 
 # Tiles, warps and stages of loads; not measured on a GPU yet.
 FOLD = {"num_warps": 8, **UNFUSED}
+# Datacenter Blackwell keeps the sums elsewhere, and would allow 128 registers, which spills.
+_REGISTERS = {"maxnreg": 248}
 _SPLIT_MIX = {
-    "IDS": 64,
-    "COLUMNS": 256,
-    "num_warps": 8,
-    "num_stages": 3,
-    # Datacenter Blackwell keeps the sums elsewhere, and would allow 128 registers, which spills.
-    "maxnreg": 248,
-    **UNFUSED,
-}
+    "IDS": 64, "COLUMNS": 256, "num_warps": 8, "num_stages": 3, **_REGISTERS, **UNFUSED
+}  # fmt: skip
+_PLAIN_MIX = {"IDS": 32, "COLUMNS": 128, "num_warps": 8, "num_stages": 2, **UNFUSED}
 # For a table whose factors are split, for others, and for any on ROCm. There is less shared memory
 # there, and on the GPUs that have no family of their own.
 MIX = {
     "half": _SPLIT_MIX,
     "other half": {**_SPLIT_MIX, "num_stages": 2},
-    "float": {"IDS": 32, "COLUMNS": 128, "num_warps": 8, "num_stages": 2, **UNFUSED},
-    "rocm": {"IDS": 32, "COLUMNS": 128, "num_warps": 8, "num_stages": 2, **UNFUSED},
+    "float": {**_PLAIN_MIX, **_REGISTERS},
+    "rocm": _PLAIN_MIX,
 }
 
 
