@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from wheel_checks.contents import DATA
+
 ROOT = Path(__file__).parents[2]
 INFO = "lepo_kernels-0.1.0.dist-info"
 PLATFORM = "linux_x86_64"
@@ -29,6 +31,7 @@ def good_files() -> dict[str, bytes]:
     if not library.is_file():
         pytest.skip("the CPU library is not built")
     modules = sorted((ROOT / "lepo_kernels").rglob("*.py"))
+    modules += [ROOT / name for name in DATA]
     return {
         **{str(path.relative_to(ROOT)): path.read_bytes() for path in modules},
         "lepo_kernels/_C_cpu.so": library.read_bytes(),
