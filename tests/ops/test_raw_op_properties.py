@@ -27,6 +27,8 @@ EVERYDAY = settings(
     suppress_health_check=[HealthCheck.too_slow],
 )
 DEEP = settings(EVERYDAY, max_examples=1000)
+# Triton's interpreter looks at every access of every call, and takes some ten milliseconds for one.
+INTERPRETED = settings(EVERYDAY, max_examples=50)
 INT64 = torch.iinfo(torch.int64)
 # A letter is a size that the op's tensors share; a digit is itself, "" a 0-d tensor.
 SIZES = {
@@ -188,7 +190,6 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
         tensor(FLOAT, "V", optional=True),
     ),
 }
-# A call takes Triton's interpreter some ten milliseconds, and here are hundreds.
 OPS_AND_BACKENDS = [
     pytest.param(op, b, marks=[pytest.mark.large] if b == "triton" else [])
     for op in dispatch.KERNELS
@@ -197,7 +198,6 @@ OPS_AND_BACKENDS = [
 each_op_and_backend = pytest.mark.parametrize(
     ("op", "backend"), OPS_AND_BACKENDS, indirect=["backend"]
 )
-# Triton's interpreter looks at every access of every call: hundreds are enough.
 at_length = pytest.mark.parametrize(
     ("op", "backend"),
     [pair for pair in OPS_AND_BACKENDS if pair.values[1] != "triton"],
@@ -279,13 +279,17 @@ def survives(op: str, backend: str) -> Callable[[], None]:
     return run
 
 
+def examples(backend: str) -> settings:
+    return settings(INTERPRETED if backend == "triton" else EVERYDAY)
+
+
 def test_every_torch_op_is_called():
     assert set(SIGNATURES) == set(dispatch.KERNELS)
 
 
 @each_op_and_backend
 def test_contradictory_arguments_do_not_crash(op, backend):
-    settings(EVERYDAY)(survives(op, backend))()
+    examples(backend)(survives(op, backend))()
 
 
 @pytest.mark.slow
@@ -303,7 +307,7 @@ def test_consistent_arguments_are_served(op, backend):
         served.append(serves(op, arguments, backend))
 
     served: list[bool] = []
-    settings(EVERYDAY)(run)()
+    examples(backend)(run)()
     assert sum(served) > len(served) / 10
 
 
