@@ -13,6 +13,7 @@ import pytest
 import torch
 from triton.runtime.jit import JITFunction
 
+from lepo_kernels.backends import draw_checks
 from lepo_kernels.backends.reference import numerics
 
 TYPES = {
@@ -92,7 +93,8 @@ def caught() -> Iterator[list[Launch]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JITFunction, "run", run)
         # Nothing was computed that could be checked.
-        patch.setattr(numerics, "checks_enabled", lambda device: False)
+        for module in (numerics, draw_checks):
+            patch.setattr(module, "checks_enabled", lambda device: False)
         yield launches
 
 
