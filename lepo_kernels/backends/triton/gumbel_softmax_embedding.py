@@ -57,8 +57,8 @@ from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
 
 # Tiles, warps and stages of loads; not measured on a GPU yet. IDS are multiples of 4.
 SCORES = {"ROWS": 1, "IDS": 2048, "num_warps": 4, **UNFUSED}
-# Of 128 ids the gradients would spill: on Ampere, Ada and the smaller Blackwell, and with triton 3.6
-# on Hopper, too.
+# Gradients of 128 ids would spill: on Ampere, Ada and the smaller Blackwell, and with triton 3.6 on
+# Hopper, too.
 LOGITS_GRADIENT = {
     "half": {"IDS": 64, "COLUMNS": 128, "num_warps": 8, "num_stages": 2, **UNFUSED},
     "float": {"IDS": 64, "COLUMNS": 32, "num_warps": 8, "num_stages": 2, **UNFUSED},
