@@ -14,6 +14,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from lepo_kernels.rollout.model_cache import cache_argument
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -72,7 +74,7 @@ def generate(
             inputs_embeds=inputs,
             attention_mask=mask,
             position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0)[:, -inputs.shape[1] :],
-            past_key_values=cache,
+            **{cache_argument(model): cache},
             use_cache=True,
             # As transformers' own generate has it: no logits of the prompt.
             logits_to_keep=1,

@@ -10,17 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import (
-    DynamicCache,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    StaticCache,
-)
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lepo_kernels.formulas.scores import hard_log_prob, soft_log_prob
 from lepo_kernels.ops.sample_latent import LatentSample, sample_latent
 from lepo_kernels.rollout.config import LatentGenerationConfig
 from lepo_kernels.rollout.growing_record import Choice, GrowingRecord
+from lepo_kernels.rollout.model_cache import cache_argument, check_grown, make_cache
 from lepo_kernels.rollout.record import LatentRollout
 from lepo_kernels.rollout.soft_embedding import SoftEmbedding, add_embedding_noise
 
@@ -81,11 +77,8 @@ class Decoder:
         # Whether a row left the latent phase early; known on the host.
         self.some_left = False
 
-        self.cache: Any
-        if config.cache_implementation == "static":
-            self.cache = StaticCache(config=base.config, max_cache_len=P + T)
-        else:
-            self.cache = DynamicCache(config=base.config)
+        self.cache = make_cache(base, config.cache_implementation, P + T)
+        self.cached = {cache_argument(base): self.cache, "use_cache": True}
         # Whether rows of the cache can be repeated and dropped.
         self.cache_is_flexible = all(
             type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in self.cache.layers
@@ -136,7 +129,7 @@ class Decoder:
 
     def _forward(self, **inputs: Any) -> Tensor:
         """Logits [n, V] of the last position."""
-        output = self.base(past_key_values=self.cache, use_cache=True, **self.last_only, **inputs)
+        output = self.base(**self.cached, **self.last_only, **inputs)
         logits: Tensor = output.logits[:, -1]
         return logits
 
@@ -159,11 +152,14 @@ class Decoder:
             )
             embedding = torch.where(choice.latent[:, None], noisy, embedding)
         self.positions = self.positions + 1
-        return self._forward(
+        logits = self._forward(
             inputs_embeds=embedding[:, None],
             attention_mask=self._seen(step + 1),
             position_ids=self.positions,
         )
+        if step == 0:
+            check_grown(self.base, self.cache, self.prompt_ids.shape[1] + 1)
+        return logits
 
     def _choose(self, logits: Tensor, step: int) -> Choice:
         """Latent rows take a mixture, rows in the suffix its id, the others a token."""

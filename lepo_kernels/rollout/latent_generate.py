@@ -16,6 +16,7 @@ from torch import Tensor
 from lepo_kernels.rollout._modules import evaluating, output_embeddings, unwrap_model
 from lepo_kernels.rollout.config import LatentGenerationConfig
 from lepo_kernels.rollout.decoder import Decoder
+from lepo_kernels.rollout.model_cache import cache_argument
 from lepo_kernels.rollout.record import LatentRollout
 from lepo_kernels.rollout.soft_embedding import SoftEmbedding
 from lepo_kernels.validation import INDEX_DTYPES, check_integer, check_tensor, checks_enabled
@@ -61,7 +62,7 @@ def latent_generate(
         TypeError: an argument has the wrong type or dtype, or the model is no causal LM.
         ValueError: an argument has the wrong shape or device; a prompt is empty or not
             left-padded; an id of the settings is outside the vocabulary; a model whose inputs
-            cannot be mixtures.
+            cannot be mixtures, or that takes no key-value cache, or does not use it.
     """
     base = unwrap_model(model)
     check_integer("num_return_sequences", num_return_sequences, 1)
@@ -96,6 +97,7 @@ def _check_arguments(
     output_embeddings(base)
     if "inputs_embeds" not in inspect.signature(base.forward).parameters:
         raise ValueError(f"model: {type(base).__name__}.forward takes no inputs_embeds")
+    cache_argument(base)
     check_tensor("input_ids", input_ids, ("B", "P"), INDEX_DTYPES)
     B, P = input_ids.shape
     if B == 0 or P == 0:
