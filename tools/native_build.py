@@ -94,7 +94,7 @@ def find_torch() -> Torch:
             f"and there is no torch in the Python that builds ({sys.executable}).\n"
             "pip builds in an environment of its own unless told otherwise. So, with torch 2.11\n"
             "or later installed:\n"
-            "    pip install cmake ninja 'setuptools>=77' wheel\n"
+            "    pip install cmake ninja 'setuptools>=77.0.3' wheel\n"
             "    pip install --no-build-isolation .\n"
             "or, for the pure-Python package, without the native kernels:\n"
             "    LEPO_BUILD_NATIVE=0 pip install ."
