@@ -11,8 +11,8 @@ import lepo_kernels
 ROOT = Path(lepo_kernels.__file__).parent
 # From the bottom. What is on one floor does not import from another part of that floor.
 FLOORS = (
-    ("validation", "suggest"),
-    ("formulas", "native"),
+    ("validation", "suggest", "extras", "streams"),
+    ("formulas", "native", "console"),
     ("backends",),
     ("dispatch",),
     ("ops",),

@@ -3,13 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
-from rich.console import Console
-from rich.text import Text
-
 from lepo_kernels.cli.errors import UsageError
 from lepo_kernels.cli.loading import config_of_run, load_for_inference
 from lepo_kernels.cli.options import GenerateOptions, ModelOptions, SamplingOptions
 from lepo_kernels.cli.parsing import parse
+from lepo_kernels.console import as_text, make_console
 from lepo_kernels.report.tables import soft_steps_table
 from lepo_kernels.rollout.latent_generate import latent_generate
 from lepo_kernels.tasks.task import chat_prompt
@@ -34,7 +32,7 @@ def run(words: list[str]) -> None:
         raise UsageError("prompt: missing; give one, such as --prompt 'What is 3 + 4?'")
     if options.num_samples < 1:
         raise UsageError(f"num_samples: expected at least 1, got {options.num_samples}")
-    console = Console()
+    console = make_console()
     model, tokenizer = load_for_inference(model_options, sampling.use_cpu, console)
     try:
         config = generation_config(sampling, model, tokenizer)
@@ -59,7 +57,7 @@ def run(words: list[str]) -> None:
         steps = latent_steps(tokenizer, rollout, sample, options.show_tokens)
         if steps:
             console.print(soft_steps_table(steps))
-        console.print(Text(text.strip()))
+        console.print(as_text(text.strip()))
 
 
 def _as_prompt(tokenizer: Any, options: GenerateOptions) -> Any:

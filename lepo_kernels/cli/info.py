@@ -1,10 +1,10 @@
 """``lepo info``: what this installation can do."""
 
 import argparse
-import importlib.util
 import json
 from typing import TYPE_CHECKING, Any
 
+from lepo_kernels import extras
 from lepo_kernels.environment import info
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def run(words: list[str]) -> None:
         prog="lepo info", description="Show versions, the device, and which kernel serves each op."
     )
     parser.add_argument("--json", action="store_true", help="print it as JSON")
-    as_json = parser.parse_args(words).json or importlib.util.find_spec("rich") is None
+    as_json = parser.parse_args(words).json or not extras.is_here("rich")
     found = info()
     if as_json:
         print(json.dumps(found, indent=2))
@@ -29,22 +29,22 @@ def run(words: list[str]) -> None:
 
 
 def _show(found: dict[str, Any]) -> None:
-    from rich.console import Console
+    from lepo_kernels.console import make_console, say
 
-    console = Console()
+    console = make_console()
     console.print(_versions(found))
     for name, library in found["libraries"].items():
-        console.print(f"{name}: {_library(library)}", highlight=False, markup=False)
+        say(console, f"{name}: {_library(library)}")
     console.print(_dispatch(found))
     for name, missing in found["backends"].items():
         if missing is not None:
-            # An extra in brackets is no markup.
-            line = f"{name}: {missing['reason']}; {missing['remedy']}"
-            console.print(line, highlight=False, markup=False)
+            say(console, f"{name}: {missing['reason']}; {missing['remedy']}")
 
 
 def _versions(found: dict[str, Any]) -> "Table":
     from rich.table import Table
+
+    from lepo_kernels.console import as_text
 
     table = Table(title="Installation", show_header=False)
     device = ", ".join(f"{key} {value}" for key, value in found["device"].items())
@@ -56,7 +56,7 @@ def _versions(found: dict[str, Any]) -> "Table":
         **{name: version or "not installed" for name, version in found["packages"].items()},
     }
     for name, value in rows.items():
-        table.add_row(name, str(value))
+        table.add_row(name, as_text(value))
     return table
 
 

@@ -4,6 +4,9 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+import lepo_kernels
+from lepo_kernels import extras
+from lepo_kernels.streams import forgiving_output
 from lepo_kernels.suggest import did_you_mean
 
 COMMANDS = {
@@ -13,6 +16,9 @@ COMMANDS = {
     "bench": "time every op beside what one would use otherwise",
     "info": "show versions, the device, and which kernel serves each op",
 }
+# What a command cannot do without; lepo bench looks for what it needs itself.
+_MODELS = ("transformers", "accelerate", "datasets", "yaml", "rich")
+NEEDS = {"train": _MODELS, "eval": _MODELS, "generate": _MODELS}
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -27,10 +33,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 2 if what was asked for cannot work.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    with forgiving_output():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_help())
         return 0 if words else USAGE_ERROR
+    if words[0] in ("-V", "--version"):
+        print(f"lepo_kernels {lepo_kernels.__version__}")
+        return 0
     command = words[0]
     if command not in COMMANDS:
         hint = did_you_mean(command, COMMANDS)
@@ -44,14 +57,21 @@ def _run(command: str, words: list[str]) -> int:
     from lepo_kernels.tasks import ModelNotInstalledError, TaskError
 
     try:
-        importlib.import_module(f"lepo_kernels.cli.{command}").run(words)
-    except (UsageError, TaskError, ModelNotInstalledError) as error:
+        extras.require(*NEEDS.get(command, ()))
+        with extras.explained():
+            importlib.import_module(f"lepo_kernels.cli.{command}").run(words)
+    except (UsageError, TaskError, ModelNotInstalledError, extras.MissingExtraError) as error:
         print(f"lepo {command}: error: {error}", file=sys.stderr)
         return USAGE_ERROR
-    except KeyboardInterrupt:
-        print(f"lepo {command}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"lepo {command}: interrupted{_advice(interrupt)}", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _advice(interrupt: KeyboardInterrupt) -> str:
+    """What a command that was interrupted says about going on."""
+    return f"; {interrupt}" if interrupt.args else ""
 
 
 def _help() -> str:
@@ -63,7 +83,7 @@ def _help() -> str:
         "commands:",
         *(f"  {name:10}{text}" for name, text in COMMANDS.items()),
         "",
-        "lepo COMMAND --help tells more.",
+        "lepo COMMAND --help tells more; lepo --version says which version this is.",
     ]
     return "\n".join(lines)
 

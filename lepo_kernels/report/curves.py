@@ -1,6 +1,9 @@
 """The picture of a run's learning curves, drawn from its ``metrics.jsonl``."""
 
+import contextlib
 import os
+import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +16,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 INK = "#333333"
 SMOOTHING = 10  # points of the moving average, at most a fifth of the curve
 COLUMNS = 3
+_LARGEST = 1e300  # beyond it, axes have no room for their margins
+
+_MEAN, _PASS = re.compile(r"eval_mean@\d+"), re.compile(r"eval_pass@\d+")
 
 
 @dataclass(frozen=True)
@@ -88,23 +94,35 @@ def plot_curves(metrics: Path | str, picture: Path | str, title: str = "") -> bo
     figure = Figure(figsize=(4.0 * columns, 2.8 * lines), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     if title:
-        figure.suptitle(title, fontsize=12, color=INK, x=0.01, ha="left", fontweight="bold")
+        # A dollar sign in a name starts no formula.
+        figure.suptitle(
+            title, fontsize=12, color=INK, x=0.01, ha="left", fontweight="bold", parse_math=False
+        )
     axes = figure.subplots(lines, columns, squeeze=False).flatten()
     for panel, axis in zip(panels, axes, strict=False):
         _draw(panel, rows, axis)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     fresh = Path(picture).with_name(f".{Path(picture).name}.new")
-    figure.savefig(fresh, format="png")
-    os.replace(fresh, picture)
+    try:
+        with warnings.catch_warnings():
+            # The font lacks a letter of the title; the curves are all there.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            figure.savefig(fresh, format="png")
+        os.replace(fresh, picture)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise
     return True
 
 
 def _with_sampled_accuracy(rows: list[dict[str, Any]]) -> list[Panel]:
     """The panels, the accuracy one with mean@k and the largest pass@k that the run has."""
     names = {name for row in rows for name in row}
-    sampled = {name: name.removeprefix("eval_") for name in names if name.startswith("eval_mean@")}
-    passes = [name for name in names if name.startswith("eval_pass@")]
+    # Another data set than the only one has its name in the metric's: eval_NAME_pass@4.
+    sampled = {name: name.removeprefix("eval_") for name in names if _MEAN.fullmatch(name)}
+    passes = [name for name in names if _PASS.fullmatch(name)]
     if passes:
         largest = max(passes, key=lambda name: int(name.rpartition("@")[2]))
         sampled[largest] = largest.removeprefix("eval_")
@@ -117,14 +135,23 @@ def _with_sampled_accuracy(rows: list[dict[str, Any]]) -> list[Panel]:
 
 
 def _has_values(panel: Panel, rows: list[dict[str, Any]]) -> bool:
-    values = [row[name] for row in rows for name in panel.series if row.get(name) is not None]
+    values = [value for name in panel.series for _, value in _points(rows, name)]
     return any(values) if panel.zero_says_nothing else bool(values)
+
+
+def _points(rows: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
+    """Steps and values of a metric, where it is a number that can be drawn."""
+    return [(row["step"], row[name]) for row in rows if _is_drawable(row.get(name))]
+
+
+def _is_drawable(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < _LARGEST  # NaN is not less
 
 
 def _draw(panel: Panel, rows: list[dict[str, Any]], axis: Any) -> None:
     drawn = 0
     for colour, (name, label) in zip(COLOURS, panel.series.items(), strict=False):
-        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+        points = _points(rows, name)
         if not points:
             continue
         steps, values = zip(*points, strict=True)

@@ -1,16 +1,19 @@
 """The files of a run: ``config.yaml``, ``metrics.jsonl``, ``curves.png`` and completions.
 
 ``metrics.jsonl`` holds one JSON object per log, each with its ``step``; evaluations are logs whose
-metrics start with ``eval_``.
+metrics start with ``eval_``. A line that cannot be read (another program wrote into the file, or a
+disk was full) is passed over with a message: it ends no run.
 """
 
+import functools
 import json
+import logging
 import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -67,7 +70,7 @@ class RunFolder:
         for name, ahead in STEP_FILES.items():
             path = self.folder / name
             if path.exists():
-                kept = [row for row in _read_lines(path) if row["step"] + ahead <= step]
+                kept = [row for row in read_rows(path) if row["step"] + ahead <= step]
                 _replace(path, "".join(map(_line, kept)))
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -79,7 +82,7 @@ class RunFolder:
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Add a line of metrics; it needs a ``step``."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self.metrics_file.open("a", encoding="utf-8") as file:
+        with open_log(self.metrics_file) as file:
             file.write(_line(metrics))
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -87,24 +90,58 @@ class RunFolder:
         return read_metrics(self.metrics_file) if self.metrics_file.exists() else []
 
 
+def open_log(path: Path) -> TextIO:
+    r"""Open a file of JSON lines to add to it.
+
+    A lone surrogate, which UTF-8 cannot hold, is written as JSON's own ``\ud800``.
+    """
+    return path.open("a", encoding="utf-8", errors="backslashreplace")
+
+
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``.
+    """The lines of a ``metrics.jsonl``; see `read_rows`.
 
     Raises:
         FileNotFoundError: there is no such file.
     """
-    return list(_read_lines(Path(path)))
+    return list(read_rows(path))
 
 
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                if line.endswith("\n"):
-                    raise
-                return
+def read_rows(path: Path | str) -> Iterator[dict[str, Any]]:
+    """The lines of a file of JSON objects with a ``step``, without those that are none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    unreadable = []
+    with Path(path).open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            row = _row(line)
+            if row is not None:
+                yield row
+            elif line.endswith("\n"):  # else a killed run left it half written
+                unreadable.append(number)
+    if unreadable:
+        _warn_once(f"{path}: no JSON object with a step on line {_some(unreadable)}; passed over")
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    # RecursionError: brackets without end.
+    except (ValueError, RecursionError):
+        return None
+    is_row = isinstance(row, dict) and type(row.get("step")) is int
+    return row if is_row else None
+
+
+def _some(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logging.getLogger(__name__).warning(message)
 
 
 def _line(row: Mapping[str, Any]) -> str:
@@ -131,5 +168,5 @@ def _plain(value: Any) -> Any:
 def _replace(path: Path, text: str) -> None:
     """Write a file that is never seen half written."""
     fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text, encoding="utf-8")
+    fresh.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(fresh, path)

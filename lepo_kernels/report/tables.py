@@ -6,6 +6,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from lepo_kernels.console import as_text
+
 BAR_WIDTH = 24
 _LEAST_SHOWN = 0.0005  # rounds up to 0.001
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -21,7 +23,7 @@ def evaluation_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
     table = Table(title="Evaluation on held-out problems")
     table.add_column("metric")
     for title in titles:
-        table.add_column(title, justify="right")
+        table.add_column(as_text(title), justify="right")
     if len(titles) > 1:
         table.add_column("change", justify="right")
     names = list(dict.fromkeys(name for metrics in columns.values() for name in metrics))
@@ -32,7 +34,7 @@ def evaluation_table(columns: Mapping[str, Mapping[str, float]]) -> Table:
             first, last = values[0], values[-1]
             known = first is not None and last is not None
             cells.append(f"{last - first:+.3f}" if known else "")  # type: ignore[operator]
-        table.add_row(name, *cells)
+        table.add_row(as_text(name), *cells)
     return table
 
 
@@ -48,9 +50,9 @@ def completions_table(
     table = Table(title="Completions (a soft token as its heaviest, in brackets)", show_lines=True)
     table.add_column("problem", ratio=1)
     for name in columns:
-        table.add_column(name, ratio=1)
+        table.add_column(as_text(name), ratio=1)
     for problem, *records in zip(problems, *columns.values(), strict=True):
-        table.add_row(Text(problem), *map(_completion, records))
+        table.add_row(as_text(problem), *map(_completion, records))
     return table
 
 
@@ -69,7 +71,7 @@ def soft_steps_table(steps: Sequence[Sequence[Mapping[str, Any]]]) -> Table:
         for position, token in enumerate(tokens):
             table.add_row(
                 "" if position else str(number + 1),
-                Text(repr(token["token"])),
+                as_text(repr(token["token"])),
                 f"{token['weight']:.3f}",
                 Text(bar(token["weight"]), style="cyan"),
             )

@@ -5,9 +5,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from lepo_kernels.console import as_text, make_console
+from lepo_kernels.report.run_folder import open_log
 from lepo_kernels.trainer.collect import Collected
 from lepo_kernels.trainer.evaluation import EvaluationResult
 from lepo_kernels.trainer.prompts import latent_steps, prompt_text
@@ -52,18 +53,13 @@ class SampleLog:
         """Print the first ``rows`` completions of the last rollout."""
         table = Table(title="completions", show_lines=True)
         for column in ("prompt", "latent", "completion", *self.reward_names, "advantage"):
-            table.add_column(column)
+            table.add_column(as_text(column))
         for row in self._latest[:rows]:
             rewards = [str(row["rewards"][name]) for name in self.reward_names]
             steps = " ".join(step[0]["token"] for step in row["latent"] if step)
-            table.add_row(
-                row["prompt"][-200:],
-                steps,
-                row["completion"],
-                *rewards,
-                f"{row['advantage']:.2f}",
-            )
-        Console().print(table, markup=False)
+            cells = (row["prompt"][-200:], steps, row["completion"], *rewards)
+            table.add_row(*map(as_text, cells), f"{row['advantage']:.2f}")
+        make_console().print(table)
 
     def _named_rewards(self, values: list[float]) -> dict[str, float | None]:
         return {
@@ -73,6 +69,6 @@ class SampleLog:
 
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / name).open("a", encoding="utf-8") as file:
+        with open_log(self.folder / name) as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")

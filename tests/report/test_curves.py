@@ -83,3 +83,36 @@ def test_clipping_is_drawn_once_it_acts(
     curves.plot_curves(run.metrics_file, tmp_path / "curves.png")
     assert ("Clip ratio" in drawn_titles) is drawn
     assert "Reward (training)" in drawn_titles
+
+
+# A dollar sign starts no formula, and a letter that the font does not have is no warning.
+@pytest.mark.parametrize("title", ["a $\\frac$ b", "100$ and 200$", "\u65e5\u672c", "x[/y]\nz\x00"])
+def test_any_title_is_drawn(tmp_path: Path, title: str) -> None:
+    run = make_run(tmp_path, 2, reward=0.5)
+    assert curves.plot_curves(run.metrics_file, tmp_path / "curves.png", title)
+
+
+def test_what_is_no_number_is_left_out(tmp_path: Path, drawn_titles: dict[str, list[str]]) -> None:
+    run = make_run(tmp_path, 2, entropy=1.0)
+    with run.metrics_file.open("a") as file:
+        file.write('{"step": 2, "reward": "high", "entropy": NaN, "completions/mean_length": []}\n')
+        file.write('{"step": 3, "reward": Infinity, "eval_pass@hard_greedy_accuracy": 1}\n')
+        file.write(
+            '{"step": 4, "reward": 1%s, "eval_mean@x": 0.5, "eval_pass@": 1}\n' % ("0" * 400)
+        )
+    assert curves.plot_curves(run.metrics_file, tmp_path / "curves.png")
+    assert drawn_titles.keys() == {"Entropy (nats)", "Accuracy (held out)"}
+
+
+def test_a_picture_that_fails_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Figure, file: Path, **_: Any) -> None:
+        Path(file).write_text("half")
+        raise OSError("no room")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    run = make_run(tmp_path, 2, reward=0.5)
+    with pytest.raises(OSError, match="no room"):
+        curves.plot_curves(run.metrics_file, tmp_path / "curves.png")
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]

@@ -1,11 +1,10 @@
-import json
 import math
 from pathlib import Path
 
 import pytest
 import yaml
 
-from lepo_kernels.report.run_folder import RunFolder, read_metrics
+from lepo_kernels.report.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -33,12 +32,28 @@ def test_resumed_run_forgets_what_came_after_and_half_lines(run: RunFolder) -> N
     assert (run.folder / "completions.jsonl").read_text() == '{"step": 1}\n'
 
 
-def test_a_broken_line_in_the_middle_is_not_passed_over(run: RunFolder) -> None:
+# Not JSON, JSON without a step, no object, a step that is none, bytes that are no UTF-8, too deep.
+BAD = [b"{broken", b'{"reward": 1}', b"[1, 2]", b"null", b'{"step": "1"}', b"\xff\xfe", b"[" * 9999]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad[:10].decode("latin-1"))
+def test_a_bad_line_is_passed_over_and_named(
+    run: RunFolder, bad: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     run.append_metrics({"step": 1})
-    with run.metrics_file.open("a") as file:
-        file.write("{broken\n" + json.dumps({"step": 2}) + "\n")
-    with pytest.raises(json.JSONDecodeError):
-        read_metrics(run.metrics_file)
+    with run.metrics_file.open("ab") as file:
+        file.write(bad + b"\n")
+    run.append_metrics({"step": 2})
+    assert [row["step"] for row in run.metrics()] == [1, 2]
+    assert f"{run.metrics_file}: no JSON object with a step on line 2" in caplog.text
+    run.forget_after(1)
+    assert run.metrics_file.read_text() == '{"step": 1}\n'
+
+
+def test_a_lone_surrogate_is_written_as_json_writes_it(run: RunFolder) -> None:
+    run.append_metrics({"step": 1, "text": "a\ud800b"})
+    assert run.metrics() == [{"step": 1, "text": "a\ud800b"}]
+    run.write_config({"text": "\ud800"})
 
 
 def test_config_is_plain_yaml(run: RunFolder) -> None:
