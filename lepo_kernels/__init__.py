@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lepo_kernels import extras
 from lepo_kernels.dispatch import BackendUnavailableError, backend
 from lepo_kernels.environment import info
 from lepo_kernels.formulas.lepo_objective import LepoLoss, lepo_objective
@@ -102,6 +103,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_LAZY[name]), name)
+    with extras.explained():
+        value = getattr(importlib.import_module(_LAZY[name]), name)
     globals()[name] = value
     return value

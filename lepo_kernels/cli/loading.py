@@ -9,8 +9,10 @@ from rich.console import Console
 from lepo_kernels.cli.errors import UsageError
 from lepo_kernels.cli.options import ModelOptions, TaskOptions
 from lepo_kernels.cli.parsing import Parsed, mapping
+from lepo_kernels.console import say
 from lepo_kernels.report.run_folder import CONFIG
 from lepo_kernels.tasks import Task, load_task, resolve_model
+from lepo_kernels.tasks.hub import ModelNotFoundError, reach_model
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -41,15 +43,12 @@ def model_name(options: ModelOptions, console: Console) -> str:
     """What ``from_pretrained`` takes for the model; a built-in one is made ready.
 
     Raises:
-        UsageError: no model is named, or a folder that is not there.
+        UsageError: no model is named.
         ModelNotInstalledError: see `resolve_model`.
     """
     if options.model is None:
         raise UsageError("model: missing; name a model, such as --model smollm2-135m-instruct")
-    # from_pretrained would look for such a name on the hub.
-    if options.model.startswith(("/", ".", "~")) and not Path(options.model).is_dir():
-        raise UsageError(f"model: there is no folder {options.model}")
-    return resolve_model(options.model, console.print)
+    return resolve_model(options.model, lambda line: say(console, line))
 
 
 def device_for(use_cpu: bool) -> Any:
@@ -72,8 +71,12 @@ def load_for_inference(options: ModelOptions, use_cpu: bool, console: Console) -
     name = model_name(options, console)
     arguments = from_pretrained_options(options, auto)
     try:
+        arguments = reach_model(name, **arguments)
+        # First what is quick: a tokenizer may need a package of its own.
+        tokenizer = AutoTokenizer.from_pretrained(name, **reach_model(name))
         model = AutoModelForCausalLM.from_pretrained(name, **arguments)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+    except ModelNotFoundError as error:
+        raise UsageError(str(error)) from error
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(f"model: can't load {options.model}: {error}") from error
     if tokenizer.pad_token_id is None:

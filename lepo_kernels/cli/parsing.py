@@ -12,11 +12,12 @@ from typing import Any, NoReturn, get_args, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
+from lepo_kernels.cli.aliases import hint
 from lepo_kernels.cli.errors import UsageError
 from lepo_kernels.cli.options import ALL
-from lepo_kernels.suggest import did_you_mean
 
 NULL = ("null", "none")
+_SWITCH = {"true": True, "false": None}
 
 
 @dataclasses.dataclass
@@ -67,7 +68,7 @@ def parse(
     parser = _make_parser(command, kinds, hidden)
     if words and not words[0].startswith("-"):
         file, words = Path(words[0]), words[1:]
-    from_file = {} if file is None else _read_yaml(file)
+    from_file = {} if file is None else _read_yaml(file, command)
     hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
     dests = {option: action.dest for action in parser._actions for option in action.option_strings}
 
@@ -81,8 +82,9 @@ def parse(
     )
     namespace, rest = parser.parse_known_args([*from_yaml, *words])
     if rest:
-        raise UsageError(_unknown_word(rest[0], dests))
+        raise UsageError(_unknown_word(rest[0], dests, command))
     values = {**vars(namespace), **direct, **nulls}
+    _take_switches(values, parser)
     try:
         options = parser.parse_dict(values)
     except (ValueError, TypeError, ImportError) as error:
@@ -142,7 +144,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
         return f"{action.option_strings[0]} {action.metavar}"
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def _read_yaml(file: Path, command: str) -> dict[str, Any]:
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -156,7 +158,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     known = {field.name for kind in ALL for field in dataclasses.fields(kind) if field.init}
     for key in settings:
         if key not in known:
-            raise UsageError(f"{file}: unknown key {key!r}; {did_you_mean(str(key), known)}")
+            raise UsageError(f"{file}: unknown key {key!r}; {hint(str(key), known, command)}")
     return settings
 
 
@@ -214,13 +216,21 @@ def _as_words(
     return words, direct
 
 
+def _take_switches(values: dict[str, Any], parser: _Parser) -> None:
+    """Read true and false where transformers has a text that is also a switch (``--fsdp true``)."""
+    for action in parser._actions:
+        value = values.get(action.dest)
+        if action.nargs == "?" and action.type is str and isinstance(value, str):
+            values[action.dest] = _SWITCH.get(value.lower(), value)
+
+
 def _types_in(hint: Any) -> set[Any]:
     """The plain types of a (union) type hint."""
     return {getattr(part, "__origin__", part) for part in (get_args(hint) or (hint,))}
 
 
-def _unknown_word(word: str, dests: dict[str, str]) -> str:
+def _unknown_word(word: str, dests: dict[str, str], command: str) -> str:
     if not word.startswith("-"):
         return f"unexpected argument {word!r}"
     name = word.partition("=")[0].lstrip("-").replace("-", "_")
-    return f"unknown option {word.partition('=')[0]}; {did_you_mean(name, dests.values())}"
+    return f"unknown option {word.partition('=')[0]}; {hint(name, dests.values(), command)}"

@@ -1,11 +1,11 @@
 """Tasks of the package ``reasoning-gym``, whose generators make as many problems as one wants."""
 
-import importlib.util
 import random
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
+from lepo_kernels import extras
 from lepo_kernels.suggest import did_you_mean
 from lepo_kernels.tasks.rewards import completion_text, exact_answer, extract_answer
 from lepo_kernels.tasks.task import (
@@ -77,7 +77,7 @@ def load(
 
 def _create(generator: str, size: int, seed: int, params: dict[str, Any]) -> Any:
     """The generator's dataset, after a check of every name."""
-    if importlib.util.find_spec("reasoning_gym") is None:
+    if not extras.is_here("reasoning_gym"):
         raise TaskError(
             "this task needs the package reasoning-gym, which is not installed; run: "
             "pip install 'lepo_kernels[demo]'"

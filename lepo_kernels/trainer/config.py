@@ -180,6 +180,7 @@ class LEPOConfig(TrainingArguments):
             self.steps_per_generation = self.gradient_accumulation_steps
         self._check_supported()
         self._check_choices()
+        self._check_duration()
         self._check_ranges()
         self._check_batches()
 
@@ -234,6 +235,17 @@ class LEPOConfig(TrainingArguments):
                 raise ValueError(
                     f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}"
                 )
+
+    def _check_duration(self) -> None:
+        """transformers takes zero updates for one, and a negative number for all epochs."""
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(
+                "max_steps: expected at least 1, or -1 to train for num_train_epochs, got "
+                f"{self.max_steps}; to evaluate without training use lepo eval, or "
+                "LEPOTrainer.evaluate()"
+            )
+        if self.max_steps == -1:
+            check_number("num_train_epochs", self.num_train_epochs, 0.0, low_included=False)
 
     def _check_ranges(self) -> None:
         for name, low in AT_LEAST.items():

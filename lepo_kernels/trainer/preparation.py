@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lepo_kernels.tasks.hub import reach_model
 from lepo_kernels.trainer.prompts import is_prompt, prompt_ids
 
 # What the trainer itself hands to reward functions.
@@ -75,11 +76,12 @@ def load_model(model: Any, settings: dict[str, Any] | None) -> Any:
     """The model itself, or the one that a name stands for.
 
     Raises:
+        ModelNotFoundError: see `reach_model`.
         ValueError: settings for ``from_pretrained`` with a model that is loaded already.
     """
     if isinstance(model, str):
         # float32 unless told otherwise: in bfloat16, updates at a small learning rate round away.
-        chosen = {"dtype": torch.float32, **(settings or {})}
+        chosen = reach_model(model, **{"dtype": torch.float32, **(settings or {})})
         return AutoModelForCausalLM.from_pretrained(model, **chosen)
     if settings is not None:
         raise ValueError("model_init_kwargs: only used when model is a name")
@@ -89,7 +91,8 @@ def load_model(model: Any, settings: dict[str, Any] | None) -> Any:
 def load_tokenizer(model: Any, tokenizer: Any) -> Any:
     """The tokenizer, or the model's own; it pads with the end of sequence where it has no pad."""
     if tokenizer is None:
-        tokenizer = AutoTokenizer.from_pretrained(model.config._name_or_path)
+        name = model.config._name_or_path
+        tokenizer = AutoTokenizer.from_pretrained(name, **reach_model(name))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

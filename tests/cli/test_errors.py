@@ -1,11 +1,16 @@
 """What is wrong is said in one line, with exit status 2, before any model is loaded."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import transformers
 
+import lepo_kernels
+from lepo_kernels.cli import aliases, parsing
 from lepo_kernels.cli.main import main
+from lepo_kernels.cli.options import ALL
+from lepo_kernels.trainer.config import LEPOConfig
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +37,10 @@ def no_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         (["train", "--model", "m"], "task: missing"),
         (["train", "--task", "reasoning_gym:chain_sum"], "model: missing"),
         (["eval", "{config}", "--eval_num_samples", "0", "--eval_greedy", "false"], "eval_greedy"),
+        (["train", "{config}", "--lr", "1"], "--lr; it is called 'learning_rate' here"),
+        (["train", "{config}", "--use-vllm", "true"], "--use-vllm; rollouts run on the policy"),
+        (["train", "{config}", "--qwertz", "1"], "--qwertz; lepo train --help lists them"),
+        (["train", "{config}", "--max_steps", "0"], "max_steps: expected at least 1, or -1"),
         (["eval", "--model", "m"], "task: missing"),
         (["generate", "--model", "m"], "prompt: missing"),
         (["generate", "--prompt", "x", "--num_samples", "0"], "num_samples: expected at least 1"),
@@ -66,6 +75,65 @@ def test_help_names_the_commands(
     text = capsys.readouterr().out
     for command in ("train", "eval", "generate", "info"):
         assert f"  {command}" in text
+
+
+# The same hints for a file's keys: what it is called here, what there is not, and no long list.
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("lr", "unknown key 'lr'; it is called 'learning_rate' here"),
+        ("batch_size", "it is called 'per_device_train_batch_size' here"),
+        ("use_vllm", "there is no vLLM engine"),
+        ("qwertz", "lepo train --help lists them"),
+    ],
+)
+def test_unknown_keys(
+    key: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"{key}: 1\n")
+    assert main(["train", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error) < 200 + len(str(file))
+
+
+def test_aliases_name_settings_that_there_are() -> None:
+    known = {field.name for kind in ALL for field in dataclasses.fields(kind)}
+    assert set(aliases.SAME.values()) <= known
+    assert not aliases.NOT_HERE.keys() & known
+    # A name of ours for all commands needs no other.
+    assert not aliases.SAME.keys() & {field.name for field in dataclasses.fields(LEPOConfig)}
+
+
+def test_true_and_false_switch_a_setting_that_is_also_a_text() -> None:
+    parser = parsing._make_parser("train", (LEPOConfig,), ())
+    for said, read in (("true", True), ("False", None), ("full_shard", "full_shard")):
+        values = {"fsdp": said, "output_dir": "true"}
+        parsing._take_switches(values, parser)
+        assert values == {"fsdp": read, "output_dir": "true"}
+
+
+def test_packages_of_settings_are_looked_for_first(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = ("wandb", "tensorboard", "tensorboardX")
+    monkeypatch.setattr("lepo_kernels.extras.is_here", lambda module: module not in absent)
+    for name in ("wandb", "tensorboard"):
+        assert main(["train", str(config), "--report_to", name]) == 2
+        assert f"report_to: {name} needs the package {name}" in capsys.readouterr().err
+
+    def fail(*_: object) -> None:
+        raise ImportError("You need to install `bitsandbytes`")
+
+    monkeypatch.setattr(transformers.Trainer, "get_optimizer_cls_and_kwargs", fail)
+    assert main(["train", str(config)]) == 2
+    assert "optim: You need to install `bitsandbytes`" in capsys.readouterr().err
+
+
+def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lepo_kernels {lepo_kernels.__version__}\n"
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "generate", "info"])

@@ -5,7 +5,7 @@ from typing import Any
 import datasets
 import pytest
 
-from lepo_kernels.tasks import TaskError, load_task
+from lepo_kernels.tasks import TaskError, load_task, mathematics
 from lepo_kernels.tasks.generated import SYSTEM_PROMPT
 
 DIGITS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
@@ -133,6 +133,7 @@ def test_unreachable_hub_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*args: Any, **kwargs: Any) -> None:
         raise ConnectionError("no route")
 
+    monkeypatch.setattr(mathematics, "dataset_unreachable", lambda hub_id: None)
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(TaskError, match=r"openai/gsm8k .*no route.*parameter path"):
         load_task("gsm8k")
@@ -158,6 +159,7 @@ def test_hub_names(
         answer = "solution" if name == "dapo-math" else "answer"
         return datasets.Dataset.from_list([{column: f"{split} {i}", answer: "1"} for i in range(3)])
 
+    monkeypatch.setattr(mathematics, "dataset_unreachable", lambda hub_id: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     task = load_task(name, eval_size=2)
     assert asked[0] == call

@@ -52,6 +52,11 @@ def test_updates_per_rollout(tmp_path):
         ({"beta": float("nan")}, "beta: expected a number"),
         ({"epsilon": 1.5}, "epsilon: expected a number"),
         ({"epsilon_high": -0.1}, "epsilon_high: expected a number"),
+        # transformers trains one update, one update, all epochs and nothing.
+        ({"max_steps": 0}, "max_steps: expected at least 1, or -1 to train for num_train_epochs"),
+        ({"num_train_epochs": 0}, r"num_train_epochs: expected a number in \(0, inf\)"),
+        ({"max_steps": -3}, "max_steps: expected at least 1, or -1"),
+        ({"num_train_epochs": -1.0}, r"num_train_epochs: expected a number in \(0, inf\)"),
         ({"noise_clamp": [1.0]}, "noise_clamp: expected LOW HIGH"),
         ({"noise_clamp": [-1.0, 1.0, 7.0]}, "noise_clamp: expected LOW HIGH"),
         ({"noise_clamp": [1.0, -1.0]}, "noise_clamp: expected LOW HIGH"),
