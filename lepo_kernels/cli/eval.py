@@ -1,6 +1,7 @@
 """``lepo eval``: greedy accuracy, mean@k and pass@k of a model on a task."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from lepo_kernels.cli.loading import (
 )
 from lepo_kernels.cli.options import EvalOptions, EvaluationOptions, ModelOptions, TaskOptions
 from lepo_kernels.cli.parsing import parse
+from lepo_kernels.console import make_console, say, shows_progress
 from lepo_kernels.report.tables import evaluation_table
 from lepo_kernels.trainer.evaluation import EvaluationResult, evaluate_policy
 from lepo_kernels.trainer.generation import generation_config
 from lepo_kernels.trainer.rewards import Rewards
+
+SECONDS_BETWEEN_LINES = 60.0
 
 
 def run(words: list[str]) -> None:
@@ -39,7 +43,7 @@ def run(words: list[str]) -> None:
     model_options, tasks, options, settings = parsed.options
     if settings.eval_num_samples < 1 and not settings.eval_greedy:
         raise UsageError("eval_num_samples: expected at least 1 when eval_greedy is off")
-    console = Console()
+    console = make_console()
     tasks = task_options(parsed, tasks)
     if "task" in parsed.spoken and "eval_task" not in parsed.spoken:
         tasks = replace(tasks, eval_task=None)
@@ -58,8 +62,9 @@ def run(words: list[str]) -> None:
             "metrics": result.metrics,
             "completions": result.records,
         }
-        output.write_text(json.dumps(found, indent=2, ensure_ascii=False), encoding="utf-8")
-        console.print(f"written to {output}")
+        text = json.dumps(found, indent=2, ensure_ascii=False)
+        output.write_text(text, encoding="utf-8", errors="backslashreplace")
+        say(console, f"written to {output}")
 
 
 def _evaluate(
@@ -70,8 +75,8 @@ def _evaluate(
         rewards = Rewards(task.reward_funcs, settings.reward_weights)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
-    with Progress(console=console) as progress:
-        bar = progress.add_task("evaluating", total=None)
+    with Progress(console=console, disable=not shows_progress(console)) as bar:
+        shown = _Shown(console, bar)
         return evaluate_policy(
             model,
             tokenizer,
@@ -83,5 +88,30 @@ def _evaluate(
             batch_size=settings.per_device_eval_batch_size,
             seed=settings.seed,
             success_threshold=settings.success_threshold,
-            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            progress=shown.completions,
+            step_progress=shown.steps,
         )
+
+
+class _Shown:
+    """How far the evaluation is: on the bar, or where none can move, in a line a minute."""
+
+    def __init__(self, console: Console, bar: Progress) -> None:
+        self.console = console
+        self.bar = bar
+        self.task = bar.add_task("evaluating", total=None)
+        self.done = "0"
+        self.last_line = time.monotonic()
+
+    def completions(self, done: int, total: int) -> None:
+        self.done = f"{done}/{total}"
+        self.bar.update(self.task, completed=done, total=total)
+
+    def steps(self, done: int, total: int) -> None:
+        """Decoding steps of the completions at hand."""
+        text = f"step {done}/{total}"
+        self.bar.update(self.task, description=f"evaluating, {text}")
+        now = time.monotonic()
+        if self.bar.disable and now - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = now
+            say(self.console, f"evaluated {self.done}, {text}")

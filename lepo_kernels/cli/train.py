@@ -1,7 +1,6 @@
 """``lepo train``: evaluate, train, evaluate again, and leave everything in the run's folder."""
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,11 @@ from lepo_kernels.cli.loading import (
 )
 from lepo_kernels.cli.options import ModelOptions, TaskOptions, TrainOptions
 from lepo_kernels.cli.parsing import Parsed, mapping, parse
+from lepo_kernels.cli.requirements import check_requirements
+from lepo_kernels.cli.resuming import how_to_go_on
+from lepo_kernels.console import make_console, say
 from lepo_kernels.report.callbacks import ProgressCallback, RunFolderCallback, clock
-from lepo_kernels.report.run_folder import CONFIG, CURVES, RunFolder
+from lepo_kernels.report.run_folder import CONFIG, CURVES, RunFolder, read_rows
 from lepo_kernels.report.tables import completions_table, evaluation_table
 from lepo_kernels.tasks import Task
 from lepo_kernels.trainer.checkpoint import is_complete, last_complete_checkpoint
@@ -31,6 +33,9 @@ from lepo_kernels.trainer.config import LEPOConfig
 from lepo_kernels.trainer.trainer import LEPOTrainer
 
 LATEST = "latest"
+
+# What the last table shows of a completion; a line without is a damaged one.
+_SHOWN_OF_RECORD = (("problem", int), ("completion", str), ("reward", int | float | None))
 
 # Settings of TrainingArguments that --help shows; it passes over the many others.
 SHOWN = (
@@ -77,6 +82,7 @@ def run(words: list[str]) -> None:
         hidden=_hidden(),
     )
     model_options, tasks, options, args = parsed.options
+    check_requirements(args)
     tasks = task_options(parsed, tasks)
     if "output_dir" not in parsed.given:
         args.output_dir = default_folder(tasks.task)
@@ -88,7 +94,7 @@ def run(words: list[str]) -> None:
             "(--resume_from_checkpoint latest), replace it (--overwrite_output_dir), "
             "or name another folder"
         )
-    console = Console(quiet=args.process_index != 0)
+    console = make_console(quiet=args.process_index != 0)
     train_task = training_task(tasks, args.seed)
     eval_task = train_task if tasks.eval_task is None else evaluation_task(tasks, args.seed)
     if "eval_on_start" not in parsed.given:
@@ -101,7 +107,7 @@ def run(words: list[str]) -> None:
     trainer = _make_trainer(
         model_options, options, args, train_task, eval_task, [recorder, progress], console
     )
-    trainer.evaluation_progress = progress.evaluation
+    trainer.evaluation_progress, trainer.activity = progress.evaluation, progress.activity
     _announce(console, trainer, title, train_task, eval_task)
     # Only now: nothing that is wrong with the settings may cost an earlier run.
     if resume is None and trainer.is_world_process_zero():
@@ -110,6 +116,8 @@ def run(words: list[str]) -> None:
         trainer.train(resume_from_checkpoint=resume)
         if len(eval_task.eval_dataset) > 0 and not _was_evaluated(trainer):
             trainer.evaluate()
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(how_to_go_on(folder)) from interrupt
     finally:
         progress.close()
     trainer.save_model()
@@ -117,10 +125,10 @@ def run(words: list[str]) -> None:
         recorder.draw(folder)
         _show_results(console, folder, eval_task, options.show_samples)
         gone = clock(time.monotonic() - start)
-        console.print(
+        say(
+            console,
             f"Done in {gone}. {folder.folder} holds the model, {CONFIG}, metrics.jsonl, {CURVES}, "
             "completions.jsonl and evaluations.jsonl",
-            highlight=False,
         )
 
 
@@ -246,12 +254,12 @@ def _announce(
     weights = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     args = trainer.args
     train_size = 0 if train_task.train_dataset is None else len(train_task.train_dataset)
-    console.print(
+    say(
+        console,
         f"Training {title}: {weights / 1e6:.1f}M weights on {args.device} "
         f"({'bfloat16' if args.bf16 else 'float16' if args.fp16 else 'float32'}), "
         f"{args.latent_length} latent steps, groups of {args.num_generations}; "
         f"{train_size} problems, {len(eval_task.eval_dataset)} held out ({eval_task.name})",
-        highlight=False,
     )
 
 
@@ -275,25 +283,35 @@ def _show_results(console: Console, folder: RunFolder, task: Task, rows: int) ->
                 title: {
                     name.removeprefix("eval_"): value
                     for name, value in log.items()
-                    if name.startswith("eval_") and name != "eval_runtime"
+                    if name.startswith("eval_")
+                    and name != "eval_runtime"
+                    and isinstance(value, int | float)
                 }
                 for title, log in titles.items()
             }
         )
     )
-    samples = _evaluated(folder.folder / "evaluations.jsonl")
-    problems = range(min(rows, len(task.eval_dataset)))
+    samples = {title: _evaluated(folder, log["step"]) for title, log in titles.items()}
+    problems = [
+        index
+        for index in range(min(rows, len(task.eval_dataset)))
+        if all(index in by_problem for by_problem in samples.values())
+    ]
+    if not problems:
+        return
     questions = [task.eval_dataset[index]["prompt"][-1]["content"] for index in problems]
     columns = {
-        title: [samples[log["step"]][index] for index in problems] for title, log in titles.items()
+        title: [by_problem[index] for index in problems] for title, by_problem in samples.items()
     }
     console.print(completions_table(questions, columns))
 
 
-def _evaluated(file: Path) -> dict[int, dict[int, dict[str, Any]]]:
-    """By step and problem a completion, the greedy one if there is one."""
-    by_step: dict[int, dict[int, dict[str, Any]]] = {}
-    with file.open(encoding="utf-8") as lines:
-        for record in map(json.loads, lines):
-            by_step.setdefault(record["step"], {}).setdefault(record["problem"], record)
-    return by_step
+def _evaluated(folder: RunFolder, step: int) -> dict[int, dict[str, Any]]:
+    """By problem a completion of the evaluation at a step, the greedy one if there is one."""
+    file = folder.folder / "evaluations.jsonl"
+    found: dict[int, dict[str, Any]] = {}
+    for record in read_rows(file) if file.exists() else ():
+        is_whole = all(isinstance(record.get(name), kind) for name, kind in _SHOWN_OF_RECORD)
+        if record["step"] == step and is_whole:
+            found.setdefault(record["problem"], record)
+    return found

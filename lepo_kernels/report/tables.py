@@ -94,6 +94,9 @@ def _completion(record: Mapping[str, Any]) -> Text:
     if heaviest:
         text.append("".join(f"[{token}]" for token in heaviest) + " ", style="italic cyan")
     text.append(record["completion"].strip())
-    solved = record["reward"] > 0
-    text.append(f"\nreward {record['reward']:g}", style="green" if solved else "red")
+    reward = record["reward"]
+    if reward is None:
+        text.append("\nno reward", style="dim")
+    else:
+        text.append(f"\nreward {reward:g}", style="green" if reward > 0 else "red")
     return text

@@ -1,6 +1,7 @@
 """One round of experience: sample groups, reward them, and prepare what the loss needs."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,8 @@ class Collector:
         self.tokenizer = tokenizer
         self.rewards = rewards
         self.accelerator = accelerator
+        # Called with what is going on, and the decoding steps done and at most (0: not counted).
+        self.activity: Callable[[str, int, int], None] | None = None
 
     def collect(
         self,
@@ -88,6 +91,7 @@ class Collector:
         rollout = self._sample(policy, [e["prompt"] for e in examples], rollout_index)
         sampled = time.perf_counter()
 
+        self._tell("rewards")
         texts = spoken_texts(self.tokenizer, rollout)
         rewards = self._reward(repeated, texts, rollout)
         total = self.rewards.total(rewards)
@@ -99,7 +103,9 @@ class Collector:
             **rollout_metrics(rollout, grouped.advantages),
             "rollout_time": sampled - start,
         }
+        self._tell("log-probs")
         experience = self._prepare(policy, reference, rollout, grouped.advantages, rollout_index)
+        self._tell("training")
         metrics["prepare_time"] = time.perf_counter() - sampled
         return Collected(experience, metrics, prompts, texts, rewards, grouped.advantages, rollout)
 
@@ -125,10 +131,22 @@ class Collector:
                     num_return_sequences=group,
                     seed=self.args.seed,
                     row_keys=row_keys[begin * group : (begin + at_once) * group],
+                    progress=self._steps_of(begin // at_once, -(-len(prompts) // at_once)),
                 )
                 for begin in range(0, len(prompts), at_once)
             ]
         return LatentRollout.cat(parts, self.generation.pad_token_id)
+
+    def _tell(self, what: str) -> None:
+        if self.activity is not None:
+            self.activity(what, 0, 0)
+
+    def _steps_of(self, part: int, parts: int) -> Callable[[int, int], None] | None:
+        """Reports the decoding steps of one part of a rollout as steps of the whole."""
+        activity = self.activity
+        if activity is None:
+            return None
+        return lambda done, total: activity("rollout", part * total + done, parts * total)
 
     def _rewards_of_all_processes(self, total: Tensor) -> Tensor:  # [B * processes]
         if self.accelerator.num_processes == 1:

@@ -53,6 +53,7 @@ def evaluate_policy(
     seed: int = 0,
     success_threshold: float = 0.5,
     progress: Callable[[int, int], None] | None = None,
+    step_progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
     """Evaluate a policy on prompts with rewards.
 
@@ -73,6 +74,7 @@ def evaluate_policy(
         seed: seed of the noise.
         success_threshold: a total reward of at least this counts as solved.
         progress: called with (completions done, completions in all).
+        step_progress: called with (decoding steps done, at most) of the batch at hand.
 
     Raises:
         ValueError: neither greedy nor sampled completions are asked for.
@@ -92,7 +94,7 @@ def evaluate_policy(
                 EVALUATION_KEYS + p * max(num_samples, 1) + draw for p in some for draw in drawn
             ]
             records += _evaluate_batch(
-                model, processing_class, dataset, rewards, config, some, keys, seed
+                model, processing_class, dataset, rewards, config, some, keys, seed, step_progress
             )
             if progress is not None:
                 progress(len(records), total)
@@ -119,6 +121,7 @@ def _evaluate_batch(
     problems: Sequence[int],
     keys: list[int],
     seed: int,
+    step_progress: Callable[[int, int], None] | None,
 ) -> list[dict[str, Any]]:
     """Records of ``len(keys) / len(problems)`` completions per problem."""
     samples = len(keys) // len(problems)
@@ -132,6 +135,7 @@ def _evaluate_batch(
         num_return_sequences=samples,
         seed=seed,
         row_keys=torch.tensor(keys, device=device),
+        progress=step_progress,
     )
     examples = [dataset[problem] for problem in problems for _ in range(samples)]
     prompts = [example["prompt"] for example in examples]

@@ -6,6 +6,7 @@ must hold besides for a resumed run to end with the same bits.
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,6 +66,11 @@ class LEPOTrainer(Trainer):
         peft_config: a peft configuration; the model is then wrapped in an adapter, and the KL
             reference is the model with the adapter disabled.
 
+    Attributes:
+        evaluation_progress: called with (completions done, completions in all) of an evaluation.
+        activity: called with what is going on ("rollout", "evaluation", "rewards", ...) and the
+            decoding steps done and at most; see `ProgressCallback`, which shows both.
+
     Raises:
         TypeError, ValueError: an argument or a setting cannot work; raised before any work starts.
     """
@@ -122,6 +128,7 @@ class LEPOTrainer(Trainer):
         )
         self.sample_log = SampleLog(Path(args.output_dir), processing_class, self.rewards.names)
         self.evaluation_progress: Callable[[int, int], None] | None = None
+        self.activity: Callable[[str, int, int], None] | None = None
         self._means = MetricMeans()
         self._experience: Experience | None = None
         self._resumed_from: Path | None = None
@@ -235,6 +242,7 @@ class LEPOTrainer(Trainer):
 
     def _collect(self, examples: list[dict[str, Any]], rollout_index: int) -> Experience:
         policy = self.accelerator.unwrap_model(self.model_wrapped)
+        self.collector.activity = self.activity
         collected = self.collector.collect(
             policy, self._reference_for(policy), examples, rollout_index
         )
@@ -359,6 +367,7 @@ class LEPOTrainer(Trainer):
             seed=args.seed,
             success_threshold=args.success_threshold,
             progress=self.evaluation_progress,
+            step_progress=self.activity and functools.partial(self.activity, "evaluation"),
         )
         if self.accelerator.num_processes == 1:
             return result

@@ -107,3 +107,91 @@ def test_evaluation_time_is_not_training_time(
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3725, "1:02:05")])
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_a_picture_that_fails_ends_no_run(
+    args: TrainingArguments,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(callbacks, "plot_curves", fail)
+    monkeypatch.setattr(callbacks, "_MIN_SECONDS_BETWEEN_PICTURES", 0.0)
+    drive(RunFolderCallback(), args, 0, 4)
+    assert steps_logged(tmp_path) == [0, 1, 2, 3, 4]
+    # Once, not at every log.
+    assert caplog.text.count("could not be drawn, the run goes on: no font") == 1
+
+
+def test_progress_within_a_step(args: TrainingArguments, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+    console = Console(file=io.StringIO(), width=120, force_terminal=True)
+    callback = ProgressCallback(console)
+    callback.on_train_begin(args, state_at(0), TrainerControl())
+    assert callback._bar is not None
+    (task,) = callback._bar.tasks
+    shown = []
+    for step in range(1, 101):
+        now[0] += 0.01
+        callback.activity("rollout", step, 2048)
+        shown.append(task.description)
+    # At most ten times a second, however short the steps are.
+    assert 8 <= len(set(shown)) <= 11
+    assert shown[-1].startswith("rollout ")
+    assert shown[-1].endswith("/2048")
+    for what in ("rewards", "log-probs", "training"):
+        callback.activity(what, 0, 0)
+        assert task.description == what
+    callback.evaluation(4, 16)
+    now[0] += 1.0
+    callback.activity("evaluation", 5, 64)
+    assert task.description == "evaluating 4/16, step 5/64"
+    callback.evaluation(16, 16)
+    assert task.description == "training"
+    # The clock moves at every refresh, not at every step of training.
+    now[0] = 65.0
+    assert "elapsed 1:05" in callback.values_now()
+    callback.close()
+
+
+# Where no cursor can move: a file, and a terminal that says so.
+@pytest.mark.parametrize("settings", [{}, {"force_terminal": True, "_environ": {"TERM": "dumb"}}])
+def test_a_long_rollout_says_a_line_a_minute(
+    args: TrainingArguments, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now[0])
+    console = Console(file=io.StringIO(), width=120, **settings)
+    callback = ProgressCallback(console)
+    callback.on_train_begin(args, state_at(1), TrainerControl())
+    for step in range(1, 151):
+        now[0] = float(step)
+        callback.activity("rollout", step, 2048)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert [line.rstrip() for line in lines] == [
+        "step 1/4  rollout 60/2048  elapsed 1:00  left ?",
+        "step 1/4  rollout 120/2048  elapsed 2:00  left ?",
+    ]
+
+
+def test_other_processes_show_nothing(args: TrainingArguments) -> None:
+    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    callback = ProgressCallback(console)
+    state = TrainerState(global_step=1, max_steps=4, is_world_process_zero=False)
+    callback.on_train_begin(args, state, TrainerControl())
+    callback.activity("rollout", 1, 8)
+    callback.on_log(args, state, TrainerControl(), logs={"reward": 1.0})
+    callback.on_train_end(args, state, TrainerControl())
+    assert console.file.getvalue() == ""  # type: ignore[attr-defined]
+
+
+# One column, less than the bar takes, and more than all takes.
+@pytest.mark.parametrize("width", [1, 20, 200])
+def test_a_terminal_of_any_width(args: TrainingArguments, width: int) -> None:
+    for settings in ({"force_terminal": True}, {}):
+        console = Console(file=io.StringIO(), width=width, **settings)
+        drive(ProgressCallback(console), args, 0, 4)
