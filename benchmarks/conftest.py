@@ -39,6 +39,9 @@ def pytest_configure(config: pytest.Config) -> None:
         options.benchmark_columns = _COLUMNS
         # Our own table says more than pytest-benchmark's, but does not compare with saved runs.
         options.benchmark_quiet |= not options.benchmark_compare and not options.benchmark_verbose
+    # The tests take warnings for errors; a benchmark does not fail because a peer deprecates
+    # something. What is added last counts.
+    config.addinivalue_line("filterwarnings", "default")
     # Our own hook says in a line what differs.
     warnings.filterwarnings("ignore", message="Benchmark machine_info is different")
 

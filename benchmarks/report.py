@@ -11,6 +11,7 @@ from pathlib import Path
 from benchmarks import plots
 from benchmarks.results import Result
 from benchmarks.tables import machine_lines, markdown, meaning, taken, text
+from lepo_kernels.streams import forgiving_output
 
 PAGE = "report.md"
 
@@ -39,6 +40,11 @@ def sections(result: Result, level: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read, print, write."""
+    with forgiving_output():
+        _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("results", type=Path, help="what --benchmark-json or -autosave wrote")
     parser.add_argument("--out", type=Path, help="the folder for the page and the pictures")

@@ -1,7 +1,6 @@
 """``lepo bench``: time every op beside what one would use otherwise, and draw the results."""
 
 import argparse
-import importlib.util
 import os
 import re
 import subprocess
@@ -11,16 +10,18 @@ from pathlib import Path
 from typing import IO
 
 import lepo_kernels
+from lepo_kernels import extras
 from lepo_kernels.cli.errors import UsageError
 
 RESULTS, LOG = "results.json", "pytest.log"
-NEEDS = {"pytest": "pytest", "pytest_benchmark": "pytest-benchmark", "matplotlib": "matplotlib"}
+NEEDS = ("pytest", "pytest_benchmark", "matplotlib", "rich")
 # pytest's exit statuses where the run is worth reporting: all passed, or some tests failed.
 PASSED, SOME_FAILED = 0, 1
 
 _COLLECTED = re.compile(r"\bcollected (\d+) items?")
 _SELECTED = re.compile(r"\b(\d+) selected")
-_OUTCOME = re.compile(r"\b(PASSED|FAILED|SKIPPED|ERROR)\b")
+# A row and its outcome. The summary at the end tells of rows once more, the outcome before the row.
+_OUTCOME = re.compile(r"::test_kernel\[(.*)\] (PASSED|FAILED|SKIPPED|ERROR)\b")
 _CASE = re.compile(r"::test_kernel\[(.*) \| ")
 
 
@@ -33,9 +34,11 @@ def run(words: list[str]) -> None:
     """
     wanted, rest = _parser().parse_known_args(words)
     root = checkout()
-    missing = [package for name, package in NEEDS.items() if not importlib.util.find_spec(name)]
+    missing = [name for name in NEEDS if not extras.is_here(name)]
     if missing:
-        raise UsageError(f"needs {', '.join(missing)}; run: pip install 'lepo_kernels[bench]'")
+        raise UsageError(
+            f"needs {', '.join(missing)}, not installed; run: pip install 'lepo_kernels[bench]'"
+        )
     out = Path(wanted.out).absolute()
     out.mkdir(parents=True, exist_ok=True)
     results = out / RESULTS
@@ -47,7 +50,7 @@ def run(words: list[str]) -> None:
     if subprocess.run(report, cwd=root, check=False).returncode != 0:
         raise UsageError(f"no report could be made of {results}")
     if status == SOME_FAILED:
-        sys.exit(f"lepo bench: some implementations failed; {out / LOG} says why")
+        sys.exit(f"lepo bench: {_failures(out / LOG)}; {out / LOG} says why")
 
 
 def checkout() -> Path:
@@ -82,8 +85,9 @@ def _measure(root: Path, out: Path, rest: list[str]) -> int:
     """Run pytest, with its words in a log and a line of progress on the terminal."""
     words = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "-v"]
     words += [f"--benchmark-json={out / RESULTS}", *rest]
-    # Whole lines, at once.
+    # Whole lines, at once, and in the log's encoding.
     environment = {**os.environ, "COLUMNS": "400", "PYTHONUNBUFFERED": "1"}
+    environment["PYTHONIOENCODING"] = "utf-8"
     with (
         (out / LOG).open("w", encoding="utf-8") as log,
         subprocess.Popen(
@@ -113,7 +117,6 @@ def _pieces(stream: IO[bytes], log: IO[str]) -> Iterator[str]:
 
 
 def _show(pieces: Iterator[str]) -> None:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
@@ -122,7 +125,10 @@ def _show(pieces: Iterator[str]) -> None:
         TimeElapsedColumn(),
         TextColumn("{task.description}", markup=False),
     )
-    with Progress(*columns, console=Console()) as progress:
+    from lepo_kernels.console import make_console, shows_progress
+
+    console = make_console()
+    with Progress(*columns, console=console, disable=not shows_progress(console)) as progress:
         bar = progress.add_task("preparing ...", total=None)
         for done, total, case in progress_of(pieces):
             progress.update(bar, completed=done, total=total, description=case)
@@ -130,16 +136,27 @@ def _show(pieces: Iterator[str]) -> None:
 
 def progress_of(pieces: Iterator[str]) -> Iterator[tuple[int, int | None, str]]:
     """Rows done, rows in all, and the case at hand, from what ``pytest -v`` says so far."""
-    done, total, case, line = 0, None, "preparing ...", ""
+    done: set[str] = set()
+    total, case, line = None, "preparing ...", ""
     for piece in pieces:
         *lines, line = (line + piece).split("\n")
         for whole in lines:
             if found := _SELECTED.search(whole) or _COLLECTED.search(whole):
                 total = int(found[1])
-            done += "::test_kernel[" in whole and _OUTCOME.search(whole) is not None
+            # A set: a row may pass, and fail when its fixtures are taken down.
+            done |= {row for row, _ in _OUTCOME.findall(whole)}
         if found := _CASE.search(line) or next(filter(None, map(_CASE.search, lines[::-1])), None):
             case = found[1]
-        yield done, total, case
+        yield len(done), total, case
+
+
+def _failures(log: Path) -> str:
+    """The rows that failed, by name."""
+    rows = _OUTCOME.findall(log.read_text(encoding="utf-8"))
+    failed = list(dict.fromkeys(row for row, outcome in rows if outcome in ("FAILED", "ERROR")))
+    if not failed:
+        return "pytest reports a failure outside of the measurements"
+    return f"{len(failed)} of {len({row for row, _ in rows})} failed: " + "; ".join(failed)
 
 
 def _why(log: Path) -> str:

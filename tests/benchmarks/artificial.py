@@ -2,10 +2,11 @@
 
 Each call of ``worked`` costs as many hundredths of a second as LEPO_TEST_WORK says, each of
 ``steady`` one; no clock of the machine is read. LEPO_TEST_WRONG names the one that is wrong, or
-says that there are no ``inputs``.
+says that there are no ``inputs``. With LEPO_TEST_WARNS each call warns, as a peer may.
 """
 
 import os
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,8 @@ class Inputs:
 def implementation(name: str, work: int) -> Implementation:
     def run(inputs: Inputs) -> Tensor:
         CLOCK.now += 0.01 * work
+        if "LEPO_TEST_WARNS" in os.environ:
+            warnings.warn("a third party deprecates something", DeprecationWarning, stacklevel=1)
         return 2 * inputs.x
 
     def check(inputs: Inputs, result: Tensor) -> None:

@@ -1,5 +1,6 @@
 """Tables, pictures and the page that is made of committed results."""
 
+import io
 import json
 import re
 import sys
@@ -104,6 +105,15 @@ def test_the_command_writes_a_page_and_pictures(tmp_path, capsys):
         image = imread(tmp_path / "out" / name)
         assert image.shape[1] > 800
         assert image[..., :3].min() < 0.5
+
+
+def test_the_command_prints_to_any_stream(tmp_path, monkeypatch):
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(saved()).replace("a sampler", "a s\u00e4mpler"))
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    report.main([str(file)])
+    assert b"a s?mpler" in stream.buffer.getvalue()
 
 
 def test_the_page_is_there_before_any_picture_and_outlives_one_that_fails(tmp_path, monkeypatch):

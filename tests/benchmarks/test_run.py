@@ -80,6 +80,13 @@ def test_a_case_that_cannot_be_measured_is_tried_once_and_fails_each_of_its_test
 
 
 @pytest.mark.slow
+def test_a_warning_of_a_third_party_fails_nothing():
+    done = artificial(1, LEPO_TEST_WARNS="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "DeprecationWarning: a third party deprecates something" in done.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -28,10 +28,11 @@ def test_an_installed_package_has_no_benchmarks(
 def test_a_missing_package_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(bench.NEEDS, "no_such_module", "no-such-package")
+    monkeypatch.setattr(bench, "NEEDS", (*bench.NEEDS, "no_such_module"))
     assert main(["bench"]) == 2
     assert (
-        "needs no-such-package; run: pip install 'lepo_kernels[bench]'" in capsys.readouterr().err
+        "needs no_such_module, not installed; run: pip install 'lepo_kernels[bench]'"
+        in capsys.readouterr().err
     )
 
 
@@ -49,6 +50,34 @@ def test_progress_follows_what_pytest_says() -> None:
         (2, 3, "draw m: [4]"),
         (3, 3, "loss"),
     ]
+
+
+# What pytest says of two rows that failed, one of them twice, and of one that was left out.
+LONG = """collecting ... collected 3 items
+
+benchmarks/test_kernels.py::test_kernel[draw m: [4] | ours (cpu)] PASSED [ 33%]
+benchmarks/test_kernels.py::test_kernel[draw m: [4] | ours (cpu)] ERROR [ 33%]
+benchmarks/test_kernels.py::test_kernel[draw m: [4] | peer] SKIPPED (no peer) [ 66%]
+benchmarks/test_kernels.py::test_kernel[loss | eager] FAILED [100%]
+=========================== short test summary info ============================
+SKIPPED [1] benchmarks/conftest.py:105: no peer
+FAILED benchmarks/test_kernels.py::test_kernel[loss | eager] - AssertionError: FAILED
+ERROR benchmarks/test_kernels.py::test_kernel[draw m: [4] | ours (cpu)] - RuntimeError
+============== 1 failed, 1 passed, 1 skipped, 1 error in 1.00s ===============
+"""
+
+
+def test_no_row_counts_twice() -> None:
+    *_, (done, total, _) = bench.progress_of(iter([LONG[:200], LONG[200:500], LONG[500:]]))
+    assert (done, total) == (3, 3)
+
+
+def test_what_failed_is_named(tmp_path: Path) -> None:
+    log = tmp_path / "pytest.log"
+    log.write_text(LONG)
+    assert bench._failures(log) == "2 of 3 failed: draw m: [4] | ours (cpu); loss | eager"
+    log.write_text("nothing of the kind")
+    assert "outside of the measurements" in bench._failures(log)
 
 
 def test_fewer_items_may_be_selected() -> None:
