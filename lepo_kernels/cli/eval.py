@@ -1,6 +1,5 @@
 """``lepo eval``: greedy accuracy, mean@k and pass@k of a model on a task."""
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +18,12 @@ from lepo_kernels.cli.loading import (
 from lepo_kernels.cli.options import EvalOptions, EvaluationOptions, ModelOptions, TaskOptions
 from lepo_kernels.cli.parsing import parse
 from lepo_kernels.console import make_console, say, shows_progress
+from lepo_kernels.report.json_text import json_text
 from lepo_kernels.report.tables import evaluation_table
-from lepo_kernels.trainer.evaluation import EvaluationResult, evaluate_policy
+from lepo_kernels.trainer.dataset_checks import check_dataset, check_prompts
+from lepo_kernels.trainer.evaluation import EvaluationResult, evaluate_checked
 from lepo_kernels.trainer.generation import generation_config
+from lepo_kernels.trainer.model_limits import limits_of
 from lepo_kernels.trainer.rewards import Rewards
 
 SECONDS_BETWEEN_LINES = 60.0
@@ -62,8 +64,7 @@ def run(words: list[str]) -> None:
             "metrics": result.metrics,
             "completions": result.records,
         }
-        text = json.dumps(found, indent=2, ensure_ascii=False)
-        output.write_text(text, encoding="utf-8", errors="backslashreplace")
+        output.write_text(json_text(found, indent=2), encoding="utf-8", errors="backslashreplace")
         say(console, f"written to {output}")
 
 
@@ -72,12 +73,15 @@ def _evaluate(
 ) -> EvaluationResult:
     try:
         config = generation_config(settings, model, tokenizer)
-        rewards = Rewards(task.reward_funcs, settings.reward_weights)
+        rewards = Rewards(task.reward_funcs, settings.reward_weights, settings.reward_timeout)
+        check_dataset(task.name, task.eval_dataset, rewards)
+        limits = limits_of(model, settings.max_completion_length)
+        check_prompts(task.name, task.eval_dataset, tokenizer, limits)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
     with Progress(console=console, disable=not shows_progress(console)) as bar:
         shown = _Shown(console, bar)
-        return evaluate_policy(
+        return evaluate_checked(
             model,
             tokenizer,
             task.eval_dataset,

@@ -23,7 +23,7 @@ def run(words: list[str]) -> None:
     as_json = parser.parse_args(words).json or not extras.is_here("rich")
     found = info()
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(found, indent=2, allow_nan=False))
     else:
         _show(found)
 

@@ -29,6 +29,7 @@ SAMPLING = (
 )
 EVALUATION = (
     "reward_weights",
+    "reward_timeout",
     "eval_num_samples",
     "eval_greedy",
     "success_threshold",

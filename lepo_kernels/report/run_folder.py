@@ -8,7 +8,6 @@ disk was full) is passed over with a message: it ends no run.
 import functools
 import json
 import logging
-import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
+
+from lepo_kernels.report.json_text import json_text
 
 METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
@@ -145,12 +146,7 @@ def _warn_once(message: str) -> None:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    """JSON knows no NaN or infinity: they are written as null."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in row.items()
-    }
-    return json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(row) + "\n"
 
 
 def _plain(value: Any) -> Any:

@@ -4,14 +4,29 @@ Contract: a ``LatentGenerationConfig`` that exists is valid; everything that can
 without a model raises here, by name. What depends on the model is checked by ``latent_generate``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from lepo_kernels.validation import MAX_DRAWS, check_choice, check_integer, check_number
+from lepo_kernels.validation import (
+    MAX_DRAWS,
+    check_choice,
+    check_integer,
+    check_number,
+    check_positive_number,
+    check_range,
+)
 
-NOISES = ("gumbel", "gaussian", "dirichlet", "soft", "none", "multiplex")
+NOISES = ("gumbel", "gaussian", "dirichlet", "soft", "none", "categorical")
 LATENT_EOS = ("mask", "stop")
 CACHES = ("dynamic", "static")
+# The noises that a setting acts on; with any other it must keep its default, or a run would be
+# another than its settings say.
+ACTS_ON = {
+    "tau": ("gumbel",),
+    "noise_scale": ("gaussian", "dirichlet", "soft"),
+    "noise_clamp": ("gumbel",),
+    "num_draws": ("categorical",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +42,14 @@ class LatentGenerationConfig:
         max_new_tokens: columns of a completion, counting latent steps, suffix and discrete steps.
         latent_suffix_ids: ids forced after the latent phase (also where it is empty).
         noise: what perturbs a latent step: "gumbel" (LEPO), "gaussian" (on the kept logits),
-            "dirichlet", "soft" (gaussian, on the mixed embedding), "none", or "multiplex" (the mean
-            of ``num_draws`` categorical draws).
-        tau: temperature of the Gumbel-softmax; 0 takes the argmax. Other noises ignore it.
+            "dirichlet", "soft" (gaussian, on the mixed embedding), "none", or "categorical" (the
+            mean of ``num_draws`` categorical draws: Multiplex Thinking, arXiv 2601.08808).
+        tau: temperature of the Gumbel-softmax; 0 takes the argmax.
         noise_scale: strength of the noise: sigma in units of the RMS of what it perturbs
-            ("gaussian", "soft"), or the concentration ("dirichlet").
-        noise_clamp: range the Gumbel noise is clamped to.
-        num_draws: draws of "multiplex".
+            ("gaussian", "soft"), or the concentration ("dirichlet"); above 0, for these noises
+            only: "none" switches them off.
+        noise_clamp: range (low, high) the Gumbel noise is clamped to.
+        num_draws: draws of "categorical".
         temperature: divides the logits before everything else, on latent and discrete steps alike.
         top_k: entries kept of the vocabulary; None keeps all.
         top_p: mass kept of what top-k left.
@@ -48,7 +64,8 @@ class LatentGenerationConfig:
         cache_implementation: "dynamic" (finished rows leave the batch) or "static".
 
     Raises:
-        TypeError, ValueError: a setting has the wrong type or is out of range.
+        TypeError, ValueError: a setting has the wrong type, is out of range, or differs from its
+            default though the noise ignores it.
     """
 
     eos_token_ids: tuple[int, ...]
@@ -102,9 +119,9 @@ class LatentGenerationConfig:
         check_choice("noise", self.noise, NOISES)
         check_choice("latent_eos", self.latent_eos, LATENT_EOS)
         check_choice("cache_implementation", self.cache_implementation, CACHES)
-        check_number("tau", self.tau, 0.0)
-        check_number("noise_scale", self.noise_scale, 0.0, low_included=False)
-        check_number("temperature", self.temperature, 0.0, low_included=False)
+        check_positive_number("tau", self.tau, zero_included=True)
+        check_positive_number("noise_scale", self.noise_scale)
+        check_positive_number("temperature", self.temperature)
         check_number("top_p", self.top_p, 0.0, 1.0, low_included=False)
         check_number("min_p", self.min_p, 0.0, 1.0)
         check_integer("num_draws", self.num_draws, 1, MAX_DRAWS)
@@ -114,14 +131,21 @@ class LatentGenerationConfig:
         if self.cold_stop_entropy is not None:
             check_number("cold_stop_entropy", self.cold_stop_entropy, 0.0)
         if self.noise_clamp is not None:
-            self._check_clamp(self.noise_clamp)
+            low, high = check_range("noise_clamp", self.noise_clamp)
+            if low == high:
+                raise ValueError(f"noise_clamp: expected (low, high), low < high, got {low, high}")
+            object.__setattr__(self, "noise_clamp", (low, high))
+        self._check_ignored()
 
-    def _check_clamp(self, clamp: tuple[float, float]) -> None:
-        if self.noise != "gumbel":
-            raise ValueError(f"noise_clamp: expected None with noise={self.noise!r}, got {clamp}")
-        low, high = clamp
-        if not low < high:
-            raise ValueError(f"noise_clamp: expected (low, high) with low < high, got {clamp}")
+    def _check_ignored(self) -> None:
+        defaults = {field.name: field.default for field in fields(self)}
+        for name, noises in ACTS_ON.items():
+            value = getattr(self, name)
+            if self.noise not in noises and value != defaults[name]:
+                raise ValueError(
+                    f"{name}: noise={self.noise!r} ignores it (it belongs to {', '.join(noises)}); "
+                    f"leave it at {defaults[name]}, got {value}"
+                )
 
 
 def end_tokens(tokenizer: Any, model: Any = None) -> dict[str, Any]:

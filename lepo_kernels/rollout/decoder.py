@@ -20,16 +20,6 @@ from lepo_kernels.rollout.model_cache import cache_argument, check_grown, make_c
 from lepo_kernels.rollout.record import LatentRollout
 from lepo_kernels.rollout.soft_embedding import SoftEmbedding, add_embedding_noise
 
-# The sampler's name for each kind of noise on latent steps; "soft" perturbs the embedding instead.
-_SAMPLER_NOISE = {
-    "gumbel": "gumbel",
-    "gaussian": "gaussian",
-    "dirichlet": "dirichlet",
-    "multiplex": "categorical",
-    "soft": "none",
-    "none": "none",
-}
-
 # A mixture wider than this is stored only as wide as the kept entries need.
 _WIDE = 256
 
@@ -292,7 +282,8 @@ def _merge(mixture: Choice, token: Choice) -> Choice:
 
 def _mixture_settings(config: LatentGenerationConfig) -> tuple[str, float]:
     """The sampler's noise and tau on latent steps."""
-    noise = _SAMPLER_NOISE[config.noise] if config.do_sample else "none"
+    # "soft" perturbs the mixed embedding instead.
+    noise = config.noise if config.do_sample and config.noise != "soft" else "none"
     return noise, config.tau if noise == "gumbel" else 1.0
 
 

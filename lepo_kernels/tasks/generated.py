@@ -1,5 +1,6 @@
 """Tasks of the package ``reasoning-gym``, whose generators make as many problems as one wants."""
 
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import fields
@@ -7,6 +8,7 @@ from typing import Any
 
 from lepo_kernels import extras
 from lepo_kernels.suggest import did_you_mean
+from lepo_kernels.tasks.answer_checker import AnswerChecker
 from lepo_kernels.tasks.rewards import completion_text, exact_answer, extract_answer
 from lepo_kernels.tasks.task import (
     Problem,
@@ -61,12 +63,16 @@ def load(
     if reward not in REWARDS:
         raise TaskError(f"{FAMILY}: unknown reward {reward!r}; {did_you_mean(reward, REWARDS)}")
     draws = _DRAWS_PER_PROBLEM * (train_size + eval_size) + _SPARE_DRAWS
-    source = _create(generator, draws, seed, params)
+    # Problem i comes from seed + i, so neighbouring seeds would share nearly all problems.
+    spread = random.Random(seed).getrandbits(31)
+    source = _create(generator, draws, spread, params)
     problems = _problems(source, draws, system_prompt, reward)
     held_out = _draw(problems, eval_size, generator, taken=set(), repeat=False)
     asked = {question_of(problem) for problem in held_out}
     train = _draw(problems, train_size, generator, taken=asked, repeat=True)
-    reward_func = exact_answer if reward == "exact_answer" else _score_by(source)
+    reward_func: Reward = exact_answer
+    if reward == "score_answer":
+        reward_func = _score_by(generator, draws, spread, params)
     return Task(
         f"{FAMILY}:{generator}",
         as_dataset(train) if train else None,
@@ -96,10 +102,8 @@ def _create(generator: str, size: int, seed: int, params: dict[str, Any]) -> Any
             raise TaskError(
                 f"{FAMILY}:{generator} has no parameter {name!r}; {did_you_mean(name, choices)}"
             )
-    # Problem i comes from seed + i, so neighbouring seeds would share nearly all problems.
-    spread = random.Random(seed).getrandbits(31)
     try:
-        return reasoning_gym.create_dataset(generator, size=size, seed=spread, **params)
+        return reasoning_gym.create_dataset(generator, size=size, seed=seed, **params)
     except (AssertionError, TypeError, ValueError) as error:
         raise TaskError(f"{FAMILY}:{generator} refuses {params}: {error}") from error
 
@@ -141,14 +145,26 @@ def _draw(
     return drawn
 
 
-def _score_by(source: Any) -> Reward:
-    """A reward that asks the generator to score the extracted answer."""
+def _score_by(generator: str, size: int, seed: int, params: dict[str, Any]) -> Reward:
+    """A reward that asks the generator to score the extracted answer.
+
+    In a process of its own: scoring runs code on what the model wrote. An answer over which it
+    raises, crashes or takes too long scores 0.
+    """
+    setup = {"generator": generator, "size": size, "seed": seed, "params": params}
+    try:
+        json.dumps(setup)
+    except (TypeError, ValueError) as error:
+        raise TaskError(
+            f"{FAMILY}:{generator}: score_answer needs parameters that JSON knows: {error}"
+        ) from error
+    checker = AnswerChecker({"checker": "reasoning_gym", **setup})
 
     def score_answer(
         completions: list[Any], problem_index: list[int], **_: Any
     ) -> list[float | None]:
         return [
-            float(source.score_answer(extract_answer(completion_text(completion)), source[index]))
+            float(checker.ask(index, extract_answer(completion_text(completion))) or 0.0)
             for completion, index in zip(completions, problem_index, strict=True)
         ]
 

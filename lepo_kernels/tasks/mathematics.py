@@ -1,5 +1,6 @@
 """Mathematical tasks of the Hugging Face hub, each readable from a local file instead."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +104,8 @@ def load(
         answer_column: the column with the answer, likewise.
 
     Raises:
-        TaskError: a missing file or column, too few problems, a hub that can't be reached, or a
-            reward whose package is not installed.
+        TaskError: a missing file or column, a row without a question or an answer, too few
+            problems, a hub that can't be reached, or a reward whose package is not installed.
     """
     if reward not in REWARDS:
         raise TaskError(f"{name}: unknown reward {reward!r}; {did_you_mean(reward, REWARDS)}")
@@ -116,7 +117,8 @@ def load(
 
     def read(split: str | None, file: str | None) -> list[Problem]:
         rows = _read_hub(name, source, split) if file is None else _read_file(name, file)
-        return _problems(name, rows, columns, source.final_answer, system_prompt)
+        where = file or f"{source.hub_id} ({split})"
+        return _problems(name, where, rows, columns, source.final_answer, system_prompt)
 
     # A local training file is not paired with the hub's evaluation split.
     apart = eval_path is not None or (source.eval_split is not None and path is None)
@@ -137,6 +139,7 @@ def load(
 
 def _problems(
     name: str,
+    where: str,
     rows: Any,
     columns: tuple[str, str],
     final_answer: Callable[[str], str],
@@ -149,13 +152,24 @@ def _problems(
                 " (parameters problem_column and answer_column choose others)"
             )
     problem, answer = columns
-    return [
-        {
-            "prompt": chat_prompt(row[problem], system_prompt),
-            "answer": final_answer(str(row[answer])),
-        }
-        for row in rows
-    ]
+    problems = []
+    for number, row in enumerate(rows):
+        what = f"{name}: row {number} of {where}"
+        if not isinstance(row[problem], str):
+            raise TaskError(f"{what}: expected text as {problem!r}, got {row[problem]!r}")
+        right = _answer_text(row[answer], final_answer)
+        for column, text in ((problem, row[problem]), (answer, right)):
+            if text is None or not text.strip():
+                raise TaskError(f"{what}: has nothing as {column!r}: {row[column]!r}")
+        problems.append({"prompt": chat_prompt(row[problem], system_prompt), "answer": right})
+    return problems
+
+
+def _answer_text(answer: Any, final_answer: Callable[[str], str]) -> str | None:
+    """The bare answer; None where there is none, or no text nor number."""
+    if isinstance(answer, float) and not math.isfinite(answer):
+        return None
+    return final_answer(str(answer)) if isinstance(answer, str | int | float) else None
 
 
 def _read_file(name: str, file: str) -> Any:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class Collected:
         rewards: [B, F] by function, NaN where one did not apply.
         advantages: [B].
         rollout: the samples in the order of ``prompts`` and ``texts``.
+        extra: per sample of ``rollout``, what reward functions logged, by column.
     """
 
     experience: Experience
@@ -40,6 +41,7 @@ class Collected:
     rewards: Tensor
     advantages: Tensor
     rollout: LatentRollout
+    extra: dict[str, list[Any]] = field(default_factory=dict)
 
 
 class Collector:
@@ -107,7 +109,11 @@ class Collector:
         experience = self._prepare(policy, reference, rollout, grouped.advantages, rollout_index)
         self._tell("training")
         metrics["prepare_time"] = time.perf_counter() - sampled
-        return Collected(experience, metrics, prompts, texts, rewards, grouped.advantages, rollout)
+        metrics |= self.rewards.log.metrics(own=metrics)
+        extra = self.rewards.log.columns
+        return Collected(
+            experience, metrics, prompts, texts, rewards, grouped.advantages, rollout, extra
+        )
 
     def _sample(self, policy: Any, prompts: list[Any], rollout_index: int) -> LatentRollout:
         """Sample ``num_generations`` completions per prompt, as many groups at once as may be."""

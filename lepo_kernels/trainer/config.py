@@ -1,31 +1,36 @@
-"""`LEPOConfig`: every setting of `LEPOTrainer`, on top of transformers' `TrainingArguments`."""
+"""`LEPOConfig`: every setting of `LEPOTrainer`, on top of transformers' `TrainingArguments`.
 
-from dataclasses import dataclass, field
+Ranges stand where a setting is used first: those of sampling in `LatentGenerationConfig`, those of
+the loss in `formulas.lepo_objective`, those of rewards in `trainer.rewards`; here they are asked.
+"""
+
+import math
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
-from lepo_kernels.formulas.lepo_objective import LATENT_KL
-from lepo_kernels.rollout.config import CACHES, LATENT_EOS, NOISES
+from lepo_kernels.formulas.lepo_objective import check_settings
+from lepo_kernels.rollout.config import CACHES, NOISES
 from lepo_kernels.trainer.advantages import SCALE_REWARDS
+from lepo_kernels.trainer.rewards import check_timeout, check_weights
+from lepo_kernels.trainer.sampling import check_sampling
 from lepo_kernels.trainer.token_weights import LOSS_TYPES
-from lepo_kernels.validation import check_integer, check_number
+from lepo_kernels.validation import FLOAT32_MAX, check_choice, check_integer, check_number
 
-# The least that each whole number may be.
+# The least that each whole number of the trainer's own may be.
 AT_LEAST = {
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
     "steps_per_generation": 1,
-    "latent_length": 0,
     "num_generations": 2,
     "num_iterations": 1,
-    "num_draws": 1,
-    "cold_stop_steps": 1,
     "max_completion_length": 1,
     "max_prompt_length": 1,
     "eval_num_samples": 0,
-    "top_k": 1,
+    "num_completions_to_print": 0,
 }
 
 # Settings of TrainingArguments that have no meaning here: name -> the values that switch them off.
@@ -79,16 +84,16 @@ class LEPOConfig(TrainingArguments):
     )
     tau: float = field(
         default=0.5,
-        metadata={"help": "Temperature of the Gumbel-softmax weights; other noises use 1."},
+        metadata={"help": "Temperature of the Gumbel-softmax weights; 0 takes the likeliest."},
     )
     noise_scale: float = field(
         default=1.0,
-        metadata={"help": "Strength of the gaussian, dirichlet and soft noises."},
+        metadata={"help": "Strength of the gaussian, dirichlet and soft noises, above 0."},
     )
     noise_clamp: list[float] | None = field(
         default=None, metadata={"help": "Range LOW HIGH that Gumbel noise is clamped to."}
     )
-    num_draws: int = field(default=3, metadata={"help": "Draws per step of the multiplex noise."})
+    num_draws: int = field(default=3, metadata={"help": "Draws per step of the categorical noise."})
     latent_eos: str = field(
         default="mask",
         metadata={"help": "EOS in the latent phase: 'mask' forbids it, 'stop' ends the row."},
@@ -131,6 +136,13 @@ class LEPOConfig(TrainingArguments):
     # Rewards and loss
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "One weight per reward function; default all 1."}
+    )
+    reward_timeout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Seconds that a call of a reward function may take; default no limit. With a "
+            "limit, plain functions run on a thread of their own."
+        },
     )
     scale_rewards: str = field(
         default="group",
@@ -223,18 +235,8 @@ class LEPOConfig(TrainingArguments):
         return int(micro_batches // self.gradient_accumulation_steps)
 
     def _check_choices(self) -> None:
-        for name, choices in (
-            ("noise", NOISES),
-            ("latent_eos", LATENT_EOS),
-            ("cache_implementation", CACHES),
-            ("scale_rewards", SCALE_REWARDS),
-            ("loss_type", LOSS_TYPES),
-            ("latent_kl", LATENT_KL),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}"
-                )
+        check_choice("scale_rewards", self.scale_rewards, SCALE_REWARDS)
+        check_choice("loss_type", self.loss_type, LOSS_TYPES)
 
     def _check_duration(self) -> None:
         """transformers takes zero updates for one, and a negative number for all epochs."""
@@ -252,23 +254,14 @@ class LEPOConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None:
                 check_integer(name, value, low)
-        for name in ("temperature", "tau"):
-            check_number(name, getattr(self, name), 0.0, low_included=False)
-        for name in ("noise_scale", "beta", "cold_stop_entropy"):
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), 0.0)
-        check_number("top_p", self.top_p, 0.0, 1.0, low_included=False)
-        check_number("min_p", self.min_p, 0.0, 1.0)
-        check_number("epsilon", self.epsilon, 0.0, 1.0, low_included=False)
-        upper = self.epsilon
-        if self.epsilon_high is not None:
-            check_number("epsilon_high", self.epsilon_high, 0.0, low_included=False)
-            upper = self.epsilon_high
-        if self.delta is not None:
-            check_number("delta", self.delta, 1 + upper, low_included=False)
-        clamp = self.noise_clamp
-        if clamp is not None and not (len(clamp) == 2 and clamp[0] < clamp[1]):
-            raise ValueError(f"noise_clamp: expected LOW HIGH with LOW < HIGH, got {clamp}")
+        check_sampling(self)
+        upper = self.epsilon if self.epsilon_high is None else self.epsilon_high
+        # The trainer has reference log-probs whenever beta asks for them.
+        some = torch.empty(0)
+        check_settings(self.beta, self.epsilon, upper, self.delta, self.latent_kl, some)
+        check_number("success_threshold", self.success_threshold, -FLOAT32_MAX, FLOAT32_MAX)
+        check_weights(self.reward_weights)
+        check_timeout(self.reward_timeout)
         if self.latent_length >= self.max_completion_length:
             raise ValueError(
                 f"latent_length: {self.latent_length} leaves no room for an answer within "
@@ -276,6 +269,11 @@ class LEPOConfig(TrainingArguments):
             )
         if self.eval_num_samples == 0 and not self.eval_greedy:
             raise ValueError("eval_num_samples: expected at least 1 when eval_greedy is off, got 0")
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            # transformers checks few of its own numbers, and NaN passes every comparison it makes.
+            if isinstance(value, float) and math.isnan(value):
+                raise ValueError(f"{setting.name}: expected a number, got nan")
 
     def _check_batches(self) -> None:
         assert self.steps_per_generation is not None

@@ -9,6 +9,8 @@ import torch
 
 from lepo_kernels.rollout.config import LatentGenerationConfig
 from lepo_kernels.rollout.latent_generate import latent_generate
+from lepo_kernels.trainer.dataset_checks import check_dataset, check_prompts
+from lepo_kernels.trainer.model_limits import limits_of
 from lepo_kernels.trainer.prompts import (
     as_completion,
     encode_prompts,
@@ -30,9 +32,12 @@ class EvaluationResult:
     Attributes:
         metrics: of what was asked for: ``greedy_accuracy`` (share of solved problems),
             ``greedy_reward``, ``greedy_length``; ``mean@k`` (mean accuracy of k samples),
-            ``reward@k`` and the unbiased ``pass@1`` ... ``pass@k``.
-        records: one dict per completion: ``problem``, ``prompt``, ``completion``, ``reward``,
-            ``greedy``, ``length``, ``latent`` (per latent step its heaviest tokens and weights).
+            ``reward@k`` and the unbiased ``pass@1`` ... ``pass@k``; and the mean over completions
+            of what reward functions log with ``log_metric``.
+        records: one dict per completion: ``problem``, ``prompt``, ``completion``, ``reward`` (None
+            where no function gave one), ``greedy``, ``length``, ``latent`` (per latent step its
+            heaviest tokens and weights), what reward functions log with ``log_extra``, and
+            ``metrics``, if they log any.
     """
 
     metrics: dict[str, float]
@@ -77,12 +82,54 @@ def evaluate_policy(
         step_progress: called with (decoding steps done, at most) of the batch at hand.
 
     Raises:
-        ValueError: neither greedy nor sampled completions are asked for.
+        TypeError, ValueError: neither greedy nor sampled completions are asked for, or something is
+            wrong with the dataset: see `check_dataset` and `check_prompts`.
         RewardError: see `Rewards`.
     """
     if num_samples < 1 and not greedy:
         raise ValueError("num_samples: expected at least 1 when greedy is off, got 0")
     rewards = reward_funcs if isinstance(reward_funcs, Rewards) else Rewards(reward_funcs)
+    check_dataset("dataset", dataset, rewards)
+    limits = limits_of(model, generation.max_new_tokens)
+    check_prompts("dataset", dataset, processing_class, limits)
+    return evaluate_checked(
+        model,
+        processing_class,
+        dataset,
+        rewards,
+        generation,
+        problems=problems,
+        num_samples=num_samples,
+        greedy=greedy,
+        batch_size=batch_size,
+        seed=seed,
+        success_threshold=success_threshold,
+        progress=progress,
+        step_progress=step_progress,
+    )
+
+
+def evaluate_checked(
+    model: Any,
+    processing_class: Any,
+    dataset: Any,
+    rewards: Rewards,
+    generation: LatentGenerationConfig,
+    *,
+    problems: Sequence[int] | None = None,
+    num_samples: int,
+    greedy: bool,
+    batch_size: int,
+    seed: int,
+    success_threshold: float,
+    progress: Callable[[int, int], None] | None = None,
+    step_progress: Callable[[int, int], None] | None = None,
+) -> EvaluationResult:
+    """As `evaluate_policy`, of a dataset that has been checked.
+
+    Raises:
+        RewardError: see `Rewards`.
+    """
     rows = range(len(dataset)) if problems is None else problems
     draws = {True: 1 if greedy else 0, False: num_samples}
     total = len(rows) * sum(draws.values())
@@ -94,7 +141,16 @@ def evaluate_policy(
                 EVALUATION_KEYS + p * max(num_samples, 1) + draw for p in some for draw in drawn
             ]
             records += _evaluate_batch(
-                model, processing_class, dataset, rewards, config, some, keys, seed, step_progress
+                model,
+                processing_class,
+                dataset,
+                rewards,
+                config,
+                some,
+                keys,
+                num_samples,
+                seed,
+                step_progress,
             )
             if progress is not None:
                 progress(len(records), total)
@@ -120,6 +176,7 @@ def _evaluate_batch(
     config: LatentGenerationConfig,
     problems: Sequence[int],
     keys: list[int],
+    num_samples: int,
     seed: int,
     step_progress: Callable[[int, int], None] | None,
 ) -> list[dict[str, Any]]:
@@ -144,24 +201,27 @@ def _evaluate_batch(
     columns = {
         name: [example[name] for example in examples] for name in examples[0] if name != "prompt"
     }
-    totals = rewards.total(rewards(prompts, completions, spoken_ids(rollout), columns))
+    totals = rewards.total(rewards(prompts, completions, spoken_ids(rollout), columns)).tolist()
+    logged = rewards.log.metrics(own=[*metric_names(True, num_samples), "runtime"])
     lengths = rollout.completion_mask.sum(-1).tolist()
     return [
         {
             "problem": problem,
             "prompt": prompt_text(tokenizer, prompts[index]),
             "completion": texts[index],
-            "reward": float(totals[index]),
+            "reward": None if math.isnan(totals[index]) else totals[index],
             "greedy": not config.do_sample,
             "length": lengths[index],
             "latent": latent_steps(tokenizer, rollout, index),
+            **{name: values[index] for name, values in rewards.log.columns.items()},
+            **({"metrics": logged} if logged else {}),
         }
         for index, problem in enumerate(p for p in problems for _ in range(samples))
     ]
 
 
 def summarise(records: list[dict[str, Any]], success_threshold: float = 0.5) -> dict[str, float]:
-    """Metrics of evaluation records; a missing reward (NaN) counts as 0."""
+    """Metrics of evaluation records; a missing reward (None or NaN) counts as 0."""
     metrics: dict[str, float] = {}
     greedy = [record for record in records if record["greedy"]]
     if greedy:
@@ -182,7 +242,25 @@ def summarise(records: list[dict[str, Any]], success_threshold: float = 0.5) -> 
         metrics[f"reward@{samples}"] = _mean([_mean(drawn) for drawn in per_problem.values()])
         for k in _powers_of_two(samples):
             metrics[f"pass@{k}"] = _mean([pass_at_k(drawn, some, k) for drawn, some in solved])
-    return metrics
+    return {**metrics, **_logged(records)}
+
+
+def metric_names(greedy: bool, num_samples: int) -> list[str]:
+    """The metrics that an evaluation has in any case, in the order of `summarise`."""
+    names = ["greedy_accuracy", "greedy_reward", "greedy_length"] if greedy else []
+    if num_samples > 0:
+        names += [f"mean@{num_samples}", f"reward@{num_samples}"]
+        names += [f"pass@{k}" for k in _powers_of_two(num_samples)]
+    return names
+
+
+def _logged(records: list[dict[str, Any]]) -> dict[str, float]:
+    """The metrics that reward functions logged, averaged over the completions they stand for."""
+    values: dict[str, list[float]] = {}
+    for record in records:
+        for name, value in record.get("metrics", {}).items():
+            values.setdefault(name, []).append(value)
+    return {name: _mean(some) for name, some in values.items()}
 
 
 def pass_at_k(samples: int, solved: int, k: int) -> float:
@@ -212,8 +290,8 @@ def _powers_of_two(limit: int) -> list[int]:
 
 
 def _reward(record: dict[str, Any]) -> float:
-    reward = float(record["reward"])
-    return 0.0 if math.isnan(reward) else reward
+    reward = record["reward"]
+    return 0.0 if reward is None or math.isnan(reward) else float(reward)
 
 
 def _mean(values: Sequence[float]) -> float:

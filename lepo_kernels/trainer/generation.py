@@ -4,6 +4,7 @@ from typing import Any
 
 from lepo_kernels.rollout.config import LatentGenerationConfig, end_tokens
 from lepo_kernels.trainer.config import LEPOConfig
+from lepo_kernels.trainer.sampling import sampling_settings
 
 
 def generation_config(args: LEPOConfig, model: Any, tokenizer: Any) -> LatentGenerationConfig:
@@ -26,23 +27,8 @@ def generation_config(args: LEPOConfig, model: Any, tokenizer: Any) -> LatentGen
             f"leave no room for an answer within max_completion_length = "
             f"{args.max_completion_length}"
         )
-    clamp = None if args.noise_clamp is None else (args.noise_clamp[0], args.noise_clamp[1])
     return LatentGenerationConfig(
-        latent_length=args.latent_length,
-        max_new_tokens=args.max_completion_length,
+        **sampling_settings(args),
         latent_suffix_ids=tuple(suffix),
-        noise=args.noise,
-        tau=args.tau,
-        noise_scale=args.noise_scale,
-        noise_clamp=clamp,
-        num_draws=args.num_draws,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
-        latent_eos=args.latent_eos,
-        cold_stop_entropy=args.cold_stop_entropy,
-        cold_stop_steps=args.cold_stop_steps,
-        cache_implementation=args.cache_implementation,
         **end_tokens(tokenizer, model),
     )

@@ -8,40 +8,100 @@ from torch import Tensor
 from lepo_kernels.rollout.record import LatentRollout
 
 
-def is_prompt(prompt: Any) -> bool:
-    """Whether ``prompt`` is text or a list of chat messages."""
+def prompt_fault(prompt: Any) -> TypeError | ValueError | None:
+    """What is wrong with a prompt, whatever the tokenizer; None if it is text or chat messages.
+
+    The text of the error goes on after "the prompt".
+    """
     if isinstance(prompt, str):
-        return True
-    return isinstance(prompt, list) and all(isinstance(m, dict) and "role" in m for m in prompt)
+        return ValueError("is empty") if prompt == "" else _fault_of_text(prompt)
+    if not isinstance(prompt, list) or not all(isinstance(m, dict) and "role" in m for m in prompt):
+        return TypeError(
+            "is neither a str nor a list of chat messages (dicts with role and content) but "
+            f"{type(prompt).__name__}: {_shown(prompt)}"
+        )
+    if not prompt:
+        return ValueError("has no messages")
+    for index, message in enumerate(prompt):
+        fault = _fault_of_message(message)
+        if fault is not None:
+            return type(fault)(f"is wrong in message {index}: it {fault}")
+    return None
+
+
+def _fault_of_message(message: dict[str, Any]) -> TypeError | ValueError | None:
+    if not isinstance(message["role"], str):
+        return TypeError(f"has the role {_shown(message['role'])}, which is no str")
+    content = message.get("content")
+    if content is None:
+        # A turn that calls a tool may say nothing besides.
+        return None if message.get("tool_calls") else TypeError("has no content")
+    if not isinstance(content, str):
+        # A template for text would write such a list out as Python code.
+        return TypeError(f"has a {type(content).__name__} as content; only text is supported")
+    return _fault_of_text(content)
+
+
+def _shown(value: Any) -> str:
+    """The beginning of the value; Python prints no int of thousands of digits."""
+    try:
+        return repr(value)[:80]
+    except ValueError:
+        return "..."
+
+
+def _fault_of_text(text: str) -> ValueError | None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        return ValueError(f"holds half of a surrogate pair, {half!r}, at {error.start}")
+    return None
 
 
 def prompt_text(tokenizer: Any, prompt: Any) -> str:
     """Render a prompt: text as it is, chat messages through the tokenizer's template.
 
     Raises:
-        TypeError: neither text nor a list of messages.
+        TypeError, ValueError: neither text nor a list of messages; see `prompt_fault`.
     """
+    fault = prompt_fault(prompt)
+    if fault is not None:
+        raise type(fault)(f"prompt: {fault}")
     if isinstance(prompt, str):
         return prompt
-    if not is_prompt(prompt):
-        raise TypeError(
-            "prompt: expected a str or a list of chat messages, "
-            f"got {type(prompt).__name__}: {str(prompt)[:80]}"
-        )
     rendered = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
     return str(rendered)
+
+
+def ids_of_texts(tokenizer: Any, texts: list[str], special: list[bool]) -> list[list[int]]:
+    """The ids of rendered prompts.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        texts: what `prompt_text` made of the prompts.
+        special: for each whether the tokenizer is to add its special tokens: a chat template writes
+            its own, and they must not come twice.
+    """
+    ids: list[list[int]] = [[]] * len(texts)
+    for kind in (True, False):
+        rows = [row for row, is_special in enumerate(special) if is_special is kind]
+        if rows:
+            some = [texts[row] for row in rows]
+            found = tokenizer(some, add_special_tokens=kind, verbose=False)["input_ids"]
+            for row, its_ids in zip(rows, found, strict=True):
+                ids[row] = its_ids
+    return ids
 
 
 def prompt_ids(tokenizer: Any, prompt: Any) -> list[int]:
     """The ids of a prompt.
 
     Raises:
-        TypeError: neither text nor a list of messages.
-        ValueError: it has no tokens.
+        TypeError, ValueError: neither text nor a list of messages, or it has no tokens.
     """
-    # A chat template writes its own special tokens; the tokenizer must not add them again.
     text = prompt_text(tokenizer, prompt)
-    ids: list[int] = tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"]
+    (ids,) = ids_of_texts(tokenizer, [text], [isinstance(prompt, str)])
     if not ids:
         raise ValueError(f"prompt: has no tokens: {prompt!r}")
     return ids
@@ -61,8 +121,7 @@ def encode_prompts(
         ids [B, P] and attention mask [B, P], padded on the left to the longest prompt.
 
     Raises:
-        TypeError: a prompt is neither text nor messages.
-        ValueError: a prompt has no tokens.
+        TypeError, ValueError: a prompt is neither text nor messages, or has no tokens.
     """
     rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     width = max(len(row) for row in rows)

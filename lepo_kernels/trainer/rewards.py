@@ -1,10 +1,13 @@
-"""Calling reward functions, and refusing what they must not return."""
+"""Reward functions: what they are given, what they may return, and how their rewards add up."""
 
-import asyncio
+import copy
 import inspect
+import itertools
+import logging
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
 from numbers import Real
 from typing import Any
 
@@ -12,33 +15,62 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lepo_kernels.trainer.reward_calls import Call, call_all
+from lepo_kernels.trainer.reward_errors import RewardError
+from lepo_kernels.trainer.reward_log import RewardLog
+from lepo_kernels.validation import FLOAT32_MAX, check_number
+
+__all__ = ["RewardError", "RewardFunction", "Rewards", "check_timeout", "check_weights"]
+
 RewardFunction = Callable[..., Any]
 
+# What every reward function is given, and what those are whose signature takes it.
+ALWAYS_GIVEN = ("prompts", "completions", "completion_ids")
+GIVEN_ON_REQUEST = ("trainer_state", "log_extra", "log_metric")
 
-class RewardError(RuntimeError):
-    """A reward function raised, or returned something that is not a list of rewards."""
+_ATOMS = frozenset({str, int, float, bool, bytes, type(None)})
+_logger = logging.getLogger(__name__)
 
 
 class Rewards:
     """Several reward functions with weights, called the way TRL calls them.
 
     A reward function is ``f(prompts, completions, completion_ids, **columns)``, plain or ``async``;
-    ``columns`` are the dataset's other columns. It returns a list with a float per sample, or None
-    where it does not apply.
+    ``columns`` are the dataset's other columns. It returns a list with a number per sample, or None
+    where it does not apply. Three more arguments go to a function whose signature takes them, by
+    name or as ``**kwargs``:
+
+    - ``trainer_state``: the trainer's own ``TrainerState`` (``global_step``, ``epoch``, ...), not a
+      copy; None outside of a trainer.
+    - ``log_extra(column, values)``: adds a column, with a value per sample, to
+      ``completions.jsonl``, ``evaluations.jsonl`` and the printed table.
+    - ``log_metric(name, value)``: adds a metric to the log.
+
+    Each function is given lists, dicts and arrays of its own: what it does to them, no other
+    function sees, nor the trainer. Objects of other types are shared.
 
     Args:
         functions: one function, or several.
         weights: one per function; None weighs all by 1.
+        timeout: seconds that a call of one function may take; None for no limit. With a limit,
+            plain functions run on a thread of their own, where ``signal.alarm`` does not work; a
+            call that exceeds it ends in a RewardError, and its thread is abandoned.
+
+    Attributes:
+        names: one per function, for metrics; equal ones are numbered.
+        trainer_state: what functions are given under that name.
+        log: what the functions logged in the last call.
 
     Raises:
-        TypeError: a function is not callable.
-        ValueError: no function, or a different number of weights.
+        TypeError: a function is not callable, or a weight or the timeout no number.
+        ValueError: no function, a different number of weights, or a number out of range.
     """
 
     def __init__(
         self,
         functions: RewardFunction | Sequence[RewardFunction],
         weights: Sequence[float] | None = None,
+        timeout: float | None = None,
     ) -> None:
         self.functions = [functions] if callable(functions) else list(functions)
         if not self.functions:
@@ -50,12 +82,44 @@ class Rewards:
                     f"reward_funcs: expected functions, got {type(function).__name__}: {function!r}"
                 )
         self.names = _unique([_name(function) for function in self.functions])
+        check_weights(weights)
         if weights is not None and len(weights) != len(self.functions):
             raise ValueError(
                 f"reward_weights: expected {len(self.functions)} (one per reward function), "
                 f"got {len(weights)}"
             )
         self.weights = [1.0] * len(self.functions) if weights is None else list(weights)
+        check_timeout(timeout)
+        self.timeout = timeout
+        self.trainer_state: Any = None
+        self.log = RewardLog(0)
+        self._warned = False
+
+    def check_columns(self, dataset: str, columns: Iterable[str]) -> None:
+        """Check that every function can be called with the columns of a dataset.
+
+        Args:
+            dataset: the dataset's name, for the message.
+            columns: its columns besides ``prompt``.
+
+        Raises:
+            TypeError: a function cannot; it is named, with what it lacks or does not take.
+        """
+        given = [*ALWAYS_GIVEN, *columns]
+        for name, function in zip(self.names, self.functions, strict=True):
+            try:
+                signature = inspect.signature(function, follow_wrapped=False)
+            except (TypeError, ValueError):
+                continue  # written in C: the call will tell
+            wanted = [*given, *_on_request(function)]
+            try:
+                signature.bind(**dict.fromkeys(wanted))
+            except TypeError as error:
+                raise TypeError(
+                    f"reward function {name!r}: cannot be called with {', '.join(given)}, which "
+                    f"{dataset} gives it: {error}. A reward function takes its columns by name and "
+                    "the others as **kwargs"
+                ) from None
 
     def __call__(
         self,
@@ -66,9 +130,11 @@ class Rewards:
     ) -> Tensor:  # [B, F]
         """Rewards of every sample by every function; NaN where a function returned None.
 
+        A sample without any reward is told of once.
+
         Raises:
-            RewardError: a function raised (chained), returned the wrong number of rewards, or one
-                that is NaN, infinite or no number.
+            RewardError: a function raised (chained), took longer than ``timeout``, returned the
+                wrong number of rewards, or one that is no number or none that float32 holds.
         """
         arguments = {
             "prompts": prompts,
@@ -76,58 +142,131 @@ class Rewards:
             "completion_ids": completion_ids,
             **columns,
         }
+        log = RewardLog(len(prompts))
+        calls = []
+        for name, function in zip(self.names, self.functions, strict=True):
+            offered = {"trainer_state": self.trainer_state, **log.hooks(name)}
+            wanted = {key: offered[key] for key in _on_request(function)}
+            calls.append(Call(name, function, {**own_copy(arguments), **wanted}))
         per_function = [
             _checked(name, returned, len(prompts))
-            for name, returned in zip(self.names, self._call_all(arguments), strict=True)
+            for name, returned in zip(self.names, call_all(calls, self.timeout), strict=True)
         ]
-        return torch.tensor(per_function, dtype=torch.float64).T.reshape(len(prompts), -1)
+        self.log = log
+        rewards = torch.tensor(per_function, dtype=torch.float64).T.reshape(len(prompts), -1)
+        self._tell_of_missing(rewards, prompts)
+        return rewards
 
     def total(
         self,
         rewards: Tensor,  # [B, F]
     ) -> Tensor:  # [B]
-        """Weighted sum over functions; NaN where no function applied."""
+        """Weighted sum over functions; NaN where no function applied.
+
+        Raises:
+            RewardError: a sum is so large that float32 may not hold the difference of two.
+        """
         weights = torch.tensor(self.weights, dtype=rewards.dtype)
         summed = (rewards.nan_to_num(0.0) * weights).sum(-1)
+        large = (summed.abs() > FLOAT32_MAX / 2).nonzero()[:, 0].tolist()
+        if large:
+            parts = ", ".join(
+                f"{weight:g} * {reward:g} of {name!r}"
+                for weight, reward, name in zip(
+                    self.weights, rewards[large[0]].tolist(), self.names, strict=True
+                )
+            )
+            raise RewardError(
+                f"reward_weights: the rewards of sample {large[0]} sum to {summed[large[0]]:g} "
+                f"({parts}); expected at most {FLOAT32_MAX / 2:g}"
+            )
         return summed.masked_fill(rewards.isnan().all(-1), float("nan"))
 
-    def _call_all(self, arguments: dict[str, Any]) -> list[Any]:
-        """Call every function; those that are async run side by side."""
-        returned = [
-            _call(name, function, arguments)
-            for name, function in zip(self.names, self.functions, strict=True)
-        ]
-        waiting = [index for index, value in enumerate(returned) if inspect.isawaitable(value)]
-        if waiting:
-            # A thread of its own: the caller may be inside a running event loop (a notebook).
-            with ThreadPoolExecutor(max_workers=1) as pool:
-                awaited = pool.submit(asyncio.run, _gather([returned[i] for i in waiting])).result()
-            for index, value in zip(waiting, awaited, strict=True):
-                if isinstance(value, BaseException):
-                    raise _raised(self.names[index], value) from value
-                returned[index] = value
-        return returned
+    def _tell_of_missing(
+        self,
+        rewards: Tensor,  # [B, F]
+        prompts: list[Any],
+    ) -> None:
+        missing = rewards.isnan().all(-1).nonzero()[:, 0].tolist()
+        if not missing or self._warned:
+            return
+        self._warned = True
+        _logger.warning(
+            "No reward for %d of %d samples: %s returned None for them (first for sample %d, with "
+            "the prompt %.200r). They count as unsolved in evaluations, and train nothing. This is "
+            "said once.",
+            len(missing),
+            len(prompts),
+            " and ".join(map(repr, self.names)),
+            missing[0],
+            prompts[missing[0]],
+        )
 
 
-def _call(name: str, function: RewardFunction, arguments: dict[str, Any]) -> Any:
-    try:
-        return function(**arguments)
-    except Exception as error:
-        raise _raised(name, error) from error
+def check_weights(weights: Any) -> None:
+    """Check the weights of reward functions; None stands for all 1.
+
+    Raises:
+        TypeError: not a list of numbers.
+        ValueError: a weight is NaN, infinite or beyond what float32 holds.
+    """
+    if weights is None:
+        return
+    if isinstance(weights, str) or not isinstance(weights, Sequence):
+        raise TypeError(f"reward_weights: expected a list of numbers, got {type(weights).__name__}")
+    for index, weight in enumerate(weights):
+        check_number(f"reward_weights[{index}]", weight, -FLOAT32_MAX, FLOAT32_MAX)
 
 
-def _raised(name: str, error: BaseException) -> RewardError:
-    return RewardError(f"reward function {name!r} raised {error!r}")
+def check_timeout(timeout: Any) -> None:
+    """Check the time limit of reward functions; None stands for no limit.
+
+    Raises:
+        TypeError: not a number.
+        ValueError: not positive, or longer than Python can wait.
+    """
+    if timeout is not None:
+        check_number("reward_timeout", timeout, 0.0, threading.TIMEOUT_MAX, low_included=False)
 
 
-async def _gather(awaitables: list[Any]) -> list[Any]:
-    return await asyncio.gather(*awaitables, return_exceptions=True)
+def own_copy(value: Any) -> Any:
+    """The value with its lists, dicts, sets and arrays copied, at every depth."""
+    kind = type(value)
+    if kind is list:
+        # Most are ids and texts, which a plain copy serves.
+        flat = all(type(item) in _ATOMS for item in value)
+        return value.copy() if flat else [own_copy(item) for item in value]
+    if kind is dict:
+        return {key: own_copy(item) for key, item in value.items()}
+    if kind is tuple:
+        return tuple(own_copy(item) for item in value)
+    if isinstance(value, list | dict | tuple | set | bytearray | np.ndarray):
+        return copy.deepcopy(value)
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _on_request(function: RewardFunction) -> list[str]:
+    """Which of `GIVEN_ON_REQUEST` a function takes.
+
+    A decorator that takes anything hands it on to the function that it wraps: both must take it.
+    """
+    taken = list(GIVEN_ON_REQUEST)
+    for follow in (False, True):
+        try:
+            parameters = inspect.signature(function, follow_wrapped=follow).parameters
+        except (TypeError, ValueError):
+            return []
+        anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        by_position = {n for n, p in parameters.items() if p.kind is p.POSITIONAL_ONLY}
+        named = parameters.keys() - by_position
+        taken = [name for name in taken if anything or name in named]
+    return taken
 
 
 def _checked(name: str, returned: Any, expected: int) -> list[float]:
-    if isinstance(returned, Tensor | np.ndarray):
+    if hasattr(returned, "tolist"):  # a tensor, an array, a pandas Series
         returned = returned.tolist()
-    if returned is None or isinstance(returned, str) or not isinstance(returned, Sequence):
+    if isinstance(returned, str | bytes | bytearray) or not isinstance(returned, Sequence):
         raise RewardError(
             f"reward function {name!r}: expected a list of {expected} rewards, "
             f"got {type(returned).__name__}"
@@ -142,25 +281,44 @@ def _checked(name: str, returned: Any, expected: int) -> list[float]:
 def _checked_reward(name: str, index: int, reward: Any) -> float:
     if reward is None:
         return float("nan")
-    if isinstance(reward, Tensor) and reward.numel() == 1:
+    if isinstance(reward, np.generic) or (
+        isinstance(reward, Tensor | np.ndarray) and math.prod(reward.shape) == 1
+    ):
         reward = reward.item()
-    if not isinstance(reward, Real):
+    if not isinstance(reward, Real | Decimal):
         raise RewardError(
             f"reward function {name!r}: reward {index} is a {type(reward).__name__}, not a number"
         )
-    if not math.isfinite(reward):
-        raise RewardError(f"reward function {name!r}: reward {index} is {float(reward)}")
-    return float(reward)
+    number = _as_float(reward)
+    if not abs(number) <= FLOAT32_MAX:
+        raise RewardError(
+            f"reward function {name!r}: reward {index} is {number}; expected a number that float32 "
+            f"holds, up to {FLOAT32_MAX:.3g}, or None where the function does not apply"
+        )
+    return number
+
+
+def _as_float(number: Any) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # a large int or Fraction
+        return math.inf if number > 0 else -math.inf
+    except ValueError:  # a signalling NaN of decimal
+        return math.nan
 
 
 def _name(function: RewardFunction) -> str:
-    name = getattr(function, "__name__", None) or type(function).__name__
-    return str(name)
+    # functools.partial has no name of its own.
+    inner = getattr(function, "func", function)
+    name = getattr(function, "__name__", None) or getattr(inner, "__name__", None)
+    return str(name or type(function).__name__)
 
 
 def _unique(names: list[str]) -> list[str]:
     """Append a number to names that stand more than once, so that metrics do not collide."""
-    return [
-        name if names.count(name) == 1 else f"{name}_{names[:position].count(name)}"
-        for position, name in enumerate(names)
-    ]
+    unique: list[str] = []
+    for name in names:
+        numbered = (f"{name}_{number}" for number in itertools.count())
+        free = (new for new in numbered if new not in unique and new not in names)
+        unique.append(name if names.count(name) == 1 else next(free))
+    return unique

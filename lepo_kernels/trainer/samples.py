@@ -1,6 +1,5 @@
 """The completions of a run on disk, one JSON line each, and as a table on the terminal."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from lepo_kernels.console import as_text, make_console
+from lepo_kernels.report.json_text import json_text
 from lepo_kernels.report.run_folder import open_log
 from lepo_kernels.trainer.collect import Collected
 from lepo_kernels.trainer.evaluation import EvaluationResult
@@ -28,9 +28,11 @@ class SampleLog:
         self.tokenizer = tokenizer
         self.reward_names = reward_names
         self._latest: list[dict[str, Any]] = []
+        self._extra: list[str] = []
 
     def write(self, collected: Collected, step: int) -> None:
         """Append the completions of a rollout that the update after ``step`` trains on."""
+        self._extra = list(collected.extra)
         self._latest = [
             {
                 "step": step,
@@ -39,6 +41,7 @@ class SampleLog:
                 "latent": latent_steps(self.tokenizer, collected.rollout, index),
                 "rewards": self._named_rewards(collected.rewards[index].tolist()),
                 "advantage": float(collected.advantages[index]),
+                **{name: values[index] for name, values in collected.extra.items()},
             }
             for index, text in enumerate(collected.texts)
         ]
@@ -52,13 +55,16 @@ class SampleLog:
     def print_table(self, rows: int) -> None:
         """Print the first ``rows`` completions of the last rollout."""
         table = Table(title="completions", show_lines=True)
-        for column in ("prompt", "latent", "completion", *self.reward_names, "advantage"):
+        columns = ("prompt", "latent", "completion", *self.reward_names, "advantage", *self._extra)
+        for column in columns:
             table.add_column(as_text(column))
         for row in self._latest[:rows]:
             rewards = [str(row["rewards"][name]) for name in self.reward_names]
             steps = " ".join(step[0]["token"] for step in row["latent"] if step)
-            cells = (row["prompt"][-200:], steps, row["completion"], *rewards)
-            table.add_row(*map(as_text, cells), f"{row['advantage']:.2f}")
+            extra = [str(row[name]) for name in self._extra]
+            advantage = f"{row['advantage']:.2f}"
+            cells = (row["prompt"][-200:], steps, row["completion"], *rewards, advantage, *extra)
+            table.add_row(*map(as_text, cells))
         make_console().print(table)
 
     def _named_rewards(self, values: list[float]) -> dict[str, float | None]:
@@ -71,4 +77,4 @@ class SampleLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         with open_log(self.folder / name) as file:
             for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json_text(row) + "\n")

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers.trainer_callback import TrainerCallback, TrainerControl
 
 from lepo_kernels.report.run_folder import RunFolder
 from lepo_kernels.rollout.policy_loss import policy_loss
+from lepo_kernels.trainer.best_metric import choose_best_metric
 from lepo_kernels.trainer.checkpoint import (
     checkpoint_step,
     discard_stale_state,
@@ -30,14 +32,14 @@ from lepo_kernels.trainer.checkpoint import (
 )
 from lepo_kernels.trainer.collect import Collector
 from lepo_kernels.trainer.config import LEPOConfig
-from lepo_kernels.trainer.evaluation import EvaluationResult, evaluate_policy, summarise
+from lepo_kernels.trainer.dataset_checks import check_dataset, check_prompts
+from lepo_kernels.trainer.evaluation import EvaluationResult, evaluate_checked, summarise
 from lepo_kernels.trainer.experience import Experience
 from lepo_kernels.trainer.generation import generation_config
 from lepo_kernels.trainer.metrics import MetricMeans
+from lepo_kernels.trainer.model_limits import limits_of
 from lepo_kernels.trainer.preparation import (
     adapter_disabled,
-    check_dataset,
-    check_prompt_lengths,
     disable_dropout,
     frozen_copy,
     is_peft,
@@ -56,11 +58,12 @@ class LEPOTrainer(Trainer):
     Args:
         model: a causal language model, or a name or folder for ``from_pretrained``.
         reward_funcs: one or several ``f(prompts, completions, completion_ids, **columns)`` that
-            return a list of floats or Nones; plain or async.
+            return a list of floats or Nones; plain or async. See `Rewards` for what else they are
+            given and how they are called.
         args: the settings.
-        train_dataset: rows with a column ``prompt`` (text or chat messages); other columns are
-            given to the reward functions.
-        eval_dataset: the same, held out; None trains without evaluation.
+        train_dataset: a ``datasets.Dataset``, or a list of dicts, with a column ``prompt`` (text or
+            chat messages); other columns are given to the reward functions. See `check_dataset`.
+        eval_dataset: the same, held out, or a dict of such; None trains without evaluation.
         processing_class: the tokenizer; None loads the model's own.
         callbacks, optimizers: as in transformers' Trainer.
         peft_config: a peft configuration; the model is then wrapped in an adapter, and the KL
@@ -92,14 +95,21 @@ class LEPOTrainer(Trainer):
     ) -> None:
         if not isinstance(args, LEPOConfig):
             raise TypeError(f"args: expected a LEPOConfig, got {type(args).__name__}")
-        self.rewards = Rewards(reward_funcs, args.reward_weights)
-        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            check_dataset(name, dataset)
+        self.rewards = Rewards(reward_funcs, args.reward_weights, args.reward_timeout)
+        check_dataset("train_dataset", train_dataset, self.rewards)
+        check_dataset("eval_dataset", eval_dataset, self.rewards, several=True)
+        if type(self).evaluate is LEPOTrainer.evaluate:  # a subclass may have metrics of its own
+            choose_best_metric(args, eval_dataset)
         model = load_model(model, args.model_init_kwargs)
         processing_class = load_tokenizer(model, processing_class)
-        if args.max_prompt_length is not None:
-            limit = args.max_prompt_length
-            check_prompt_lengths("train_dataset", train_dataset, processing_class, limit)
+        limits = limits_of(model, args.max_completion_length, args.max_prompt_length)
+        check_prompts("train_dataset", train_dataset, processing_class, limits)
+        self._eval_limits = replace(limits, max_prompt_length=None)
+        check_prompts("eval_dataset", eval_dataset, processing_class, self._eval_limits)
+        # Datasets that need no second look at every evaluation.
+        self._checked = [eval_dataset]
+        if isinstance(eval_dataset, dict):
+            self._checked += eval_dataset.values()
         if peft_config is not None:
             model = with_adapter(model, peft_config)
         if args.updates_per_rollout > 1:
@@ -243,6 +253,7 @@ class LEPOTrainer(Trainer):
     def _collect(self, examples: list[dict[str, Any]], rollout_index: int) -> Experience:
         policy = self.accelerator.unwrap_model(self.model_wrapped)
         self.collector.activity = self.activity
+        self.rewards.trainer_state = self.state
         collected = self.collector.collect(
             policy, self._reference_for(policy), examples, rollout_index
         )
@@ -325,7 +336,9 @@ class LEPOTrainer(Trainer):
             raise ValueError("eval_dataset: evaluation needs one, got None")
         if isinstance(dataset, str):
             dataset = self.eval_dataset[dataset]
-        check_dataset("eval_dataset", dataset)
+        if all(dataset is not checked for checked in self._checked):
+            check_dataset("eval_dataset", dataset, self.rewards, several=True)
+            check_prompts("eval_dataset", dataset, self.processing_class, self._eval_limits)
         if isinstance(dataset, dict):
             merged: dict[str, float] = {}
             for name, part in dataset.items():
@@ -353,8 +366,9 @@ class LEPOTrainer(Trainer):
     def _evaluate_shard(self, dataset: Any) -> EvaluationResult:
         """Evaluate this process's share of the problems, then put all shares together."""
         args = self.args
+        self.rewards.trainer_state = self.state
         shard = range(args.process_index, len(dataset), self.accelerator.num_processes)
-        result = evaluate_policy(
+        result = evaluate_checked(
             self.accelerator.unwrap_model(self.model_wrapped),
             self.processing_class,
             dataset,

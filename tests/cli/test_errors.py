@@ -26,7 +26,7 @@ def no_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["trian"], "there is no command 'trian'; did you mean 'train'?"),
         (["train", "{config}", "--tua", "1"], "unknown option --tua; did you mean 'tau'"),
-        (["train", "{config}", "--tau", "-1"], "tau: expected a number in (0, inf), got -1.0"),
+        (["train", "{config}", "--tau", "-1"], "tau: expected a number in [0, inf), got -1.0"),
         (["train", "{config}", "--task", "gsm"], "there is no task 'gsm'; did you mean 'gsm8k'?"),
         (["train", "{config}", "--task_params", '{"min_digit": 1}'], "did you mean 'min_digits'"),
         (["train", "{config}", "--train_size", "0"], "has no problems to train on"),

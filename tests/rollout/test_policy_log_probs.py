@@ -38,7 +38,7 @@ def test_agrees_with_the_rollout(family, cache):
         {"noise": "gaussian", "noise_scale": 0.3},
         {"noise": "dirichlet"},
         {"noise": "soft", "noise_scale": 0.5},
-        {"noise": "multiplex"},
+        {"noise": "categorical"},
         {"noise": "none"},
         {"do_sample": False},
         {"top_k": None, "min_p": 0.05},

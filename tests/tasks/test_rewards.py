@@ -56,6 +56,24 @@ def test_chat_messages_and_other_columns_are_welcome() -> None:
     ) == [1.0, 0.0]
 
 
+def test_content_may_be_parts_or_missing() -> None:
+    parts = [{"type": "image"}, {"type": "text", "text": "it is "}, {"type": "text", "text": "7"}]
+    completion = [
+        {"role": "assistant", "content": None},
+        {"role": "tool"},
+        {"role": "assistant", "content": parts},
+    ]
+    assert rewards.exact_answer([completion], answer=["7"]) == [1.0]
+
+
+def test_answers_may_be_numbers_or_missing() -> None:
+    assert rewards.exact_answer(["it is 7", "None", "None"], answer=[7, None, 7.5]) == [
+        1.0,
+        None,
+        0.0,
+    ]
+
+
 def test_math_verify_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     rewards._math_verifier.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -63,7 +81,6 @@ def test_math_verify_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         rewards.math_verify(["1"], answer=["1"])
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_math_verify_knows_equal_forms_in_any_thread() -> None:
     pytest.importorskip("math_verify")
     rewards._math_verifier.cache_clear()

@@ -16,7 +16,8 @@ def call(functions, weights=None, count=2, **columns):
 def test_columns_and_completions_reach_the_function():
     def seen(prompts, completions, completion_ids, answer, **rest):
         assert (prompts, completions, completion_ids) == (["p", "p"], ["c", "c"], [[1], [1]])
-        assert rest == {"level": [3, 4]}
+        assert rest.keys() == {"level", "trainer_state", "log_extra", "log_metric"}
+        assert rest["level"] == [3, 4]
         return [float(a) for a in answer]
 
     got, total = call(seen, answer=["1", "0"], level=[3, 4])
@@ -79,6 +80,9 @@ async def raising_async(**_):
         (raising_async, r"'raising_async' raised KeyError\('answer'\)"),
         (lambda **_: None, "expected a list of 2 rewards, got NoneType"),
         (lambda **_: 1.0, "expected a list of 2 rewards, got float"),
+        (lambda **_: b"ab", "expected a list of 2 rewards, got bytes"),
+        (lambda **_: {0: 1.0, 1: 1.0}, "expected a list of 2 rewards, got dict"),
+        (lambda **_: np.ones((2, 1)), "reward 0 is a list, not a number"),
         (lambda **_: [1.0], "expected 2 rewards, got 1"),
         (lambda **_: [1.0, float("nan")], "reward 1 is nan"),
         (lambda **_: [float("inf"), 1.0], "reward 0 is inf"),

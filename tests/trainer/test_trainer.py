@@ -12,8 +12,8 @@ from peft import LoraConfig
 from tensorboard.backend.event_processing import event_accumulator
 
 from lepo_kernels.trainer.config import LEPOConfig
+from lepo_kernels.trainer.dataset_checks import check_dataset
 from lepo_kernels.trainer.evaluation import EVALUATION_KEYS
-from lepo_kernels.trainer.preparation import check_dataset
 from lepo_kernels.trainer.rewards import RewardError
 from lepo_kernels.trainer.trainer import LEPOTrainer
 from tests.tiny import tiny_model
@@ -229,8 +229,9 @@ def test_mask_truncated_completions_leaves_them_out(make_trainer):
         {"noise": "dirichlet"},
         {"noise": "soft", "noise_scale": 0.33},
         {"noise": "none"},
-        {"noise": "multiplex", "num_draws": 3},
+        {"noise": "categorical", "num_draws": 3},
         {"noise_clamp": [-1.5, 3.0]},
+        {"tau": 0.0},
         {"cache_implementation": "static"},
         {"latent_eos": "stop"},
         {"latent_suffix": "=", "temperature": 0.7},

@@ -1,0 +1,31 @@
+"""The settings that the trainer and its rollouts share: handed down by name, checked down there."""
+
+from dataclasses import fields
+from typing import Any
+
+from lepo_kernels.rollout.config import LatentGenerationConfig
+
+
+def sampling_settings(args: Any) -> dict[str, Any]:
+    """The settings of a `LatentGenerationConfig` that ``args`` has, under the names it has there.
+
+    Args:
+        args: the trainer's settings, or any object with a part of them.
+    """
+    names = [setting.name for setting in fields(LatentGenerationConfig)]
+    shared = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    return {**shared, "max_new_tokens": args.max_completion_length}
+
+
+def check_sampling(args: Any) -> None:
+    """Check the settings of ``args`` that say how it samples.
+
+    Raises:
+        TypeError, ValueError: see `LatentGenerationConfig`.
+    """
+    try:
+        # Which ids end a row is known once there is a tokenizer.
+        LatentGenerationConfig(eos_token_ids=(0,), pad_token_id=0, **sampling_settings(args))
+    except (TypeError, ValueError) as error:
+        named = str(error).replace("max_new_tokens", "max_completion_length")
+        raise type(error)(named) from None
