@@ -29,6 +29,16 @@ constexpr int kMixLoads = 16;
 // The same for the gradients, which have many more warps.
 constexpr int kDotLoads = 4;
 constexpr int kScatterLoads = 8;
+// Blocks of a multiprocessor that the registers must leave room for: with single columns, with 16
+// bytes of float32 and of 16-bit elements. Left to guess, some compilers spill for one more.
+template <typename T, bool kAligned>
+constexpr int kMixBlocks = !kAligned        ? 18
+                           : sizeof(T) == 4 ? 10
+                                            : 8;
+template <typename T, bool kAligned>
+constexpr int kScatterBlocks = !kAligned        ? 20
+                               : sizeof(T) == 4 ? 14
+                                                : 12;
 // Long enough that few ids are shared between pieces, and short enough that both an id's pieces
 // (250k entries of one id: 2000 partial sums) and a piece's entries are soon added.
 constexpr int kPieceEntries = 128;
@@ -48,7 +58,8 @@ template <typename T>
 struct Rows {
   const T* data;
   int64_t stride;
-  LEPO_DEVICE const T* operator[](int64_t row) const { return data + row * stride; }
+  LEPO_DEVICE int64_t offset(int64_t row) const { return row * stride; }
+  LEPO_DEVICE const T* operator[](int64_t row) const { return data + offset(row); }
 };
 
 LEPO_DEVICE bool in_range(int64_t id, int64_t vocab) { return id >= 0 && id < vocab; }
@@ -109,33 +120,37 @@ LEPO_DEVICE int64_t tiles_of(int64_t width) {
 
 // --- The mixture ---------------------------------------------------------------------------------
 
-// Adds the weighted rows of the lanes in `live`, in their order.
+// The first of the lanes in `lanes`, which it leaves.
+LEPO_DEVICE int take_lane(unsigned& lanes) {
+  const int lane = __ffs(static_cast<int>(lanes)) - 1;
+  lanes &= lanes - 1;
+  return lane;
+}
+
+// Adds the weighted rows of the lanes in `live`, in their order. The weights stay with their lanes
+// until they are used: registers are for the rows on their way.
 template <typename T, bool kAligned>
-LEPO_DEVICE void add_live_rows(const Rows<T>& embedding,  // [V, D]
-                               int64_t id, float weight, unsigned live, int64_t column,
+LEPO_DEVICE void add_live_rows(const T* columns,  // of row 0
+                               int64_t offset, float weight, unsigned live,
                                float (&sum)[Columns<T, kAligned>::kCount]) {
   while (live != 0) {
     Columns<T, kAligned> x[kMixLoads];
-    // 0 where there is no entry left.
-    float weights[kMixLoads];
+    unsigned unread = live;
     LEPO_UNROLL
     for (int u = 0; u < kMixLoads; ++u) {
-      weights[u] = 0.0f;
-      if (live == 0) continue;
-      const int source = __ffs(static_cast<int>(live)) - 1;
-      live &= live - 1;
-      weights[u] = __shfl_sync(kAllLanes, weight, source);
-      x[u].load(embedding[__shfl_sync(kAllLanes, id, source)] + column);
+      if (unread == 0) continue;
+      x[u].load(columns + __shfl_sync(kAllLanes, offset, take_lane(unread)));
     }
     LEPO_UNROLL
     for (int u = 0; u < kMixLoads; ++u) {
-      if (weights[u] != 0.0f) x[u].add_to(sum, weights[u]);
+      if (live == 0) continue;
+      x[u].add_to(sum, __shfl_sync(kAllLanes, weight, take_lane(live)));
     }
   }
 }
 
 template <typename T, bool kAligned>
-__global__ void __launch_bounds__(kMixThreads)
+__global__ void __launch_bounds__(kMixThreads, kMixBlocks<T, kAligned>)
     mix_embeddings_kernel(Ids ids,                            // [N, K]
                           const float* __restrict__ weights,  // [N, K]
                           Rows<T> embedding,                  // [V, D]
@@ -157,8 +172,10 @@ __global__ void __launch_bounds__(kMixThreads)
         for (int i = 0; i < Lane::kCount; ++i) sum[i] = NAN;
         break;
       }
-      add_live_rows<T, kAligned>(embedding, id, weight, __ballot_sync(kAllLanes, live),
-                                 place.column, sum);
+      // The id of an entry of weight 0 may be anything.
+      const int64_t offset = embedding.offset(live ? id : 0);
+      add_live_rows<T, kAligned>(embedding.data + place.column, offset, weight,
+                                 __ballot_sync(kAllLanes, live), sum);
     }
     if (place.inside) Lane::store(mixed + n * width + place.column, sum);
   }
@@ -303,7 +320,7 @@ struct PartialSum {
 };
 
 template <typename T, bool kAligned>
-__global__ void __launch_bounds__(kMixThreads)
+__global__ void __launch_bounds__(kMixThreads, kScatterBlocks<T, kAligned>)
     mix_scatter_kernel(SortedEntries entries,              // [M]
                        const float* __restrict__ weights,  // [N, K]
                        Rows<T> grad,                       // [N, D]
@@ -315,31 +332,36 @@ __global__ void __launch_bounds__(kMixThreads)
     const int64_t piece = item / tiles;
     const Place place = place_in_tile<Lane::kCount>(item % tiles, out.width);
     const int64_t begin = piece * kPieceEntries;
-    const int64_t end = min(begin + kPieceEntries, entries.count);
+    const auto count = static_cast<int>(min(entries.count - begin, int64_t{kPieceEntries}));
     int32_t current = entries.keys[begin];
     if (current == vocab) continue;
     bool began_before = begin > 0 && entries.keys[begin - 1] == current;
+    const T* const columns = grad.data + place.column;
     float sum[Lane::kCount] = {};
-    for (int64_t first = begin; first < end; first += kWarpSize) {
-      const int64_t at = first + lane_of_thread();
-      const int64_t entry = at < end ? entries.order[at] : 0;
-      const int32_t key = at < end ? entries.keys[at] : static_cast<int32_t>(vocab);
+    for (int first = 0; first < count; first += kWarpSize) {
+      const int at = first + lane_of_thread();
+      const int64_t entry = at < count ? entries.order[begin + at] : 0;
+      const int32_t key = at < count ? entries.keys[begin + at] : static_cast<int32_t>(vocab);
       const float weight = weights[entry];
-      const int64_t n = entry / kept;
+      const int64_t offset = grad.offset(entry / kept);
       // Those that add nothing come last.
       const int live = __popc(__ballot_sync(kAllLanes, key != vocab));
+      // The entries whose id is another one than that of the entry before: a bit each, where a
+      // register each would be needed for their ids while the rows are on their way.
+      const int32_t key_above = __shfl_up_sync(kAllLanes, key, 1);
+      const int32_t key_before = lane_of_thread() == 0 ? current : key_above;
+      const unsigned begins = __ballot_sync(kAllLanes, key != key_before);
       for (int next = 0; next < live; next += kScatterLoads) {
         Lane x[kScatterLoads];
         LEPO_UNROLL
         for (int u = 0; u < kScatterLoads; ++u) {
           if (next + u >= live) continue;
-          x[u].load(grad[__shfl_sync(kAllLanes, n, next + u)] + place.column);
+          x[u].load(columns + __shfl_sync(kAllLanes, offset, next + u));
         }
         LEPO_UNROLL
         for (int u = 0; u < kScatterLoads; ++u) {
           if (next + u >= live) continue;
-          const int32_t id = __shfl_sync(kAllLanes, key, next + u);
-          if (id != current) {
+          if ((begins >> (next + u) & 1) != 0) {
             if (place.inside && began_before) {
               Partial::store(out.shared_with_previous(piece) + place.column, sum);
             } else if (place.inside) {
@@ -347,7 +369,7 @@ __global__ void __launch_bounds__(kMixThreads)
             }
             LEPO_UNROLL
             for (int i = 0; i < Lane::kCount; ++i) sum[i] = 0.0f;
-            current = id;
+            current = __shfl_sync(kAllLanes, key, next + u);
             began_before = false;
           }
           x[u].add_to(sum, __shfl_sync(kAllLanes, weight, next + u));
@@ -357,7 +379,7 @@ __global__ void __launch_bounds__(kMixThreads)
     if (!place.inside) continue;
     if (began_before) {
       Partial::store(out.shared_with_previous(piece) + place.column, sum);
-    } else if (end < entries.count && entries.keys[end] == current) {
+    } else if (begin + count < entries.count && entries.keys[begin + count] == current) {
       Partial::store(out.begun(piece) + place.column, sum);
     } else {
       Lane::store(out.row(current) + place.column, sum);

@@ -230,4 +230,10 @@ def test_sanitizers_find_nothing(variant):
     # Two pieces that share an id, and rows that end where their memory ends; a few warps.
     for gap, shift in ((0, 0), (3, 1)):
         p = problem(2, 70, 3, 40, torch.bfloat16)
-        check(dataclasses.replace(p, gap=gap, shift=shift, module=Module(MIX.name, variant)))
+        p = dataclasses.replace(p, gap=gap, shift=shift, module=Module(MIX.name, variant))
+        check(p)
+        # An id that no address can be made of, where nothing is added.
+        p.ids[1, 3], p.weights[1, 3] = 2**63 - 1, 0
+        within = dataclasses.replace(p, ids=p.ids.clamp_max(2))
+        assert torch.equal(p.mixture(), expected_mixture(within))
+        assert torch.equal(p.dembedding(), expected_dembedding(within))
