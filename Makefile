@@ -11,6 +11,8 @@
 # make gpu       checks and times the kernels on this machine's GPU, with PYTHON as it is if you name
 #                one, or with VENV where there is one; installs nothing (docs/gpu.md)
 # make wheels    the wheel for the CPU and, where there is a CUDA toolkit, that for CUDA, into dist/
+# make wheels-matrix  a wheel with every published CUDA toolkit, each fetched, built and checked, into
+#                dist/, and the table of them in docs/wheels.md; TOOLKITS="13.1 13.4" does those alone
 #
 # All make a virtual environment first, once, and build the native libraries, which takes cmake and
 # ninja (installed here) and a C++ compiler. LEPO_BUILD_NATIVE=0 does without. Variables:
@@ -80,7 +82,7 @@ endif
 .NOTPARALLEL:
 
 .PHONY: help install native demo test test-newest test-oldest test-lane lock lint sanitize bench-smoke \
-	gpu wheels clean
+	gpu wheels wheels-matrix clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -137,6 +139,9 @@ wheels: $(TEST_STAMP)
 	else \
 		echo "*** NO CUDA WHEEL WAS BUILT: there is no CUDA toolkit on this machine ***" >&2; \
 	fi
+
+wheels-matrix: $(TEST_STAMP)
+	$(RUN) tools/wheels_matrix.py $(TOOLKITS)
 
 # For sources that changed since the installation, which builds them, too, and brings the tools.
 lepo_kernels/_C_cpu.so: $(NATIVE_SOURCES)

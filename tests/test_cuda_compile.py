@@ -5,6 +5,8 @@ they share with the library is compiled there. What the tables of budgets hold i
 tools/cuda_report/budgets.py. A kernel without an entry is an error.
 """
 
+import json
+
 import pytest
 
 from cuda_report.budgets import breaches, read_budgets
@@ -20,6 +22,7 @@ from cuda_report.compiler import (
 )
 from cuda_report.disassembly import Code, Launch, count_code, find_tool, read_launches
 from cuda_report.kernels import SHIPPED, TESTED, Kernel, compiled_kernels, sources
+from native_build import find_toolkit
 
 HEADERS = sorted((ROOT / "csrc" / "cuda").glob("*.cuh"))
 
@@ -55,7 +58,8 @@ def compilation(source):
 def test_kernels_compile_within_their_budgets(source, tmp_path):
     architectures = ARCHITECTURES if source.parent == SHIPPED else (PTX_ARCHITECTURE,)
     kernels = compiled_kernels(source, tmp_path, architectures)
-    assert breaches(kernels, read_budgets(SHIPPED, TESTED)) == []
+    table = read_budgets(SHIPPED, TESTED, toolkit=find_toolkit().version)
+    assert breaches(kernels, table) == []
 
 
 @needs_nvcc
@@ -197,6 +201,35 @@ def test_every_kernel_has_one_entry():
 def test_an_entry_holds_what_it_can_hold(entry, tmp_path):
     (tmp_path / "budgets.json").write_text(str({"kernel": entry}).replace("'", '"'))
     with pytest.raises(ValueError, match="kernel has the entries registers"):
+        read_budgets(tmp_path)
+
+
+def write_budgets(folder, others):
+    entry = {"registers": 24, "shared": 16, "wide_loads": 4, "toolkits": others}
+    (folder / "budgets.json").write_text(json.dumps({"a::kernel": entry, "a::*": entry}))
+
+
+def test_a_toolkit_may_have_numbers_of_its_own(tmp_path):
+    write_budgets(tmp_path, {"13.1": {"registers": 40}, "13.4": {"wide_loads": 2}})
+    usual = {"registers": 24, "shared": 16, "wide_loads": 4}
+    for toolkit, others in {
+        None: {},
+        "13.0": {},
+        "13.1": {"registers": 40},
+        "13.4": {"wide_loads": 2},
+    }.items():
+        table = read_budgets(tmp_path, toolkit=toolkit)
+        assert table == dict.fromkeys(("a::kernel", "a::*"), usual | others)
+
+
+# No version, a number that is not there, a misspelt one.
+@pytest.mark.parametrize(
+    "others",
+    [{"13": {"registers": 1}}, {"13.4": {"wide_stores": 1}}, {"13.4": {"register": 1}}],
+)
+def test_a_toolkit_has_no_other_entries(others, tmp_path):
+    write_budgets(tmp_path, others)
+    with pytest.raises(ValueError, match=r"budgets.json: a::kernel has for toolkit 13(\.4)? \w+"):
         read_budgets(tmp_path)
 
 

@@ -12,9 +12,7 @@ setuptools, wheel, cmake, ninja, auditwheel, and for CUDA cuobjdump (the extra `
 import argparse
 import hashlib
 import os
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +21,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from check_wheel import check
-from native_build import ROOT, BuildError, Toolkit, architectures, find_toolkit
+from commands import pip, run
+from native_build import (
+    ROOT,
+    BuildError,
+    Toolkit,
+    architectures,
+    fails_on_spill,
+    find_toolkit,
+)
+from toolkits import fetch_toolkit
+from wheel_checks.kernels import SMALL_SPILL
 from wheel_checks.linking import audit
 from wheel_checks.wheel import Expected
 
@@ -56,23 +64,6 @@ def main(words: list[str] | None = None) -> int:
     return 0
 
 
-def fetch_toolkit(version: str) -> Path:
-    """Install a CUDA toolkit from its packages into build/toolkits, once; the path of its home."""
-    if not re.fullmatch(r"\d+\.\d+", version):
-        raise BuildError(f"--toolkit: expected a version such as 13.4, got {version!r}")
-    if version.startswith("12."):
-        raise BuildError("--toolkit: nvcc 12 is not published as a package; see docs/wheels.md")
-    prefix = ROOT / "build" / "toolkits" / version
-    major = version.split(".")[0]
-    home = prefix / "nvidia" / f"cu{major}"
-    if not (home / "bin" / "nvcc").is_file():
-        packages = f"cuda-toolkit[nvcc,crt,nvvm,cudart,cccl]=={version}.*"
-        print(f"fetching {packages} into {prefix}", flush=True)
-        shutil.rmtree(prefix, ignore_errors=True)
-        pip("install", "--target", str(prefix), packages)
-    return home
-
-
 def build(folder: Path, toolkit: Toolkit | None, local_version: bool) -> Path:
     """The wheel, made from the source distribution as pip makes it, with its manylinux tag."""
     sources = folder / "sources"
@@ -81,7 +72,6 @@ def build(folder: Path, toolkit: Toolkit | None, local_version: bool) -> Path:
         "LEPO_BUILD_NATIVE": "1",
         "LEPO_BUILD_CUDA": "1" if toolkit else "0",
         "LEPO_LOCAL_VERSION": "auto" if local_version else "",
-        "LEPO_FAIL_ON_SPILL": "1",
     }
     built = folder / "built"
     # pip keeps built wheels, and does not know that the environment decides what they hold.
@@ -99,7 +89,8 @@ def expectation(toolkit: Toolkit | None) -> Expected:
     """What the wheel was asked to be."""
     if toolkit is None:
         return Expected(("_C_cpu",))
-    return Expected(("_C_cpu", "_C_cuda"), toolkit.version, architectures(toolkit))
+    allowed = 0 if fails_on_spill(toolkit) else SMALL_SPILL
+    return Expected(("_C_cpu", "_C_cuda"), toolkit.version, architectures(toolkit), allowed)
 
 
 def file_wheel(wheel: Path, index: Path) -> Path:
@@ -116,18 +107,6 @@ def file_wheel(wheel: Path, index: Path) -> Path:
     page = ["<!DOCTYPE html>", f"<title>{PROJECT}</title>", *links, ""]
     (folder / "index.html").write_text("\n".join(page))
     return target
-
-
-def pip(*words: str, **environment: str) -> None:
-    """Run pip of this Python."""
-    run(sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", *words, **environment)
-
-
-def run(*command: str | Path, **environment: str) -> None:
-    """Run a command in the root of the sources; its failure ends the program."""
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment})
-    if done.returncode != 0:
-        raise BuildError(f"failed: {' '.join(map(str, command))}")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from native_build import DEFAULT_ARCHITECTURES
+from native_build import DEFAULT_ARCHITECTURES, REFERENCE_TOOLKIT
 from wheel_checks.contents import check_contents
-from wheel_checks.kernels import check_kernels
+from wheel_checks.kernels import SMALL_SPILL, check_kernels
 from wheel_checks.linking import check_linking, check_platform
 from wheel_checks.running import check_running
 from wheel_checks.wheel import Expected, Wheel
@@ -29,12 +29,22 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--pure", action="store_true", help="it holds no native library")
     parser.add_argument("--cuda", metavar="VERSION", help="it holds _C_cuda for this CUDA (13.0)")
     parser.add_argument("--architectures", default=DEFAULT_ARCHITECTURES)
+    parser.add_argument(
+        "--allowed-spill",
+        type=int,
+        metavar="BYTES",
+        help="of stack of a thread, which are named and fail nothing; default: none for CUDA "
+        f"{REFERENCE_TOOLKIT}, {SMALL_SPILL} for another",
+    )
     options = parser.parse_args(words)
     if options.pure:
         expected = Expected(())
     elif options.cuda:
         architectures = tuple(options.architectures.split(";"))
-        expected = Expected(("_C_cpu", "_C_cuda"), options.cuda, architectures)
+        allowed = options.allowed_spill
+        if allowed is None:
+            allowed = 0 if options.cuda == REFERENCE_TOOLKIT else SMALL_SPILL
+        expected = Expected(("_C_cpu", "_C_cuda"), options.cuda, architectures, allowed)
     else:
         expected = Expected(("_C_cpu",))
     failures, facts = check(options.wheel, expected)

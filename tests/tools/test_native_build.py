@@ -1,6 +1,7 @@
 """What a build does, by its environment and by what the machine has; every refusal says why."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -198,6 +199,92 @@ def test_the_plan_holds_what_the_environment_says(make_toolkit, monkeypatch):
         f"-DCMAKE_CUDA_COMPILER={home}/bin/nvcc",
     } <= set(full.configure)
     assert any(x.startswith("-DCMAKE_CUDA_COMPILER_LAUNCHER=/") for x in full.configure)
+
+
+@pytest.mark.parametrize(
+    ("said", "version", "fails"),
+    [
+        ("", "13.0", False),
+        ("0", "13.0", False),
+        ("1", "13.4", True),
+        ("reference", "13.0", True),
+        ("reference", "13.4", False),
+    ],
+)
+def test_a_spill_fails_where_that_was_asked_for(said, version, fails, make_toolkit, monkeypatch):
+    monkeypatch.setenv("LEPO_FAIL_ON_SPILL", said)
+    monkeypatch.setenv("LEPO_BUILD_CUDA", "1")
+    monkeypatch.setenv("LEPO_CUDA_HOME", str(make_toolkit("cuda", version)))
+    monkeypatch.setattr(native_build, "find_torch", lambda: TORCH_CPU)
+    assert native_build.REFERENCE_TOOLKIT == "13.0"
+    switch = f"-DLEPO_FAIL_ON_SPILL={'ON' if fails else 'OFF'}"
+    assert switch in native_build.make_plan("1.2").configure
+
+
+def test_the_words_of_the_spill_switch(make_toolkit, monkeypatch):
+    monkeypatch.setenv("LEPO_FAIL_ON_SPILL", "never")
+    with pytest.raises(BuildError, match="expected 0, 1, reference or auto, got 'never'"):
+        native_build.fails_on_spill(native_build.Toolkit(make_toolkit("cuda"), "13.0"))
+
+
+# nvcc of the packages of CUDA 13.0 and 13.1 says lib64, where they have lib.
+PROFILE = """
+TOP = $(_HERE_)/..
+CICC_PATH = $(TOP)/nvvm/bin
+NVVMIR_LIBRARY_DIR = $(TOP)/nvvm/libdevice
+PATH += $(CICC_PATH):$(_HERE_):
+INCLUDES += "-I$(TOP)/include" $(_SPACE_)
+SYSTEM_INCLUDES += "-isystem" "$(TOP)/include/cccl" $(_SPACE_)
+LIBRARIES =+ $(_SPACE_) "-L$(TOP)/lib64/stubs" "-L$(TOP)/lib64"
+"""
+
+
+def package_layout(folder):
+    """The toolkit at hand, laid out in ``folder`` as its packages are."""
+    home = native_build.find_toolkit().home
+    runtime = next(home.rglob("libcudart_static.a"), None)
+    if runtime is None:
+        pytest.skip("the CUDA toolkit has no static runtime")
+    (folder / "bin").mkdir(parents=True)
+    for path in (home / "bin").iterdir():
+        (folder / "bin" / path.name).symlink_to(path)
+    for name in ("nvcc", "nvcc.profile"):
+        (folder / "bin" / name).unlink()
+    # It looks for the rest beside itself.
+    shutil.copy(home / "bin" / "nvcc", folder / "bin" / "nvcc")
+    (folder / "bin" / "nvcc.profile").write_text(PROFILE)
+    (folder / "lib").symlink_to(runtime.parent)
+    for name in ("include", "nvvm"):
+        (folder / name).symlink_to(home / name)
+    return folder
+
+
+# A space, as a folder of a home may have.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["packages", "my packages"])
+def test_a_toolkit_of_packages_links_and_spills_are_warnings(name, tmp_path, monkeypatch):
+    try:
+        home = package_layout(tmp_path / name)
+        torch = native_build.find_torch()
+    except BuildError as error:
+        pytest.skip(str(error))
+    for variable, value in {
+        "LEPO_BUILD_CUDA": "1",
+        "LEPO_CUDA_HOME": str(home),
+        "LEPO_CUDA_ARCH_LIST": "8.0",
+        "LEPO_FAIL_ON_SPILL": "0",
+    }.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(native_build, "find_torch", lambda: torch)
+    plan = native_build.make_plan("1.2")
+    folder = tmp_path / "build"
+    command = [str(folder) if word == str(plan.folder) else word for word in plan.configure]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rules = (folder / "build.ninja").read_text()
+    assert re.search(rf"-L\S*.*{home.name}/lib[\s\"]", rules.replace("\\ ", " ").replace("$ ", " "))
+    assert "--warn-on-spills" in rules
+    assert "--warning-as-error" not in rules
 
 
 def test_a_missing_compiler_is_named(monkeypatch):

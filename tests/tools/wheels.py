@@ -20,8 +20,9 @@ Metadata-Version: 2.4
 Name: lepo_kernels
 Version: 0.1.0
 Requires-Python: >=3.10
-Requires-Dist: torch>=2.11
-Requires-Dist: numpy
+Requires-Dist: numpy<3,>=1.26
+Requires-Dist: torch<2.16,>=2.11
+Requires-Dist: rich<16,>=13; extra == "train"
 """
 
 

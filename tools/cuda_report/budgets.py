@@ -6,14 +6,18 @@ A table maps a kernel, or a pattern for several, to
     dynamic_shared    most bytes that a launch asks for; there if and only if the kernel uses them
     wide_loads        fewest loads of 16 bytes from global memory in its code
     wide_stores       fewest stores of 16 bytes to global memory in its code
-where the last three may be left out, and a kernel's own name goes before patterns. A stack, and
+    toolkits          version of a CUDA toolkit, such as "13.4" -> those of the numbers above that
+                      are others with its compiler
+where the last four may be left out, and a kernel's own name goes before patterns. A stack, and
 traffic to local memory, are never allowed.
 """
 
 import fnmatch
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 from cuda_report.kernels import Kernel
 from cuda_report.occupancy import LIMITS
@@ -22,20 +26,38 @@ Budget = dict[str, int]
 Table = dict[str, Budget]
 NEEDED = frozenset(("registers", "shared"))
 OPTIONAL = frozenset(("dynamic_shared", "wide_loads", "wide_stores"))
+TOOLKITS = "toolkits"
 
 
-def read_budgets(*folders: Path) -> Table:
-    """The tables of these folders, as one."""
-    table: Table = {}
+def read_budgets(*folders: Path, toolkit: str | None = None) -> Table:
+    """The tables of these folders, as one, for a toolkit such as 13.4.
+
+    Without a toolkit, what the tables say of none.
+
+    Raises:
+        ValueError: an entry holds what it cannot hold.
+    """
+    table: dict[str, dict[str, Any]] = {}
     for folder in folders:
         table |= json.loads((folder / "budgets.json").read_text())
-    for pattern, budget in table.items():
-        if not NEEDED <= budget.keys() <= NEEDED | OPTIONAL:
-            raise ValueError(f"budgets.json: {pattern} has the entries {', '.join(budget)}")
-    return table
+    return {pattern: _for_toolkit(pattern, entry, toolkit) for pattern, entry in table.items()}
 
 
-def matches(kernel: str, table: Table) -> list[str]:
+def _for_toolkit(pattern: str, entry: dict[str, Any], toolkit: str | None) -> Budget:
+    budget: Budget = {name: value for name, value in entry.items() if name != TOOLKITS}
+    if not NEEDED <= budget.keys() <= NEEDED | OPTIONAL:
+        raise ValueError(f"budgets.json: {pattern} has the entries {', '.join(entry)}")
+    for version, others in entry.get(TOOLKITS, {}).items():
+        if not re.fullmatch(r"\d+\.\d+", version) or not others.keys() <= budget.keys():
+            raise ValueError(
+                f"budgets.json: {pattern} has for toolkit {version} {', '.join(others)}"
+            )
+        if version == toolkit:
+            budget = budget | others
+    return budget
+
+
+def matches(kernel: str, table: Collection[str]) -> list[str]:
     """What in the table speaks of this kernel: its name alone, else all patterns that fit."""
     if kernel in table:
         return [kernel]

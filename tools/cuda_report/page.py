@@ -10,6 +10,7 @@ from cuda_report.compiler import ARCHITECTURES, ROOT, nvcc_version
 from cuda_report.kernels import SHIPPED, Kernel, compiled_kernels, sources
 from cuda_report.occupancy import blocks_per_multiprocessor, occupancy
 from cuda_report.traffic import CASES, MODELS, Model, Sizes, formula, seconds, total
+from native_build import find_toolkit
 
 PAGE = ROOT / "docs" / "cuda-kernels.md"
 HEADING = """\
@@ -57,7 +58,9 @@ def current_page() -> str:
             for source in sources(SHIPPED)
             for kernel in compiled_kernels(source, Path(folder))
         ]
-    return page(kernels, read_budgets(SHIPPED), f"nvcc {nvcc_version()}")
+    return page(
+        kernels, read_budgets(SHIPPED, toolkit=find_toolkit().version), f"nvcc {nvcc_version()}"
+    )
 
 
 def page(kernels: list[Kernel], table: Table, compiler: str) -> str:
