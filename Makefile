@@ -1,4 +1,5 @@
-# make demo      train SmolLM2-135M-Instruct with LEPO, and see its accuracy rise
+# make demo      train SmolLM2-135M-Instruct with LEPO, and see its accuracy rise; goes on where an
+#                earlier one stopped (DEMO_ARGS=--overwrite_output_dir begins anew)
 # make test      ruff, mypy, clang-format and the everyday tests; TESTS=all runs the long ones, too
 # make test-newest  the rollout, trainer and ops tests with the newest releases that pyproject.toml
 #                allows, in .venv-newest; deprecation warnings of others are listed there, not errors

@@ -10,12 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from lepo_kernels.printable import printable
 from lepo_kernels.streams import forgiving
-
-# All of C0 and C1 but tab and newline: they would move the cursor, or recolour the terminal.
-_CONTROLS = {
-    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"
-}
 
 
 def make_console(**settings: Any) -> Console:
@@ -33,8 +29,8 @@ def shows_progress(console: Console) -> bool:
 
 
 def as_text(words: object, style: str = "") -> Text:
-    """Text as it is: nothing in it is markup, and a control character shows as its code."""
-    return Text(str(words).translate(_CONTROLS), style=style)
+    """Text as it is: nothing in it is markup, and what a terminal would obey shows as its code."""
+    return Text(printable(str(words)), style=style)
 
 
 def say(console: Console, words: object) -> None:

@@ -11,7 +11,7 @@ import lepo_kernels
 ROOT = Path(lepo_kernels.__file__).parent
 # From the bottom. What is on one floor does not import from another part of that floor.
 FLOORS = (
-    ("validation", "suggest", "extras", "streams"),
+    ("validation", "suggest", "extras", "streams", "printable"),
     ("formulas", "native", "console"),
     ("backends",),
     ("dispatch",),

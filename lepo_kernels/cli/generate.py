@@ -3,16 +3,22 @@
 from dataclasses import replace
 from typing import Any
 
+from lepo_kernels.cli.carried import announce, settings_of_model
 from lepo_kernels.cli.errors import UsageError
-from lepo_kernels.cli.loading import config_of_run, load_for_inference
-from lepo_kernels.cli.options import GenerateOptions, ModelOptions, SamplingOptions
-from lepo_kernels.cli.parsing import parse
+from lepo_kernels.cli.loading import load_for_inference, task_options
+from lepo_kernels.cli.options import GenerateOptions, ModelOptions, SamplingOptions, TaskOptions
+from lepo_kernels.cli.parsing import Parsed, mapping, parse, peek
 from lepo_kernels.console import as_text, make_console
 from lepo_kernels.report.tables import soft_steps_table
 from lepo_kernels.rollout.latent_generate import latent_generate
+from lepo_kernels.tasks import system_prompt_of
 from lepo_kernels.tasks.task import chat_prompt
 from lepo_kernels.trainer.generation import generation_config
 from lepo_kernels.trainer.prompts import encode_prompts, latent_steps, spoken_texts
+
+FORMATS = ("chat", "text")
+# Of a task, generating takes its system prompt alone.
+HIDDEN = ("eval_task", "eval_task_params", "train_size", "eval_size", "task_seed")
 
 
 def run(words: list[str]) -> None:
@@ -21,18 +27,20 @@ def run(words: list[str]) -> None:
     Raises:
         UsageError: an option is wrong, or the model cannot be loaded.
     """
-    parsed = parse(
-        "generate",
-        (GenerateOptions, ModelOptions, SamplingOptions),
-        words,
-        file=config_of_run(words),
-    )
-    options, model_options, sampling = parsed.options
+    kinds = (GenerateOptions, ModelOptions, SamplingOptions, TaskOptions)
+    carried = settings_of_model(peek("generate", words, ("model", "task")))
+    parsed = parse("generate", kinds, words, carried=carried, hidden=HIDDEN)
+    options, model_options, sampling, tasks = parsed.options
+    options = replace(options, system_prompt=_system_prompt(parsed, options, tasks))
     if options.prompt is None:
         raise UsageError("prompt: missing; give one, such as --prompt 'What is 3 + 4?'")
     if options.num_samples < 1:
         raise UsageError(f"num_samples: expected at least 1, got {options.num_samples}")
+    if options.prompt_format not in (None, *FORMATS):
+        wanted = " or ".join(FORMATS)
+        raise UsageError(f"prompt_format: expected {wanted}, got {options.prompt_format!r}")
     console = make_console()
+    announce(console, model_options.model, carried, parsed)
     model, tokenizer = load_for_inference(model_options, sampling.use_cpu, console)
     try:
         config = generation_config(sampling, model, tokenizer)
@@ -60,9 +68,26 @@ def run(words: list[str]) -> None:
         console.print(as_text(text.strip()))
 
 
+def _system_prompt(parsed: Parsed, options: GenerateOptions, tasks: TaskOptions) -> str | None:
+    """The system turn that was asked for, or that of the task, or the one the model came with."""
+    named = {**parsed.from_file, **dict.fromkeys(parsed.spoken)}
+    if "system_prompt" in named or "task" not in named:
+        return options.system_prompt
+    return system_prompt_of(
+        tasks.task, mapping("task_params", task_options(parsed, tasks).task_params)
+    )
+
+
 def _as_prompt(tokenizer: Any, options: GenerateOptions) -> Any:
-    """A chat if the tokenizer knows chats, else the bare text."""
+    """A chat or bare text, as the prompts of training were.
+
+    Raises:
+        UsageError: a chat is asked for, and the tokenizer has no chat template.
+    """
     assert options.prompt is not None
-    if tokenizer.chat_template:
+    has_chats = bool(tokenizer.chat_template)
+    if options.prompt_format == "chat" and not has_chats:
+        raise UsageError("prompt_format: the model's tokenizer has no chat template; take text")
+    if has_chats and options.prompt_format != "text":
         return chat_prompt(options.prompt, options.system_prompt)
     return "\n\n".join(filter(None, (options.system_prompt, options.prompt)))

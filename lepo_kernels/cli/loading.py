@@ -1,5 +1,6 @@
 """Loading what the options name."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from lepo_kernels.cli.errors import UsageError
 from lepo_kernels.cli.options import ModelOptions, TaskOptions
 from lepo_kernels.cli.parsing import Parsed, mapping
 from lepo_kernels.console import say
-from lepo_kernels.report.run_folder import CONFIG
 from lepo_kernels.tasks import Task, load_task, resolve_model
 from lepo_kernels.tasks.hub import ModelNotFoundError, reach_model
 
@@ -43,12 +43,34 @@ def model_name(options: ModelOptions, console: Console) -> str:
     """What ``from_pretrained`` takes for the model; a built-in one is made ready.
 
     Raises:
-        UsageError: no model is named.
+        UsageError: no model is named, or one that asks for code of the hub.
         ModelNotInstalledError: see `resolve_model`.
     """
     if options.model is None:
         raise UsageError("model: missing; name a model, such as --model smollm2-135m-instruct")
+    kernel = _attention_kernel(Path(options.model) / "config.json")
+    if kernel not in (None, options.attn_implementation):
+        raise UsageError(
+            f"model: config.json of {options.model} asks for the attention kernel {kernel!r} of "
+            "the hub, which is code; name it with --attn_implementation if you trust it, or remove "
+            "it there"
+        )
     return resolve_model(options.model, lambda line: say(console, line))
+
+
+def _attention_kernel(config: Path) -> str | None:
+    """The kernel of the hub that a model's configuration asks for, in any of its parts."""
+    try:
+        parts = [json.loads(config.read_text(encoding="utf-8"))]
+    except (OSError, ValueError):
+        return None  # from_pretrained says what is wrong
+    while parts:
+        part = parts.pop()
+        for name, value in part.items() if isinstance(part, dict) else ():
+            if name.endswith("attn_implementation") and "/" in str(value):
+                return str(value)
+            parts.append(value)
+    return None
 
 
 def device_for(use_cpu: bool) -> Any:
@@ -86,7 +108,9 @@ def load_for_inference(options: ModelOptions, use_cpu: bool, console: Console) -
 
 def task_options(parsed: Parsed, options: TaskOptions) -> TaskOptions:
     """The task's options, without the parameters that the file has for another task."""
-    if "task" in parsed.spoken and "task_params" not in parsed.spoken:
+    below = {**parsed.carried, **parsed.from_file}
+    another = "task" in parsed.spoken and options.task != below.get("task")
+    if another and "task_params" not in parsed.spoken:
         return replace(options, task_params=None)
     return options
 
@@ -136,14 +160,3 @@ def _named(options: TaskOptions) -> str:
     if options.task is None:
         raise UsageError("task: missing; name a task, such as --task reasoning_gym:chain_sum")
     return options.task
-
-
-def config_of_run(words: list[str]) -> Path | None:
-    """The settings of the run whose folder ``--model`` names, if it names one."""
-    for position, word in enumerate(words):
-        option, equals, value = word.partition("=")
-        if option == "--model":
-            name = value if equals else next(iter(words[position + 1 :]), "")
-            file = Path(name) / CONFIG
-            return file if name and file.is_file() else None
-    return None

@@ -54,6 +54,7 @@ def _main(words: list[str]) -> int:
 
 def _run(command: str, words: list[str]) -> int:
     from lepo_kernels.cli.errors import UsageError
+    from lepo_kernels.printable import printable
     from lepo_kernels.tasks import ModelNotInstalledError, TaskError
 
     try:
@@ -61,7 +62,7 @@ def _run(command: str, words: list[str]) -> int:
         with extras.explained():
             importlib.import_module(f"lepo_kernels.cli.{command}").run(words)
     except (UsageError, TaskError, ModelNotInstalledError, extras.MissingExtraError) as error:
-        print(f"lepo {command}: error: {error}", file=sys.stderr)
+        print(f"lepo {command}: error: {printable(str(error))}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt as interrupt:
         print(f"lepo {command}: interrupted{_advice(interrupt)}", file=sys.stderr)

@@ -5,36 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lepo_kernels.trainer.config import LEPOConfig
-
-# Settings of `LEPOConfig` that say how a policy samples and is evaluated.
-SAMPLING = (
-    "latent_length",
-    "latent_suffix",
-    "noise",
-    "tau",
-    "noise_scale",
-    "noise_clamp",
-    "num_draws",
-    "latent_eos",
-    "cold_stop_entropy",
-    "cold_stop_steps",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "max_completion_length",
-    "cache_implementation",
-    "seed",
-    "use_cpu",
-)
-EVALUATION = (
-    "reward_weights",
-    "reward_timeout",
-    "eval_num_samples",
-    "eval_greedy",
-    "success_threshold",
-    "per_device_eval_batch_size",
-)
+from lepo_kernels.trainer.model_settings import EVALUATION, SAMPLING
 
 
 @dataclass
@@ -117,7 +88,15 @@ class GenerateOptions:
 
     prompt: str | None = field(default=None, metadata={"help": "What the user says."})
     system_prompt: str | None = field(
-        default=None, metadata={"help": "The system turn before it; default none."}
+        default=None,
+        metadata={"help": "The system turn before it; default the one that training used."},
+    )
+    prompt_format: str | None = field(
+        default=None,
+        metadata={
+            "help": "chat or text; default as in training, or else chat where the tokenizer has a "
+            "chat template."
+        },
     )
     greedy: bool = field(
         default=False,
@@ -157,7 +136,9 @@ def part_of_config(name: str, names: tuple[str, ...]) -> type:
     )
 
 
-SamplingOptions = part_of_config("SamplingOptions", SAMPLING)
-EvaluationOptions = part_of_config("EvaluationOptions", SAMPLING + EVALUATION)
+# What belongs to the machine, not to the model.
+_MACHINE = ("use_cpu",)
+SamplingOptions = part_of_config("SamplingOptions", SAMPLING + _MACHINE)
+EvaluationOptions = part_of_config("EvaluationOptions", SAMPLING + EVALUATION + _MACHINE)
 
 ALL = (ModelOptions, TaskOptions, TrainOptions, GenerateOptions, EvalOptions, LEPOConfig)

@@ -1,11 +1,13 @@
-"""Settings from a YAML file and from the command line, which wins.
+"""Settings from the command line, from a YAML file, and from a model's or a run's folder.
 
-The file's keys are the options' names. Whatever is wrong is said by its key, before any work.
+The first wins over the second, that over the third. The file's keys are the options' names.
+Whatever is wrong is said by its key, before any work.
 """
 
 import argparse
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
@@ -13,6 +15,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from lepo_kernels.cli.aliases import hint
+from lepo_kernels.cli.carried import NOTHING, Carried
 from lepo_kernels.cli.errors import UsageError
 from lepo_kernels.cli.options import ALL
 
@@ -26,13 +29,19 @@ class Parsed:
 
     Attributes:
         options: one instance per dataclass asked for.
-        given: names of the settings that the file or the command line set, with their values.
+        given: the settings that the command line, the file or a folder set, with their values.
         spoken: names of those that the command line set.
+        from_file: those that the file sets, as it has them.
+        carried: those that the folder sets, as it has them.
+        taken: those of the folder's that count, since neither of the others sets them.
     """
 
     options: tuple[Any, ...]
     given: dict[str, Any]
     spoken: set[str]
+    from_file: dict[str, Any]
+    carried: Mapping[str, Any]
+    taken: dict[str, Any]
 
 
 class _Parser(HfArgumentParser):
@@ -47,7 +56,7 @@ def parse(
     kinds: tuple[type, ...],
     words: list[str],
     *,
-    file: Path | None = None,
+    carried: Carried = NOTHING,
     defaults: dict[str, Any] | None = None,
     hidden: tuple[str, ...] = (),
 ) -> Parsed:
@@ -57,8 +66,8 @@ def parse(
         command: the subcommand, for the help text.
         kinds: the dataclasses that hold its options.
         words: the command line after the subcommand.
-        file: a YAML file to read if the command line names none.
-        defaults: replace the options' own defaults, below the file and the command line.
+        carried: settings of a folder, below the file and the command line.
+        defaults: replace the options' own defaults, below all of these.
         hidden: options that ``--help`` passes over.
 
     Raises:
@@ -66,18 +75,23 @@ def parse(
         SystemExit: after printing the help that was asked for.
     """
     parser = _make_parser(command, kinds, hidden)
-    if words and not words[0].startswith("-"):
-        file, words = Path(words[0]), words[1:]
-    from_file = {} if file is None else _read_yaml(file, command)
+    from_file, words = _split_file(words, command)
     hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
     dests = {option: action.dest for action in parser._actions for option in action.option_strings}
+    actions = {action.dest: action for action in reversed(parser._actions)}
 
     words, nulls = _take_nulls(words, hints)
     spoken = _named_in(words, dests) | nulls.keys()
-    layers = {**(defaults or {}), **from_file}
+    taken = {
+        key: value
+        for key, value in carried.values.items()
+        if key in hints and key not in from_file.keys() | spoken
+    }
+    _check_carried(parser, carried, taken, actions, hints)
+    layers = {**(defaults or {}), **taken, **from_file}
     from_yaml, direct = _as_words(
         {key: value for key, value in layers.items() if key in hints and key not in spoken},
-        {action.dest: action for action in reversed(parser._actions)},
+        actions,
         hints,
     )
     namespace, rest = parser.parse_known_args([*from_yaml, *words])
@@ -89,8 +103,35 @@ def parse(
         options = parser.parse_dict(values)
     except (ValueError, TypeError, ImportError) as error:
         raise UsageError(str(error)) from error
-    names = (from_file.keys() | spoken) & hints.keys()
-    return Parsed(options, {name: values[name] for name in values if name in names}, spoken)
+    names = (from_file.keys() | spoken | taken.keys()) & hints.keys()
+    given = {name: values[name] for name in values if name in names}
+    return Parsed(options, given, spoken, from_file, carried.values, taken)
+
+
+def peek(command: str, words: list[str], names: tuple[str, ...]) -> dict[str, Any]:
+    """Some settings as the command line or the file has them, before all are parsed.
+
+    What they say decides which settings come with the model or the run. One that is not set, or set
+    to null, is left out.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    from_file, words = _split_file(words, command)
+    found = {name: from_file[name] for name in names if name in from_file}
+    for position, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        if option.startswith("--") and name in names:
+            # An option without a value is a flag; parse() refuses it where it is none.
+            following = [*words[position + 1 :], "--"][0]
+            bare = "true" if following.startswith("--") else following
+            found[name] = value if equals else bare
+    return {
+        name: value
+        for name, value in found.items()
+        if value is not None and str(value).lower() not in NULL
+    }
 
 
 def mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:
@@ -118,7 +159,7 @@ def _make_parser(command: str, kinds: tuple[type, ...], hidden: tuple[str, ...])
         description="Options can also stand in CONFIG.yaml, as 'key: value'; the command line "
         "wins, and 'null' unsets an option.",
         epilog="Every setting of transformers' TrainingArguments is an option, too."
-        if hidden
+        if command == "train"
         else None,
         allow_abbrev=False,
         formatter_class=_Formatter,
@@ -142,6 +183,27 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
         if action.dest == "help":
             return "-h, --help"
         return f"{action.option_strings[0]} {action.metavar}"
+
+
+def _split_file(words: list[str], command: str) -> tuple[dict[str, Any], list[str]]:
+    """The settings of the file that the words begin with, if they do, and the other words."""
+    if words and not words[0].startswith("-"):
+        return _read_yaml(Path(words[0]), command), words[1:]
+    return {}, words
+
+
+def _check_carried(
+    parser: _Parser,
+    carried: Carried,
+    taken: dict[str, Any],
+    actions: dict[str, argparse.Action],
+    hints: dict[str, Any],
+) -> None:
+    """Say where a value that does not fit comes from: the person named only a folder."""
+    try:
+        parser.parse_known_args(_as_words(taken, actions, hints)[0])
+    except UsageError as error:
+        raise UsageError(f"{carried.source}: {error}") from error
 
 
 def _read_yaml(file: Path, command: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from lepo_kernels.cli.options import ModelOptions, TaskOptions, TrainOptions
 from lepo_kernels.cli.parsing import Parsed, mapping, parse
 from lepo_kernels.cli.requirements import check_requirements
 from lepo_kernels.cli.resuming import how_to_go_on
+from lepo_kernels.cli.run_start import LATEST, described, find_start, refuse_changes
 from lepo_kernels.console import make_console, say
 from lepo_kernels.report.callbacks import ProgressCallback, RunFolderCallback, clock
 from lepo_kernels.report.run_folder import CONFIG, CURVES, RunFolder, read_rows
@@ -31,8 +32,6 @@ from lepo_kernels.tasks import Task
 from lepo_kernels.trainer.checkpoint import is_complete, last_complete_checkpoint
 from lepo_kernels.trainer.config import LEPOConfig
 from lepo_kernels.trainer.trainer import LEPOTrainer
-
-LATEST = "latest"
 
 # What the last table shows of a completion; a line without is a damaged one.
 _SHOWN_OF_RECORD = (("problem", int), ("completion", str), ("reward", int | float | None))
@@ -74,18 +73,19 @@ def run(words: list[str]) -> None:
         TaskError: the task cannot be had.
     """
     start = time.monotonic()
+    begin = find_start(words)
     parsed = parse(
         "train",
         (ModelOptions, TaskOptions, TrainOptions, LEPOConfig),
         words,
+        carried=begin.carried,
         defaults=_defaults(),
         hidden=_hidden(),
     )
     model_options, tasks, options, args = parsed.options
     check_requirements(args)
     tasks = task_options(parsed, tasks)
-    if "output_dir" not in parsed.given:
-        args.output_dir = default_folder(tasks.task)
+    args.output_dir, args.resume_from_checkpoint = str(begin.folder), begin.resume
     folder = RunFolder(args.output_dir)
     resume = _checkpoint(args, folder)
     if resume is None and folder.holds_a_run() and not options.overwrite_output_dir:
@@ -94,7 +94,13 @@ def run(words: list[str]) -> None:
             "(--resume_from_checkpoint latest), replace it (--overwrite_output_dir), "
             "or name another folder"
         )
+    settings = _settings(parsed, tasks, args)
     console = make_console(quiet=args.process_index != 0)
+    if begin.note:
+        say(console, begin.note)
+    if resume is not None:
+        refuse_changes(Path(resume), begin, settings, args)
+        say(console, described(Path(resume), begin, parsed))
     train_task = training_task(tasks, args.seed)
     eval_task = train_task if tasks.eval_task is None else evaluation_task(tasks, args.seed)
     if "eval_on_start" not in parsed.given:
@@ -103,11 +109,16 @@ def run(words: list[str]) -> None:
 
     progress = ProgressCallback(console)
     title = f"{model_options.model} on {train_task.name}"
-    recorder = RunFolderCallback(_settings(parsed, tasks, args), title)
+    recorder = RunFolderCallback(settings, title)
     trainer = _make_trainer(
         model_options, options, args, train_task, eval_task, [recorder, progress], console
     )
     trainer.evaluation_progress, trainer.activity = progress.evaluation, progress.activity
+    trainer.task_settings = {
+        **dataclasses.asdict(tasks),
+        "task_params": mapping("task_params", tasks.task_params),
+        "task_seed": task_seed(tasks, args.seed),
+    }
     _announce(console, trainer, title, train_task, eval_task)
     # Only now: nothing that is wrong with the settings may cost an earlier run.
     if resume is None and trainer.is_world_process_zero():
@@ -130,11 +141,6 @@ def run(words: list[str]) -> None:
             f"Done in {gone}. {folder.folder} holds the model, {CONFIG}, metrics.jsonl, {CURVES}, "
             "completions.jsonl and evaluations.jsonl",
         )
-
-
-def default_folder(task: str | None) -> str:
-    """The run's folder where none is named."""
-    return str(Path("runs") / (task or "run").replace(":", "-"))
 
 
 def _defaults() -> dict[str, Any]:
@@ -243,8 +249,9 @@ def _settings(parsed: Parsed, tasks: TaskOptions, args: LEPOConfig) -> dict[str,
         "seed": args.seed,
         "learning_rate": args.learning_rate,
     }
-    for of_this_call in ("resume_from_checkpoint", "overwrite_output_dir"):
-        settings.pop(of_this_call, None)
+    # A secret, and what belongs to this call alone.
+    for name in ("hub_token", "resume_from_checkpoint", "overwrite_output_dir"):
+        settings.pop(name, None)
     return settings
 
 

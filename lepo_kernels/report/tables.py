@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lepo_kernels.console import as_text
+from lepo_kernels.printable import printable
 
 BAR_WIDTH = 24
 _LEAST_SHOWN = 0.0005  # rounds up to 0.001
@@ -92,8 +93,9 @@ def _completion(record: Mapping[str, Any]) -> Text:
     text = Text()
     heaviest = [step[0]["token"] for step in record.get("latent", []) if step]
     if heaviest:
-        text.append("".join(f"[{token}]" for token in heaviest) + " ", style="italic cyan")
-    text.append(record["completion"].strip())
+        shown = printable("".join(f"[{token}]" for token in heaviest))
+        text.append(shown + " ", style="italic cyan")
+    text.append(printable(record["completion"].strip()))
     reward = record["reward"]
     if reward is None:
         text.append("\nno reward", style="dim")

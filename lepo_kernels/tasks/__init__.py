@@ -1,7 +1,7 @@
 """Problems to train on, rewards that check them, and models that need no hub."""
 
 from lepo_kernels.tasks.models import resolve_model
-from lepo_kernels.tasks.registry import load_task, task_names
+from lepo_kernels.tasks.registry import load_task, system_prompt_of, task_names
 from lepo_kernels.tasks.smollm2 import ModelNotInstalledError
 from lepo_kernels.tasks.task import Task, TaskError
 
@@ -11,5 +11,6 @@ __all__ = [
     "TaskError",
     "load_task",
     "resolve_model",
+    "system_prompt_of",
     "task_names",
 ]

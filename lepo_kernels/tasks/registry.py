@@ -52,3 +52,19 @@ def load_task(
         if param not in known:
             raise TaskError(f"{name} has no parameter {param!r}; {did_you_mean(param, known)}")
     return mathematics.load(name, **sizes, **params)
+
+
+def system_prompt_of(name: Any, params: Any = None) -> str | None:
+    """The system turn of a task's problems; None for an unknown task, or where it has none.
+
+    Args:
+        name: as given to `load_task`.
+        params: the task's own parameters, a mapping; None for none.
+    """
+    if not isinstance(name, str):
+        return None
+    if isinstance(params, dict) and "system_prompt" in params:
+        return str(params["system_prompt"] or "") or None
+    if name.partition(":")[0] == generated.FAMILY:
+        return generated.SYSTEM_PROMPT
+    return mathematics.SYSTEM_PROMPT if name in mathematics.SOURCES else None

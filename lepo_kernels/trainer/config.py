@@ -70,6 +70,13 @@ class LEPOConfig(TrainingArguments):
             "help": "Must stay off: the dataset's columns are given to the reward functions."
         },
     )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "For lepo train: a checkpoint, latest (the newest of output_dir), or auto "
+            "(that if there is one, else a new run). A run's own settings are taken up again."
+        },
+    )
     logging_steps: float = field(default=1, metadata={"help": "Log every so many optimizer steps."})
 
     # Latent phase
@@ -187,6 +194,9 @@ class LEPOConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._choose_best_metric()
+        if vars(self)["report_to"] is None:
+            # transformers would look for a service named None.
+            self.__dict__["report_to"] = "none"
         super().__post_init__()
         if self.steps_per_generation is None:
             self.steps_per_generation = self.gradient_accumulation_steps

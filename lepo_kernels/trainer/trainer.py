@@ -38,6 +38,12 @@ from lepo_kernels.trainer.experience import Experience
 from lepo_kernels.trainer.generation import generation_config
 from lepo_kernels.trainer.metrics import MetricMeans
 from lepo_kernels.trainer.model_limits import limits_of
+from lepo_kernels.trainer.model_settings import (
+    data_digest,
+    prompts_of,
+    settings_of,
+    write_settings,
+)
 from lepo_kernels.trainer.preparation import (
     adapter_disabled,
     disable_dropout,
@@ -47,6 +53,7 @@ from lepo_kernels.trainer.preparation import (
     load_tokenizer,
     with_adapter,
 )
+from lepo_kernels.trainer.resume_check import check_resume
 from lepo_kernels.trainer.rewards import RewardFunction, Rewards
 from lepo_kernels.trainer.sampler import GroupSampler
 from lepo_kernels.trainer.samples import SampleLog
@@ -73,6 +80,8 @@ class LEPOTrainer(Trainer):
         evaluation_progress: called with (completions done, completions in all) of an evaluation.
         activity: called with what is going on ("rollout", "evaluation", "rewards", ...) and the
             decoding steps done and at most; see `ProgressCallback`, which shows both.
+        task_settings: the options of ``lepo train`` that name the task (``{"task": "gsm8k"}``);
+            saved with the model, so that ``lepo eval`` knows it. None without a task.
 
     Raises:
         TypeError, ValueError: an argument or a setting cannot work; raised before any work starts.
@@ -139,9 +148,11 @@ class LEPOTrainer(Trainer):
         self.sample_log = SampleLog(Path(args.output_dir), processing_class, self.rewards.names)
         self.evaluation_progress: Callable[[int, int], None] | None = None
         self.activity: Callable[[str, int, int], None] | None = None
+        self.task_settings: dict[str, Any] | None = None
         self._means = MetricMeans()
         self._experience: Experience | None = None
         self._resumed_from: Path | None = None
+        self._data_sections: dict[str, Any] | None = None
         self._substep = 0
         self._last_log = time.perf_counter()
         self._last_logged_step: int | None = None
@@ -184,10 +195,11 @@ class LEPOTrainer(Trainer):
             resume_from_checkpoint: a checkpoint folder, or True for the last complete one in
                 ``output_dir`` (one that was being written when the run was killed is passed over).
                 The resumed run ends with the same weights, bit for bit, as one never interrupted.
+                It keeps the run's settings; `resume_check` says which may change.
             *args, **kwargs: given on.
 
         Raises:
-            ValueError: there is no complete checkpoint to resume from.
+            ValueError: there is no complete checkpoint to resume from, or one of other settings.
         """
         if resume_from_checkpoint is True:
             found = last_complete_checkpoint(Path(self.args.output_dir))
@@ -197,6 +209,9 @@ class LEPOTrainer(Trainer):
                 )
             resume_from_checkpoint = str(found)
         self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        if self._resumed_from is not None:
+            quiet = not self.is_world_process_zero()
+            check_resume(self._resumed_from, self._settings_sections(), quiet)
         if self._resumed_from is not None and self.is_world_process_zero():
             RunFolder(self.args.output_dir).forget_after(checkpoint_step(self._resumed_from))
         self._experience = None
@@ -403,7 +418,35 @@ class LEPOTrainer(Trainer):
                 self.sample_log.print_table(self.args.num_completions_to_print)
         super().log(logs, start_time)
 
-    # What a checkpoint must hold
+    # What a model and a checkpoint must hold
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, the tokenizer, and the settings they are to be used with.
+
+        Args:
+            output_dir: the folder; None takes the run's.
+        """
+        if self.args.should_save:
+            folders = [self.args.output_dir if output_dir is None else output_dir]
+            if self.args.push_to_hub:
+                # What transformers uploads with a checkpoint lies in the run's folder.
+                folders.append(self.args.output_dir)
+            for folder in folders:
+                write_settings(folder, self._settings_sections())
+        super().save_model(output_dir, _internal_call)
+
+    def _settings_sections(self) -> dict[str, Any]:
+        """What `model_settings` writes beside the weights."""
+        if self._data_sections is None:
+            train = self.train_dataset
+            data = {
+                "processes": self.accelerator.num_processes,
+                "reward_funcs": self.rewards.names,
+                "train_dataset": data_digest(train),
+            }
+            prompts = prompts_of(self.eval_dataset if train is None else train)
+            self._data_sections = {"prompts": prompts, "data": data}
+        return {**self._data_sections, "task": self.task_settings, **settings_of(self.args)}
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
