@@ -2,9 +2,8 @@
 
 A fused kernel needs it inside of an op, where autograd is switched off. The objective sees a row's
 logits through ``log pi_k = logits_k - lse`` only, so one tensor says all: the derivative by the
-logits is that by log pi, the one by lse minus its sum. Where the objective is not smooth (clipping)
-it is what autograd gives: an edge belongs to the inside, and a tie of the two branches of the
-minimum is shared.
+logits is that by log pi, the one by lse minus its sum. Where the objective is not smooth it is the
+inner derivative, as `lepo_kernels.formulas.kinks` says: an edge belongs to its range.
 """
 
 from typing import NamedTuple
@@ -12,7 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lepo_kernels.formulas.lepo_objective import LARGEST_EXPONENT, ratio_of, used_rows
+from lepo_kernels.formulas.lepo_objective import (
+    LARGEST_EXPONENT,
+    clipped_rows,
+    ratio_of,
+    used_rows,
+)
 from lepo_kernels.formulas.scores import soft_log_prob
 
 
@@ -81,16 +85,11 @@ def _ratio_slope(
 ) -> Tensor:  # [N]
     """Of ``-min(rho A, clip(rho) A)`` by the log-probability."""
     ratio = ratio_of(log_prob, old, moving)
-    unclipped = ratio if delta is None else ratio.clamp(max=delta)
-    bounded = ratio.clamp(1 - epsilon, 1 + epsilon_high)
-    first, second = unclipped * advantages, bounded * advantages
-    # Of which branch the smaller value is: 1, 0, or half where both are.
-    share = (first < second).to(ratio.dtype) + 0.5 * (first == second).to(ratio.dtype)
-    in_range = (ratio >= 1 - epsilon) & (ratio <= 1 + epsilon_high)
-    below_delta = torch.ones_like(in_range) if delta is None else ratio <= delta
-    share = share * below_delta + (1 - share) * in_range
-    inside = moving & (log_prob - old <= LARGEST_EXPONENT)
-    return (-advantages * share * ratio).masked_fill(~inside, 0.0)
+    stopped = clipped_rows(ratio, advantages, epsilon, epsilon_high) != 0
+    if delta is not None:
+        stopped |= (ratio > delta) & (advantages < 0)
+    stopped |= ~moving | (log_prob - old > LARGEST_EXPONENT)
+    return (-advantages * ratio).masked_fill(stopped, 0.0)
 
 
 def _k3_slope(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lepo_kernels.formulas.kinks import clip
 from lepo_kernels.formulas.scores import soft_log_prob
 from lepo_kernels.validation import FLOAT_DTYPES, check_choice, check_number, check_tensor
 
@@ -28,7 +29,7 @@ class LepoLoss(NamedTuple):
     log_prob: Tensor  # [N]
     kl: Tensor  # [N]; zeros without reference log-probs
     ratio: Tensor  # [N]; 1 on latent rows
-    clipped: Tensor  # [N] int8: -1 clipped from below, +1 from above, 0 not clipped
+    clipped: Tensor  # [N] int8: -1 clipped from below, +1 from above, 0 inside and on an edge
 
 
 def lepo_objective(
@@ -59,6 +60,9 @@ def lepo_objective(
     KL is the k3 estimator ``exp(r) - r - 1``, ``r = log pi_ref - log pi``, averaged with the row's
     weights (one-hot on discrete rows); with ``latent_kl="exact"`` a latent row takes the exact
     KL(pi | pi_ref) of the two policies renormalised over its kept ids.
+
+    Where the loss has a corner (rho on an edge of the clipping, or equal to delta) its derivative
+    is the inner one, ``-A rho``: an edge belongs to its range, and `LepoLoss.clipped` is 0 there.
 
     Args:
         logits: [N, K] scaled logits at the row's ids, as `linear_log_probs` returns them.
@@ -104,9 +108,9 @@ def lepo_objective(
     constants = (advantages, row_weights, log_prob if old_log_prob is None else old_log_prob)
     advantages, row_weights, old = (x.detach().to(log_prob.dtype) for x in constants)
     ratio = ratio_of(log_prob, old, used & ~latent)
-    unclipped = ratio if delta is None else ratio.clamp(max=delta)
-    bounded = ratio.clamp(1 - epsilon, 1 + epsilon_high)
-    discrete_loss = -torch.minimum(unclipped * advantages, bounded * advantages)
+    clipped = clipped_rows(ratio, advantages, epsilon, epsilon_high)
+    bounded = _bounded_ratio(ratio, advantages, clipped, epsilon, epsilon_high, delta)
+    discrete_loss = -advantages * bounded
     row_loss = torch.where(latent, -advantages * log_prob, discrete_loss)
 
     kl = torch.zeros_like(log_prob)
@@ -119,10 +123,41 @@ def lepo_objective(
         row_loss = row_loss + beta * kl
 
     loss = (row_weights * row_loss.masked_fill(~used, 0.0)).sum()
+    return LepoLoss(loss, log_prob.detach(), kl.detach(), ratio.detach(), clipped)
+
+
+def clipped_rows(
+    ratio: Tensor,  # [N]
+    advantages: Tensor,  # [N]
+    epsilon: float,
+    epsilon_high: float,
+) -> Tensor:  # [N] int8
+    """-1 where the ratio is clipped from below, +1 where from above, 0 elsewhere.
+
+    Only a ratio beyond its range, on the side where the advantage would push it further, is; one on
+    an edge is not.
+    """
     below = (ratio < 1 - epsilon) & (advantages < 0)
     above = (ratio > 1 + epsilon_high) & (advantages > 0)
-    clipped = above.to(torch.int8) - below.to(torch.int8)
-    return LepoLoss(loss, log_prob.detach(), kl.detach(), ratio.detach(), clipped)
+    return above.to(torch.int8) - below.to(torch.int8)
+
+
+def _bounded_ratio(
+    ratio: Tensor,  # [N]
+    advantages: Tensor,  # [N]
+    clipped: Tensor,  # [N] int8
+    epsilon: float,
+    epsilon_high: float,
+    delta: float | None,
+) -> Tensor:  # [N]
+    """The number b of ``min(rho A, clip(rho) A) = b A``, with the derivative 1 where it moves.
+
+    By the sign of A, not by the smaller product: products tie where rounding makes them equal.
+    """
+    bounded = ratio.masked_fill(clipped < 0, 1 - epsilon).masked_fill(clipped > 0, 1 + epsilon_high)
+    if delta is None:
+        return bounded
+    return torch.where(advantages < 0, clip(bounded, high=delta), bounded)
 
 
 def ratio_of(
@@ -135,7 +170,7 @@ def ratio_of(
     The exponent is bounded before exp: an infinite ratio has the gradient 0 * inf where it is
     clipped.
     """
-    return torch.exp((log_prob - old).masked_fill(~moving, 0.0).clamp(max=LARGEST_EXPONENT))
+    return torch.exp(clip((log_prob - old).masked_fill(~moving, 0.0), high=LARGEST_EXPONENT))
 
 
 def _kl(
@@ -153,7 +188,7 @@ def _kl(
     if latent_kl == "exact":
         # Masked before exp: what a latent row does not use must not overflow in its gradient.
         log_ratio = log_ratio.masked_fill(latent[:, None], 0.0)
-    log_ratio = log_ratio.clamp(max=LARGEST_EXPONENT)
+    log_ratio = clip(log_ratio, high=LARGEST_EXPONENT)
     k3 = (weights.to(log_probs.dtype) * (torch.exp(log_ratio) - log_ratio - 1)).sum(-1)
     if latent_kl == "k3":
         return k3

@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from lepo_kernels.formulas.kinks import clip
 from lepo_kernels.validation import FLOAT_DTYPES, check_number, check_range, check_tensor
 
 
@@ -102,9 +103,9 @@ def gumbel_log_density(
             ``s.scores - s.kept_lse[:, None]``.
         mask: [N, K] bool, the kept entries; None takes those whose score is not -inf.
         min_log_prob: which entries count; -inf takes all.
-        clamp: (low, high): ``d`` is clamped to it, and has no gradient outside. ``exp(-d)`` grows
-            without bound where the policy has moved above a score; the range of the rollout's
-            ``noise_clamp`` bounds it.
+        clamp: (low, high): ``d`` is clamped to it, and has no gradient outside; at an edge it has
+            that of the inside. ``exp(-d)`` grows without bound where the policy has moved above a
+            score; the range of the rollout's ``noise_clamp`` bounds it.
         epsilon: >= 0; the authors' code takes 1e-6.
 
     Raises:
@@ -121,7 +122,7 @@ def gumbel_log_density(
         log_prob = (log_prob.exp() + epsilon).log()
     d = q - log_prob
     if clamp is not None:
-        d = d.clamp(*clamp)
+        d = clip(d, *clamp)
     return _mean_gumbel_log_density(d, mask & (log_prob > min_log_prob))
 
 

@@ -69,3 +69,67 @@ def test_it_is_what_autograd_gives(kept, with_old, beta, latent_kl, with_delta):
     assert expected[0].isfinite().all()
     for x, y in zip(ours, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
+
+
+def corner(distance, advantage, beyond=0.0, with_delta=False):
+    """One discrete row whose ratio is on an edge, which is moved inwards by ``beyond``.
+
+    Returns the ratio, the derivatives of the loss by the logit, from autograd and written out, and
+    what the row is said to be clipped by.
+    """
+    logits = torch.tensor([[-1.0]], dtype=torch.float64, requires_grad=True)
+    lse = torch.zeros(1, dtype=torch.float64)
+    facts = {
+        "weights": torch.ones(1, 1, dtype=torch.float64),
+        "latent": torch.tensor([False]),
+        "advantages": torch.tensor([advantage], dtype=torch.float64),
+        "row_weights": torch.ones(1, dtype=torch.float64),
+    }
+    old = torch.tensor([-1.0 - distance], dtype=torch.float64)
+    # By the very operation that makes the ratio; 1 - rho and rho - 1 are exact from 1/2 to 2.
+    ratio = float((torch.full((1,), -1.0, dtype=torch.float64) - old).exp())
+    settings = {"epsilon": 0.125, "epsilon_high": 0.125, "delta": None}
+    if with_delta:
+        settings["delta"] = ratio - beyond
+    elif distance > 0:
+        settings["epsilon_high"] = ratio - 1 - beyond
+    else:
+        settings["epsilon"] = 1 - ratio - beyond
+    settings |= {"old_log_prob": old, "ref_log_probs": None, "beta": 0.0, "latent_kl": "k3"}
+    result = lepo_objective(logits, lse, **facts, **settings)
+    (by_autograd,) = torch.autograd.grad(result.loss, logits)
+    written_out, _ = lepo_gradient(logits.detach(), lse, **facts, **settings)
+    return ratio, float(by_autograd), float(written_out), int(result.clipped)
+
+
+# The corners of the loss: the upper edge for A > 0, the lower one and the dual clip for A < 0.
+@pytest.mark.parametrize(
+    ("distance", "advantage", "with_delta"),
+    [(0.25, 0.7, False), (-0.25, -1.3, False), (0.75, -1.3, True)],
+)
+def test_at_a_corner_the_derivative_is_the_inner_one(distance, advantage, with_delta):
+    ratio, *derivatives, clipped = corner(distance, advantage, with_delta=with_delta)
+    assert derivatives == [pytest.approx(-advantage * ratio, rel=1e-15)] * 2
+    assert clipped == 0
+    # A step of 2^-40 beyond, and the loss stands still.
+    _, *derivatives, clipped = corner(distance, advantage, 2.0**-40, with_delta)
+    assert derivatives == [0.0, 0.0]
+    assert clipped == (0 if with_delta else math.copysign(1, distance))
+
+
+# Where the other branch is the smaller one the loss has no corner, at the edge or beyond it.
+@pytest.mark.parametrize("beyond", [0.0, 2.0**-40])
+@pytest.mark.parametrize(("distance", "advantage"), [(0.25, -1.3), (-0.25, 0.7)])
+def test_an_edge_that_pulls_back_is_no_corner(distance, advantage, beyond):
+    ratio, *derivatives, clipped = corner(distance, advantage, beyond)
+    assert derivatives == [pytest.approx(-advantage * ratio, rel=1e-15)] * 2
+    assert clipped == 0
+
+
+def test_branches_that_round_to_the_same_product_do_not_tie():
+    # The ratio is beyond its edge by one unit, so its row is clipped, though for many A the products
+    # rho A and clip(rho) A are rounded to the same number.
+    for advantage in torch.linspace(0.5, 1, 65, dtype=torch.float64).tolist():
+        _, *derivatives, clipped = corner(0.25, advantage, 2.0**-52)
+        assert derivatives == [0.0, 0.0]
+        assert clipped == 1
