@@ -179,6 +179,19 @@ def test_peaked_and_flat_rows(scale, tau, backend):
     assert_as_good_as_plain(make(4, 1100, 8, scale=scale), tau)
 
 
+def test_nearly_one_hot_rows_have_gradients_of_full_relative_accuracy(backend):
+    logits, embedding = make(20, 40, 1)
+    with torch.no_grad():
+        logits[:, 7] += 22  # all others weigh about exp(-20 / 1.2) = 6e-8 each
+        embedding.abs_()
+    exact = in_float64((logits, embedding))
+    ours = gumbel_softmax_embedding(logits, embedding, 1.2).embedding.sum()
+    (dlogits,) = torch.autograd.grad(ours, logits)
+    (expected,) = torch.autograd.grad(plain(*exact, 1.2)[0].sum(), exact[0])
+    # e and E_peak differ in their last two digits: their difference would leave errors of percents.
+    torch.testing.assert_close(dlogits.double(), expected, rtol=1e-4, atol=1e-12)
+
+
 # Chunks of one row, of 2 with a last one of 1, and of all 5; V = 2 and 7 leave cut noise blocks.
 @pytest.mark.parametrize("chunk_rows", [1, 2, 5])
 @pytest.mark.parametrize("vocab", [2, 7, 1000])

@@ -3,7 +3,8 @@
 Contract: computes in float32 (float64 for float64), the table included; noise and probabilities
 exist for one chunk of rows at a time, and the backward pass draws the same noise again from its
 counter. The sums of the log-density are formed in float64. Rows whose upstream gradients are all
-zero are dropped from the backward pass. Deterministic.
+zero are dropped from the backward pass. Mixtures are summed beside the peak first, so that those
+of peaked rows, and their gradients, keep their digits. Deterministic.
 """
 
 import torch
@@ -40,6 +41,7 @@ def gumbel_softmax_embedding(
     acc = accumulation_dtype(embedding.dtype)
     table = embedding.to(acc)
     mixed = torch.empty(len(logits), embedding.shape[1], dtype=acc, device=logits.device)
+    deviation = torch.empty_like(mixed)
     log_prob = mixed.new_empty(len(logits), dtype=accumulation_dtype(logits.dtype))
     statistics = mixed.new_empty(len(logits), 8, dtype=torch.float64)
     for rows in torch.arange(len(logits), device=logits.device).split(rows_per_chunk(len(table))):
@@ -48,14 +50,33 @@ def gumbel_softmax_embedding(
         q = a + noise
         statistics[rows], mass = _statistics(a, q, x, noise, tau_of_rows)
         z = _weights(q, tau_of_rows, statistics[rows])
-        mixed[rows] = z.to(acc) @ table
+        mixed[rows], deviation[rows] = _mixtures(z.to(acc), table, statistics[rows])
         # Not by log_softmax: where z is 0, a may be -inf.
         below = (a - a.amax(dim=-1, keepdim=True)).masked_fill_(z == 0, 0)
         log_prob[rows] = (z * below).sum(dim=-1) - mass.log()
     if not shard:
         check_rows("logits", log_prob)
     log_density = log_density_of(statistics, tau, log_prob.dtype)
-    return mixed, log_prob, log_density, mixed - table[statistics[:, 4].long()], statistics
+    return mixed, log_prob, log_density, deviation, statistics
+
+
+def _mixtures(
+    z: Tensor,  # [C, V]
+    table: Tensor,  # [V, D]
+    statistics: Tensor,  # [C, 8]
+) -> tuple[Tensor, Tensor]:  # [C, D], [C, D]
+    """``e = z @ table`` and ``e - E_peak``, both from the sum over the ids beside the peak.
+
+    In a peaked row the peak's term is much larger than the others. A sum over the vocabulary that
+    starts with it rounds every other term to its last digit, and ``e - E_peak`` would keep but the
+    last digits of ``e``: the gradient of the logits is made of that difference.
+    """
+    peak = statistics[:, 4:5].long()
+    at_peak = z.gather(1, peak)
+    beside = z.scatter(1, peak, 0)
+    mixed, row_of_peak = beside @ table, table[peak[:, 0]]
+    deviation = mixed - beside.sum(dim=-1, keepdim=True) * row_of_peak
+    return mixed + at_peak * row_of_peak, deviation
 
 
 def log_density_of(
