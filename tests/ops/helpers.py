@@ -15,26 +15,6 @@ HALF_DTYPES = (torch.bfloat16, torch.float16)
 LOW_DTYPES = (torch.float32, *HALF_DTYPES)
 
 
-def assert_no_worse_than_plain(
-    ours: Tensor, plain: Tensor, oracle: Tensor, dtype: torch.dtype, float32_units: int = 4
-) -> None:
-    """Elementwise |ours - oracle| <= |plain - oracle| + a tolerance.
-
-    ``plain`` is the plain torch expression in ``dtype``, ``oracle`` an independent float64 one. The
-    tolerance is one unit of ``dtype`` at the largest value: half of it is what rounding the result
-    may cost. In float32 it is four: nothing is rounded to a narrower dtype there, both sides only
-    sum in other orders, and terms larger than their sum leave a few units of chance; where much
-    cancels, ``float32_units`` says how many.
-    """
-    assert ours.shape == oracle.shape
-    ours_error = (ours.double() - oracle).abs()
-    plain_error = (plain.double() - oracle).abs()
-    units = float32_units if dtype == torch.float32 else 1
-    tolerance = units * torch.finfo(dtype).eps * oracle.abs().max()
-    worst = (ours_error - plain_error).max()
-    assert worst <= tolerance, f"off by {worst:.3g} more than plain torch, {tolerance:.3g} allowed"
-
-
 def backends_of(op: str) -> list[str]:
     """Which backends can serve ``op`` on the CPU; the fixture `backend` decides about GPUs'."""
     device = torch.device("cpu")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lepo_kernels import dispatch, native
 from tests.ops.helpers import LOW_DTYPES
+from tests.seeds import seeded
 
 ROWS = 3
 Arguments = tuple[Any, ...]
@@ -58,7 +59,7 @@ def cases(op: str, widths: tuple[int, ...]) -> Iterator[Case]:
     """The calls of ``op`` at these widths, in all dtypes of the native kernels."""
     for dtype in LOW_DTYPES:
         for width in widths:
-            torch.manual_seed(width)
+            torch.manual_seed(seeded(width))
             for i, arguments in enumerate(NATIVE_OPS[op].calls(dtype, width)):
                 yield Case(f"{op} {dtype} width {width} call {i}", op, arguments)
 

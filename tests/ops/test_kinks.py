@@ -39,7 +39,7 @@ def test_a_ratio_moves_up_to_the_largest_exponent_and_not_beyond():
     assert slope.tolist() == [float(ratio.detach()[0]), 0.0]
 
 
-# Of two even entries, d = score + log 2: exactly on the lower edge, on the upper one, beside either.
+# Of two even entries, d = score + log 2: exactly on an edge, and just outside of it.
 @pytest.mark.parametrize(("beside", "moves"), [(0.0, True), (2.0**-40, False)])
 @pytest.mark.parametrize("side", ["low", "high"])
 def test_a_clamped_gumbel_density_moves_at_its_edges(side, beside, moves):

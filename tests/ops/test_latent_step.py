@@ -12,6 +12,7 @@ from lepo_kernels.backends.cpu import sample_latent as cpu_draw
 from lepo_kernels.backends.reference import numerics
 from lepo_kernels.backends.reference import sample_latent as reference_draw
 from tests.ops.helpers import LOW_DTYPES, transposed
+from tests.seeds import seeded
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -19,7 +20,7 @@ NOISES = ("none", "gumbel", "gaussian", "dirichlet", "categorical")
 
 
 def make(rows=4, vocab=300, width=17, dtype=torch.float32):
-    torch.manual_seed(0)
+    torch.manual_seed(seeded(0))
     logits, table = 2 * torch.randn(rows, vocab), torch.randn(vocab, width)
     return logits.to(dtype), table.to(dtype)
 

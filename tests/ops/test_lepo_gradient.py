@@ -7,6 +7,7 @@ import torch
 
 from lepo_kernels import lepo_objective
 from lepo_kernels.formulas.lepo_gradient import lepo_gradient
+from tests.seeds import seeded
 
 # Distances of the log-probability from the old one: the same; inside; on the edges of the clipping
 # and of the dual clip; outside on either side; beyond what exp is bounded to.
@@ -18,7 +19,7 @@ EDGES = {"epsilon": 1 - LOW, "epsilon_high": HIGH - 1, "delta": CAP}
 
 def case(kept):
     """Every distance with advantages of either sign and 0, on discrete and on latent rows."""
-    torch.manual_seed(kept)
+    torch.manual_seed(seeded(kept))
     grid = [(d, a, x) for d in DISTANCES for a in (0.7, -1.3, 0.0) for x in (False, True)]
     rows = len(grid)
     latent = torch.tensor([x for _, _, x in grid])
@@ -127,8 +128,8 @@ def test_an_edge_that_pulls_back_is_no_corner(distance, advantage, beyond):
 
 
 def test_branches_that_round_to_the_same_product_do_not_tie():
-    # The ratio is beyond its edge by one unit, so its row is clipped, though for many A the products
-    # rho A and clip(rho) A are rounded to the same number.
+    # The ratio is beyond its edge by one unit, so its row is clipped, though for many A the
+    # products rho A and clip(rho) A are rounded to the same number.
     for advantage in torch.linspace(0.5, 1, 65, dtype=torch.float64).tolist():
         _, *derivatives, clipped = corner(0.25, advantage, 2.0**-52)
         assert derivatives == [0.0, 0.0]

@@ -8,6 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lepo_kernels import lepo_loss, lepo_objective
+from tests.seeds import seeded
 
 # 6 rows: latent and discrete in turn, so that a mix-up of the two shows. 3 ids per row, the last of
 # them padding on some rows; 11 ids in the vocabulary; 5 dimensions.
@@ -19,7 +20,7 @@ ROW_WEIGHTS = torch.tensor([0.1, 0.2, 0.3, 0.0, 0.15, 0.25], dtype=torch.float64
 
 @pytest.fixture
 def case():
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(seeded(3))
 
     def draw(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)

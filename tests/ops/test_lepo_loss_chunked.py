@@ -9,6 +9,7 @@ from lepo_kernels import dispatch, lepo_loss, lepo_objective, linear_log_probs
 from lepo_kernels.backends import chunked_loss
 from lepo_kernels.backends.chunked_loss import Sizes
 from tests.ops.helpers import HALF_DTYPES, LOW_DTYPES, LargestTensor
+from tests.seeds import seeded
 
 
 def on_each_backend(test):
@@ -25,7 +26,7 @@ GIB = 1 << 30
 
 def make(dtype=torch.float32, rows=N, vocab=V, width=D, kept=K):
     """Hidden states, head and bias; and what the loss needs to know of each row."""
-    chance = torch.Generator().manual_seed(1)
+    chance = torch.Generator().manual_seed(seeded(1))
     leaves = [torch.randn(*shape, generator=chance) for shape in ((rows, width), (vocab, width))]
     leaves.append(torch.randn(vocab, generator=chance))
     ids = torch.randint(0, vocab, (rows, kept), generator=chance)

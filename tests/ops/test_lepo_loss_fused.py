@@ -14,9 +14,10 @@ from lepo_kernels.backends.cpu import lepo_loss as cpu_kernel
 from tests.ops.helpers import (
     LOW_DTYPES,
     LargestTensor,
-    assert_no_worse_than_plain,
     transposed,
 )
+from tests.seeds import seeded
+from tests.tolerances import assert_no_worse_than_plain, rounding, sum_error
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
@@ -48,7 +49,7 @@ def _same_products(backend, monkeypatch):
 
 
 def make(kept=4, dtype=torch.float32, seed=0):
-    torch.manual_seed(seed)
+    torch.manual_seed(seeded(seed))
     leaves = [torch.randn(N, D), torch.randn(V, D), torch.randn(V)]
     leaves = [x.to(dtype).requires_grad_() for x in leaves]
     latent = torch.arange(N) % 3 != 1
@@ -138,11 +139,12 @@ def test_error_is_no_worse_than_plain_torch(dtype):
     oracle = run(plain, [x.detach().double().requires_grad_() for x in leaves], facts, True)
     assert [x.dtype for x in ours[-3:]] == [dtype] * 3
     for position in (1, 5, 6, 7):
-        assert_no_worse_than_plain(*(x[position] for x in (ours, rounded, oracle)), dtype)
+        assert_no_worse_than_plain(*(x[position] for x in (ours, rounded, oracle)), dtype, V)
     # The loss is a sum of terms that cancel: what their scores may be off by adds up.
     terms = (facts[3] * facts[4]).abs() @ ours[1].abs()
     ours_error, plain_error = ((x[0] - oracle[0]).abs() for x in (ours, rounded))
-    assert ours_error <= plain_error + 4 * torch.finfo(dtype).eps * terms
+    allowed = (2 * rounding(dtype) + sum_error(V)) * terms
+    assert ours_error <= 2 * plain_error + allowed
 
 
 @pytest.mark.large

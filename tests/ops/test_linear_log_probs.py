@@ -10,7 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lepo_kernels import dispatch, gather_log_probs, linear_log_probs
 from lepo_kernels.backends.reference import linear_log_probs as kernel
 from lepo_kernels.backends.reference import numerics
-from tests.ops.helpers import LOW_DTYPES, LargestTensor, assert_no_worse_than_plain, transposed
+from tests.ops.helpers import LOW_DTYPES, LargestTensor, transposed
+from tests.seeds import seeded
+from tests.tolerances import assert_no_worse_than_plain
 
 
 def plain(hidden, lm_head, ids, bias=None, softcap=None, inv_temperature=1.0):
@@ -33,7 +35,7 @@ def plain_from_logits(logits, ids, inv_temperature=1.0):
 
 
 def make(rows=7, width=3, vocab=11, kept=4, dtype=torch.float64, seed=0):
-    torch.manual_seed(seed)
+    torch.manual_seed(seeded(seed))
     hidden = torch.randn(rows, width, dtype=dtype, requires_grad=True)
     lm_head = torch.randn(vocab, width, dtype=dtype, requires_grad=True)
     bias = torch.randn(vocab, dtype=dtype, requires_grad=True)
@@ -59,7 +61,7 @@ def doubled(*inputs):
 
 def weighted_sum(outputs, seed=1):
     """A scalar that gives every output an upstream gradient of its own."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seeded(seed))
     return sum(
         (x.double() * torch.randn(x.shape, generator=generator, dtype=torch.float64)).sum()
         for x in outputs
@@ -122,7 +124,7 @@ def test_gradcheck(backend):
 @pytest.mark.parametrize("vocab", [2, 7, 1000])
 @pytest.mark.parametrize("kept", [0, 1, 5])
 def test_logits_at_hand(vocab, kept, backend):
-    torch.manual_seed(vocab)
+    torch.manual_seed(seeded(vocab))
     logits = (3 * torch.randn(6, vocab, dtype=working_dtype(backend))).requires_grad_()
     (exact_logits,) = doubled(logits)
     ids = torch.randint(0, vocab, (6, kept), dtype=torch.int32)
@@ -166,15 +168,11 @@ def test_empty_sizes(rows, kept, backend):
     assert torch.autograd.grad(ours.lse.sum(), logits)[0].shape == (rows, 5)
 
 
-def root_mean_square(x):
-    return float(x.detach().double().square().mean().sqrt())
-
-
 # D = 64 so that sums are long enough to round; V = 97 is no multiple of anything.
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("dtype", LOW_DTYPES)
 def test_error_is_no_worse_than_plain_torch(dtype):
-    torch.manual_seed(2)
+    torch.manual_seed(seeded(2))
     rows, width, vocab = 33, 64, 97
     hidden = torch.randn(rows, width).to(dtype).requires_grad_()
     lm_head = (torch.randn(vocab, width) / 4).to(dtype).requires_grad_()
@@ -192,16 +190,12 @@ def test_error_is_no_worse_than_plain_torch(dtype):
     rounded = run(plain, hidden, lm_head)
     oracle = run(plain, *(x.detach().double().requires_grad_() for x in (hidden, lm_head)))
     assert [x.dtype for x in ours] == [torch.float32] * 3 + [dtype] * 2
-    # pi and z cancel in the gradients: over 40 seeds chance leaves single elements of the reference
-    # up to 7 units worse than plain torch's, and of the native kernels up to 10. Their errors as a
-    # whole are at most 1.6 times plain torch's.
-    for x, y, z, units in zip(ours, rounded, oracle, (4, 4, 4, 12, 12), strict=True):
-        assert_no_worse_than_plain(x, y, z, dtype, units)
-        assert root_mean_square(x - z) <= 2 * root_mean_square(y - z)
+    for x, y, z in zip(ours, rounded, oracle, strict=True):
+        assert_no_worse_than_plain(x, y, z, dtype, vocab)
 
 
 def test_gradient_of_the_head_is_rounded_once(backend):
-    torch.manual_seed(4)
+    torch.manual_seed(seeded(4))
     hidden = torch.randn(200, 8).bfloat16()
     lm_head = torch.randn(20, 8).bfloat16().requires_grad_()
     ids = torch.randint(0, 20, (200, 1))
@@ -225,7 +219,7 @@ def test_gradient_of_the_head_is_rounded_once(backend):
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("dtype", LOW_DTYPES)
 def test_error_from_logits_is_no_worse_than_plain_torch(dtype):
-    torch.manual_seed(3)
+    torch.manual_seed(seeded(3))
     logits = (4 * torch.randn(33, 97)).to(dtype).requires_grad_()
     ids = torch.randint(0, 97, (33, 5))
 
@@ -237,7 +231,7 @@ def test_error_from_logits_is_no_worse_than_plain_torch(dtype):
     ours, rounded = run(gather_log_probs, logits), run(plain_from_logits, logits)
     oracle = run(plain_from_logits, logits.detach().double().requires_grad_())
     for x, y, z in zip(ours, rounded, oracle, strict=True):
-        assert_no_worse_than_plain(x, y, z, dtype)
+        assert_no_worse_than_plain(x, y, z, dtype, 97)
 
 
 def test_minus_infinities_never_make_nan(backend):
@@ -393,7 +387,7 @@ def test_duplicate_ids_never_add_by_atomics():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gradient_of_duplicates_on_a_gpu_has_the_same_bits_run_to_run():
-    torch.manual_seed(5)
+    torch.manual_seed(seeded(5))
     logits = torch.randn(64, 100)
     ids, alpha = torch.randint(0, 3, (64, 500)), torch.randn(64, 500)
 

@@ -12,6 +12,7 @@ import lepo_kernels
 from lepo_kernels import dispatch, gather_log_probs, linear_log_probs, native
 from lepo_kernels.backends.cpu import linear_log_probs as kernel
 from tests.ops.helpers import HALF_DTYPES, LOW_DTYPES
+from tests.seeds import seeded
 
 pytestmark = pytest.mark.skipif("cpu" in dispatch.MISSING, reason="needs the native library")
 
@@ -32,7 +33,7 @@ def exact_statistics(logits, ids):
 
 
 def upstream(ours, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seeded(seed))
     return [torch.randn(x.shape, generator=generator) for x in ours]
 
 
@@ -48,7 +49,7 @@ def run(logits, ids, **options):
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("dtype", LOW_DTYPES)
 def test_every_size_of_row(rows, vocab, dtype):
-    torch.manual_seed(vocab)
+    torch.manual_seed(seeded(vocab))
     logits = (2 * torch.randn(rows, vocab)).to(dtype)
     ids = torch.randint(0, vocab, (rows, 5))
     ids[:, 0], ids[:, 1] = vocab - 1, 0
@@ -70,7 +71,7 @@ def test_every_size_of_row(rows, vocab, dtype):
 @pytest.mark.parametrize("vocab", [49152, 128256, 262144])
 @pytest.mark.parametrize("dtype", LOW_DTYPES)
 def test_head_of_a_real_vocabulary(vocab, dtype):
-    torch.manual_seed(0)
+    torch.manual_seed(seeded(0))
     hidden, lm_head = torch.randn(64, 32).to(dtype), (torch.randn(vocab, 32) / 4).to(dtype)
     ids = torch.randint(0, vocab, (64, 3))
     logits = hidden.double() @ lm_head.double().T
@@ -81,7 +82,7 @@ def test_head_of_a_real_vocabulary(vocab, dtype):
 
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 def test_logits_of_a_narrow_head_are_not_rounded_to_its_dtype(dtype):
-    torch.manual_seed(1)
+    torch.manual_seed(seeded(1))
     # Parts of unlike width: the widened head reuses one buffer.
     hidden, lm_head = torch.randn(3, 16).to(dtype), torch.randn(PART + 5, 16).to(dtype)
     ids = torch.tensor([[0, PART - 1, PART, PART + 4]]).repeat(3, 1)
@@ -96,7 +97,7 @@ def test_logits_of_a_narrow_head_are_not_rounded_to_its_dtype(dtype):
 def test_gradients_over_several_parts(vocab, softcap, monkeypatch):
     # Two blocks of rows: the gradient of the head is a sum over both.
     monkeypatch.setattr(kernel, "_BUFFER_ENTRIES", 4 * PART)
-    torch.manual_seed(vocab)
+    torch.manual_seed(seeded(vocab))
     inputs = [torch.randn(6, 8), torch.randn(vocab, 8), torch.randn(vocab)]
     inputs = [x.requires_grad_() for x in inputs]
     ids = torch.tensor([[0, vocab - 1, PART - 1, PART % vocab]]).repeat(6, 1)
@@ -130,7 +131,7 @@ def test_softcap_is_as_good_as_float32_can_be():
 
 
 def test_a_rows_bits_depend_on_nothing_else():
-    torch.manual_seed(2)
+    torch.manual_seed(seeded(2))
     logits = 3 * torch.randn(9, 2 * SPAN + 77)
     ids = torch.randint(0, logits.shape[1], (9, 4))
     coefficients = upstream(gather_log_probs(logits, ids))
@@ -147,7 +148,7 @@ def test_a_rows_bits_depend_on_nothing_else():
 
 
 def test_threads_do_not_change_bits():
-    torch.manual_seed(3)
+    torch.manual_seed(seeded(3))
     # One row, which all threads share, and a few.
     for rows in (1, 5):
         logits, ids = torch.randn(rows, 3 * SPAN + 5), torch.zeros(rows, 1, dtype=torch.int64)
@@ -162,7 +163,7 @@ def test_threads_do_not_change_bits():
 
 
 def test_parts_of_the_vocabulary_add_up_to_the_same_bits():
-    torch.manual_seed(4)
+    torch.manual_seed(seeded(4))
     vocab = 3 * PART + 9
     logits, ids = torch.randn(2, vocab), torch.tensor([[1, PART], [vocab - 1, 0]])
     results = []
@@ -181,7 +182,7 @@ def test_parts_of_the_vocabulary_add_up_to_the_same_bits():
 
 @pytest.mark.parametrize("dtype", LOW_DTYPES)
 def test_any_layout_gives_the_same_bits(dtype):
-    torch.manual_seed(5)
+    torch.manual_seed(seeded(5))
     wide = torch.randn(4, 2 * PIECE + 40).to(dtype)
     ids = torch.randint(0, 2 * PIECE + 3, (4, 6))
     inside = wide[:, 3 : 2 * PIECE + 6]  # a row stride of its own, an odd first address
@@ -252,7 +253,7 @@ CORE = """
 import math, torch, lepo_kernels
 from lepo_kernels import gather_log_probs, linear_log_probs, native
 assert native.cpu_capability() == {name!r}
-torch.manual_seed(0)
+torch.manual_seed({seed})
 for dtype in (torch.float32, torch.bfloat16, torch.float16):
     for vocab in (2, 37, 1100, 40001):
         logits = torch.randn(3, vocab).to(dtype)
@@ -283,7 +284,7 @@ def test_every_instruction_set(name):
         pytest.skip(f"this machine, or LEPO_CPU_CAPABILITY, does not offer {name}")
     environment = {**os.environ, "LEPO_CPU_CAPABILITY": name}
     done = subprocess.run(
-        [sys.executable, "-c", CORE.format(name=name)],
+        [sys.executable, "-c", CORE.format(name=name, seed=seeded(0))],
         env=environment,
         capture_output=True,
         text=True,

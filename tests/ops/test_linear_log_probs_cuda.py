@@ -8,6 +8,7 @@ import torch
 from lepo_kernels import dispatch, gather_log_probs, linear_log_probs
 from lepo_kernels.backends import chunked_head
 from tests.ops.helpers import HALF_DTYPES, LOW_DTYPES, LargestTensor
+from tests.seeds import seeded
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
@@ -19,7 +20,7 @@ UNIT = 512
 
 
 def make(rows, vocab, width=8, kept=3, dtype=torch.float32):
-    chance = torch.Generator().manual_seed(vocab)
+    chance = torch.Generator().manual_seed(seeded(vocab))
     hidden = torch.randn(rows, width, generator=chance).to(dtype)
     lm_head = (torch.randn(vocab, width, generator=chance) / 4).to(dtype)
     bias = torch.randn(vocab, generator=chance).to(dtype)
@@ -31,7 +32,7 @@ def with_gradients(hidden, lm_head, bias, ids, **options):
     """All outputs, and the gradients of the first three arguments."""
     inputs = [x.detach().clone().requires_grad_() for x in (hidden, lm_head, bias)]
     ours = linear_log_probs(*inputs[:2], ids, bias=inputs[2], softcap=5.0, **options)
-    chance = torch.Generator().manual_seed(0)
+    chance = torch.Generator().manual_seed(seeded(0))
     upstream = [torch.randn(x.shape, generator=chance).to(x.dtype) for x in ours]
     return *ours, *torch.autograd.grad(ours, inputs, upstream)
 
@@ -76,7 +77,7 @@ def test_parts_of_the_vocabulary_make_a_whole(chunk_size, dtype):
 
 
 def test_a_rows_bits_do_not_depend_on_its_batch_or_place():
-    logits = 3 * torch.randn(4, 2 * UNIT + 9, generator=torch.Generator().manual_seed(1))
+    logits = 3 * torch.randn(4, 2 * UNIT + 9, generator=torch.Generator().manual_seed(seeded(1)))
     ids = torch.randint(0, 2 * UNIT, (4, 3))
     together = gather_log_probs(logits, ids)
     for n in range(4):
@@ -91,7 +92,7 @@ def test_a_rows_bits_do_not_depend_on_its_batch_or_place():
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 def test_rows_that_share_memory_and_a_vocabulary_of_one(dtype):
     ids = torch.zeros(3, 2, dtype=torch.int64)
-    row = torch.randn(1, 700, generator=torch.Generator().manual_seed(2)).to(dtype)
+    row = torch.randn(1, 700, generator=torch.Generator().manual_seed(seeded(2))).to(dtype)
     shared = gather_log_probs(row.expand(3, 700), ids)
     for x in shared:
         assert torch.equal(x, x[:1].expand_as(x))
@@ -104,7 +105,7 @@ def test_rows_that_share_memory_and_a_vocabulary_of_one(dtype):
 def test_backward_gives_the_same_where_it_may_not_wait(monkeypatch):
     rows, vocab = 6, UNIT + 40
     hidden, lm_head, bias, ids = make(rows, vocab)
-    chance = torch.Generator().manual_seed(3)
+    chance = torch.Generator().manual_seed(seeded(3))
     alpha, gamma, eta = (torch.randn(s, generator=chance) for s in ((rows, 3), rows, rows))
     for x in (alpha, gamma, eta):
         x[[0, 4]] = 0

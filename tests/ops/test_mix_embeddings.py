@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from lepo_kernels import mix_embeddings
-from tests.ops.helpers import LOW_DTYPES, LargestTensor, assert_no_worse_than_plain, transposed
+from tests.ops.helpers import LOW_DTYPES, LargestTensor, transposed
+from tests.seeds import seeded
+from tests.tolerances import assert_no_worse_than_plain
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -17,7 +19,7 @@ def plain(ids, weights, embedding):
 
 
 def make(shape=(6, 4), vocab=9, width=5, dtype=torch.float64):
-    torch.manual_seed(0)
+    torch.manual_seed(seeded(0))
     ids = torch.randint(0, vocab, shape)
     weights = torch.randn(shape, dtype=dtype, requires_grad=True)
     embedding = torch.randn(vocab, width, dtype=dtype, requires_grad=True)
@@ -92,7 +94,7 @@ def test_entries_of_weight_zero_are_skipped(real):
 # K = 30 entries, as the published settings keep; D = 17, no multiple of a vector.
 @pytest.mark.parametrize("dtype", LOW_DTYPES)
 def test_error_is_no_worse_than_plain_torch(dtype):
-    torch.manual_seed(1)
+    torch.manual_seed(seeded(1))
     ids = torch.randint(0, 50, (40, 30))
     weights = torch.randn(40, 30).softmax(-1).requires_grad_()
     embedding = torch.randn(50, 17).to(dtype).requires_grad_()
@@ -106,7 +108,7 @@ def test_error_is_no_worse_than_plain_torch(dtype):
     oracle = run(plain, weights.detach().double().requires_grad_(),
                  embedding.detach().double().requires_grad_())  # fmt: skip
     for x, y, z in zip(ours, rounded, oracle, strict=True):
-        assert_no_worse_than_plain(x, y, z, dtype)
+        assert_no_worse_than_plain(x, y, z, dtype, 40 * 30)
 
 
 def test_forward_reads_k_rows_and_never_the_table(real):

@@ -15,6 +15,7 @@ from lepo_kernels.backends.cuda import latent_step as both
 from lepo_kernels.backends.cuda import mix_embeddings as mixture
 from lepo_kernels.backends.reference import numerics
 from tests import cuda_backend
+from tests.seeds import seeded
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
@@ -50,7 +51,7 @@ def operations(kernel, *arguments):
 
 
 def make():
-    torch.manual_seed(0)
+    torch.manual_seed(seeded(0))
     ids = torch.randint(0, 50, (3, 4))
     weights, table = torch.rand(3, 4), torch.randn(50, 8).bfloat16()
     return torch.randn(3, 8).bfloat16(), ids, weights, table

@@ -6,6 +6,7 @@ import torch
 from lepo_kernels import philox_words
 from lepo_kernels.backends.reference.philox import exponential_from_words
 from tests import triton_backend
+from tests.seeds import seeded
 
 pytestmark = pytest.mark.skipif(triton_backend.why_not() is not None, reason="no triton")
 DEVICE = "cuda" if triton_backend.has_gpu() else "cpu"
@@ -42,7 +43,7 @@ def test_words_are_the_reference_s(seed, first):
 def words():
     edge = torch.arange(64)
     powers = 2 ** torch.arange(32)
-    torch.manual_seed(0)
+    torch.manual_seed(seeded(0))
     anywhere = torch.randint(1 << 32, (1 << 14,))
     small = torch.cat([torch.randint(1 << bits, (64,)) for bits in range(1, 32)])
     all_words = torch.cat([edge, (1 << 32) - 1 - edge, powers, powers - 1, anywhere, small])

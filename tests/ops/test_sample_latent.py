@@ -13,6 +13,7 @@ from lepo_kernels.backends.cpu import sample_latent as cpu_kernel
 from lepo_kernels.backends.reference import numerics
 from lepo_kernels.backends.reference import sample_latent as reference_kernel
 from tests.ops.helpers import HALF_DTYPES
+from tests.seeds import seeded
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -62,7 +63,7 @@ def kept_ids(sample, row):
     ],
 )
 def test_filters_keep_what_their_definitions_keep(vocab, filters, real):
-    torch.manual_seed(vocab)
+    torch.manual_seed(seeded(vocab))
     # Some units of a sum's value: the oracle adds exactly.
     close = 8 * torch.finfo(real).eps
     logits = 3 * torch.randn(6, vocab, dtype=real)
@@ -93,7 +94,7 @@ def test_filters_keep_what_their_definitions_keep(vocab, filters, real):
 
 # 4096 columns: 64 blocks of 64, of which top_k = 30 selects 30.
 def test_filters_agree_with_transformers():
-    torch.manual_seed(0)
+    torch.manual_seed(seeded(0))
     logits = 4 * torch.randn(16, 4096)
     warped = logits / 0.7
     for warper in (TopKLogitsWarper(30), TopPLogitsWarper(0.9), MinPLogitsWarper(0.02)):
@@ -112,7 +113,7 @@ def test_filters_agree_with_transformers():
 @pytest.mark.parametrize("values", [3, 100])
 def test_ties_are_ordered_by_id(dtype, vocab, values, backend):
     skip_unless_served(dtype, backend)
-    torch.manual_seed(1)
+    torch.manual_seed(seeded(1))
     logits = torch.randint(-values // 2, values // 2, (40, vocab)).to(dtype)
     zeros = logits == 0
     logits[zeros] = torch.where(torch.rand(40, vocab)[zeros] < 0.5, -0.0, 0.0).to(dtype)
@@ -124,7 +125,7 @@ def test_ties_are_ordered_by_id(dtype, vocab, values, backend):
 
 
 def test_gumbel_scores_weights_and_token_follow_the_formula(real):
-    torch.manual_seed(2)
+    torch.manual_seed(seeded(2))
     logits = torch.randn(5, 300, dtype=real)
     keys, steps = torch.tensor([4, -9, 2**50, 0, 1]), torch.tensor([3, 1, 4, 1, 5])
     noise = gumbel_noise(99, keys, steps, torch.arange(300), dtype=real)
@@ -139,7 +140,7 @@ def test_gumbel_scores_weights_and_token_follow_the_formula(real):
 
 
 def test_clamped_noise(real):
-    torch.manual_seed(3)
+    torch.manual_seed(seeded(3))
     logits = torch.randn(200, 7, dtype=real)
     noise = gumbel_noise(0, torch.arange(200), 0, torch.arange(7), dtype=real)
     assert (noise < -1).any()
@@ -149,7 +150,7 @@ def test_clamped_noise(real):
 
 
 def test_gaussian_noise_is_scaled_by_the_rms_of_the_kept_logits(real):
-    torch.manual_seed(4)
+    torch.manual_seed(seeded(4))
     logits = torch.randn(5, 40, dtype=real)
     sample = sample_latent(logits, noise="gaussian", noise_scale=0.4, top_p=0.7, seed=1, step=2)
     noise = normal_noise(1, torch.arange(5), 2, torch.arange(40), dtype=real)
@@ -168,7 +169,7 @@ def test_gaussian_noise_is_scaled_by_the_rms_of_the_kept_logits(real):
 @pytest.mark.parametrize("mask", ["min", -1e20, 1e20])
 def test_gaussian_noise_of_huge_logits_never_makes_nan(dtype, noise_scale, mask, backend):
     skip_unless_served(dtype, backend)
-    torch.manual_seed(15)
+    torch.manual_seed(seeded(15))
     logits = torch.randn(50, 6, dtype=dtype)
     mask = torch.finfo(dtype).min if mask == "min" else mask
     logits[:, [1, 4]] = mask
@@ -235,7 +236,7 @@ def test_a_tiny_top_p_keeps_the_first(top_p):
 
 
 def test_clamps_may_be_open_at_either_end(real):
-    torch.manual_seed(3)
+    torch.manual_seed(seeded(3))
     logits = torch.randn(200, 7, dtype=real)
     noise = gumbel_noise(0, torch.arange(200), 0, torch.arange(7), dtype=real)
     for low, high in ((-1.5, math.inf), (-math.inf, 3)):
@@ -254,7 +255,7 @@ def test_dirichlet_of_tiny_concentrations_is_finite():
 
 
 def test_categorical_draws_are_gumbel_max_draws(real):
-    torch.manual_seed(6)
+    torch.manual_seed(seeded(6))
     logits = torch.randn(20, 50, dtype=real)
     sample = sample_latent(logits, noise="categorical", num_draws=3, top_k=6, seed=8)
     kept = logits.topk(6)
@@ -277,7 +278,7 @@ def test_categorical_draws_are_gumbel_max_draws(real):
 @pytest.mark.parametrize("source", ["token", "weights", "categorical"])
 def test_draws_have_the_filtered_distribution(source):
     rows = 20000
-    torch.manual_seed(7)
+    torch.manual_seed(seeded(7))
     logits = torch.randn(60)
     kept = expected_kept(logits.tolist(), 12, 0.9)
     assert 6 < len(kept) < 12
@@ -307,7 +308,7 @@ def test_expected_weights_are_not_the_probabilities():
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_rows_do_not_depend_on_their_batch(noise):
-    torch.manual_seed(8)
+    torch.manual_seed(seeded(8))
     logits = 2 * torch.randn(9, 700)
     keys = torch.randint(-(2**62), 2**62, (9,))
     draws = 3 if noise == "categorical" else 1
@@ -340,7 +341,7 @@ def test_noise_follows_the_row_key_and_the_step():
 
 
 def test_tau_zero_is_the_argmax_path():
-    torch.manual_seed(9)
+    torch.manual_seed(seeded(9))
     logits = torch.randn(30, 12)
     hard, soft = sample_latent(logits, tau=0.0), sample_latent(logits, tau=0.5)
     assert torch.equal(hard.token, soft.token)
@@ -353,7 +354,7 @@ def test_tau_zero_is_the_argmax_path():
 
 
 def test_small_tau_underflows_to_the_argmax_and_never_to_nan():
-    torch.manual_seed(14)
+    torch.manual_seed(seeded(14))
     logits = torch.randn(50, 20)
     assert torch.equal(
         sample_latent(logits, tau=1e-38).weights, sample_latent(logits, tau=0.0).weights
@@ -376,7 +377,7 @@ def test_a_single_survivor_has_all_the_weight(noise):
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_minus_infinities_never_make_nan(noise):
-    torch.manual_seed(10)
+    torch.manual_seed(seeded(10))
     logits = torch.randn(8, 500).masked_fill(torch.rand(8, 500) < 0.98, -math.inf)
     logits[:, 3] = 0
     sample = sample_latent(logits, noise=noise, top_k=100)
@@ -393,7 +394,7 @@ def test_minus_infinities_never_make_nan(noise):
 
 
 def test_excluded_ids_are_never_kept_but_still_counted():
-    torch.manual_seed(11)
+    torch.manual_seed(seeded(11))
     logits = torch.randn(20, 30)
     logits[:, 4] += 5
     before = logits.clone()
@@ -439,7 +440,7 @@ def switch_checks_off(monkeypatch):
 @pytest.mark.parametrize("bad", BAD_ROWS, ids=["all -inf", "NaN", "+inf"])
 def test_unchecked_bad_rows_spoil_themselves_only(bad, noise, monkeypatch):
     switch_checks_off(monkeypatch)
-    torch.manual_seed(12)
+    torch.manual_seed(seeded(12))
     logits = torch.randn(4, 300)
     good = sample_latent(logits, top_k=2, noise=noise)
     logits[2] = torch.tensor(bad)
@@ -457,7 +458,7 @@ def test_unchecked_bad_rows_spoil_themselves_only(bad, noise, monkeypatch):
 @pytest.mark.parametrize("noise", NOISES)
 def test_unchecked_emptied_rows_spoil_themselves_only(noise, tau, monkeypatch):
     switch_checks_off(monkeypatch)
-    torch.manual_seed(12)
+    torch.manual_seed(seeded(12))
     logits, excluded = torch.randn(4, 300), torch.tensor([7])
     good = sample_latent(logits, top_k=2, noise=noise, tau=tau, exclude_ids=excluded)
     logits[2] = -math.inf
@@ -483,7 +484,7 @@ def test_no_rows(noise):
 
 
 def test_layout_and_precision_of_the_input_change_nothing():
-    torch.manual_seed(13)
+    torch.manual_seed(seeded(13))
     logits = torch.randn(6, 400)
     base = sample_latent(logits, top_k=5)
     strided = torch.empty(400, 12)[:, ::2].T.copy_(logits)

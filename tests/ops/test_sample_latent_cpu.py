@@ -7,6 +7,7 @@ import torch
 
 from lepo_kernels import dispatch, native, sample_latent
 from tests.ops.helpers import assert_passes_on
+from tests.seeds import seeded
 
 pytestmark = pytest.mark.skipif("cpu" in dispatch.MISSING, reason="no native library")
 
@@ -46,7 +47,7 @@ def assert_same_draw(ours, reference):
 @pytest.mark.parametrize("top_k", [1, 30, 300])
 @pytest.mark.parametrize("excluding", [False, True])
 def test_draw_is_the_references(rows, vocab, top_k, excluding):
-    torch.manual_seed(vocab)
+    torch.manual_seed(seeded(vocab))
     logits = 3 * torch.randn(rows, vocab)
     excluded = torch.unique(logits.argmax(-1))[: vocab - 1] if excluding else None
     arguments = {
@@ -64,7 +65,7 @@ def test_draw_is_the_references(rows, vocab, top_k, excluding):
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_noise_and_dtype_is_the_references(noise, dtype):
-    torch.manual_seed(1)
+    torch.manual_seed(seeded(1))
     logits = (3 * torch.randn(64, 3000)).to(dtype)
     draws = 4 if noise == "categorical" else 1
     arguments = {"top_k": 40, "top_p": 0.9, "min_p": 0.01, "tau": 0.3, "noise": noise}
@@ -84,7 +85,7 @@ def test_every_noise_and_dtype_is_the_references(noise, dtype):
 @pytest.mark.parametrize("values", [1, 2, 50, 10**6])
 @pytest.mark.parametrize("order", ["random", "ascending", "descending"])
 def test_selection_is_exact(top_k, values, order):
-    torch.manual_seed(top_k)
+    torch.manual_seed(seeded(top_k))
     logits = torch.randint(-values // 2, values - values // 2, (2, 20000)).float() / 64
     if order != "random":
         logits = logits.sort(dim=-1, descending=order == "descending").values
@@ -104,7 +105,7 @@ def test_selection_is_exact(top_k, values, order):
     [[0], [999], [500, 3, 3, 999], list(range(256)), list(range(100, 900)), list(range(1, 1000))],
 )
 def test_exclusion_is_exact(excluded):
-    torch.manual_seed(2)
+    torch.manual_seed(seeded(2))
     logits = torch.randn(4, 1000)
     logits[:, excluded] += 5
     sample = sample_latent(
@@ -124,7 +125,7 @@ def test_exclusion_is_exact(excluded):
     ("scale", "shift"), [(1, 0), (0, 0), (30, 0), (1, 1000), (1e4, -1e4), (1, -3e4)]
 )
 def test_statistics_are_as_good_as_plain_torch(scale, shift, temperature):
-    torch.manual_seed(3)
+    torch.manual_seed(seeded(3))
     logits = scale * torch.randn(4, 20001) + shift
     logits[1, 7:] = -math.inf
     logits[2, 13] = logits[2].max() + 40
@@ -156,7 +157,7 @@ def bits(sample):
 @pytest.mark.parametrize(("rows", "vocab"), [(1, 262144), (2, 49152), (5, 20000), (33, 1000)])
 @pytest.mark.parametrize("noise", NOISES)
 def test_threads_change_no_bit(rows, vocab, noise):
-    torch.manual_seed(4)
+    torch.manual_seed(seeded(4))
     logits = 3 * torch.randn(rows, vocab)
     before = torch.get_num_threads()
     results = []
@@ -173,7 +174,7 @@ def test_threads_change_no_bit(rows, vocab, noise):
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_the_batch_changes_no_bit(noise):
-    torch.manual_seed(5)
+    torch.manual_seed(seeded(5))
     logits, keys = 3 * torch.randn(9, 20000), torch.arange(100, 109)
 
     def run(rows):
@@ -190,7 +191,7 @@ def test_the_batch_changes_no_bit(noise):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rows_may_lie_anywhere(dtype):
-    torch.manual_seed(6)
+    torch.manual_seed(seeded(6))
     # 1001 columns of 1003: neither rows nor blocks begin at a multiple of anything.
     wide = torch.randn(6, 1003).to(dtype)
     view = wide[:, 1:1002]
@@ -213,7 +214,7 @@ def test_a_poisoned_neighbour_is_not_read():
 @pytest.mark.slow
 @pytest.mark.parametrize("vocab", [128256, 151936, 262144])
 def test_many_rows_of_a_large_vocabulary(vocab):
-    torch.manual_seed(7)
+    torch.manual_seed(seeded(7))
     logits = 3 * torch.randn(64, vocab)
     assert_same_draw(*native_and_reference(logits, top_k=30, top_p=0.95, tau=0.3))
 

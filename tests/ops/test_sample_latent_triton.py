@@ -12,6 +12,7 @@ from lepo_kernels.backends import draw_checks
 from lepo_kernels.backends.reference import numerics
 from tests import triton_backend
 from tests.ops.test_sample_latent_cpu import assert_same_draw
+from tests.seeds import seeded
 
 pytestmark = pytest.mark.skipif(triton_backend.why_not() is not None, reason="no triton")
 
@@ -41,7 +42,7 @@ def assert_same_bits(ours, expected):
 @pytest.mark.parametrize("vocab", [2, GROUP, GROUP + 1, TILE, TILE + 1, 20 * GROUP - 60])
 @pytest.mark.parametrize("top_k", [1, 17, 64, 65])
 def test_draw_is_the_references(vocab, top_k):
-    torch.manual_seed(vocab)
+    torch.manual_seed(seeded(vocab))
     logits = 3 * torch.randn(3, vocab)
     excluded = torch.unique(logits.argmax(-1))[: vocab - 1]
     arguments = {
@@ -65,7 +66,7 @@ def test_every_noise_is_the_references(noise, top_k, monkeypatch):
 
     for table in (kernels._WIDE, kernels._PERTURB):
         monkeypatch.setitem(table, "ENTRIES", 128)
-    torch.manual_seed(1)
+    torch.manual_seed(seeded(1))
     logits, draws = 2 * torch.randn(5, 700), 5 if noise == "categorical" else 1
     arguments = {
         "top_k": top_k,
@@ -84,7 +85,7 @@ def test_every_noise_is_the_references(noise, top_k, monkeypatch):
 
 def hard_rows(vocab):
     """Rows that are ordered, or have few values, or all that counts at one place."""
-    torch.manual_seed(vocab)
+    torch.manual_seed(seeded(vocab))
     rising = torch.arange(vocab) / 64
     ties = torch.randint(-2, 2, (vocab,)).float()
     peaks = torch.zeros(4, vocab)
@@ -131,7 +132,7 @@ def test_many_groups_and_units_are_merged(monkeypatch):
 
 # K = 64 and 65 are selected in different ways.
 def test_both_selections_agree():
-    torch.manual_seed(2)
+    torch.manual_seed(seeded(2))
     logits = torch.randint(-40, 40, (4, 5000)) / 8
     narrow, wide = (draw(logits, top_k=k, seed=3) for k in (64, 65))
     for name in ("ids", "scores", "logits"):
@@ -146,7 +147,7 @@ def test_both_selections_agree():
 def test_the_batch_changes_no_bit(noise, top_k, monkeypatch):
     from lepo_kernels.backends.triton import sample_latent as kernels
 
-    torch.manual_seed(5)
+    torch.manual_seed(seeded(5))
     logits, keys = 3 * torch.randn(9, TILE + 300), torch.arange(100, 109)
 
     def run(rows):
@@ -166,7 +167,7 @@ def test_the_batch_changes_no_bit(noise, top_k, monkeypatch):
 def test_chunks_of_rows_change_no_bit(noise, monkeypatch):
     from lepo_kernels.backends.triton import sample_latent as kernels
 
-    torch.manual_seed(6)
+    torch.manual_seed(seeded(6))
     logits, tau = torch.randn(5, 300), torch.tensor([0.5, 1.0, 0.0, 2.0, 0.1])
     steps = torch.arange(5)
     whole = draw(logits, noise=noise, tau=tau, step=steps)
@@ -179,7 +180,7 @@ def test_chunks_of_rows_change_no_bit(noise, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("top_k", [9, 1001])
 def test_rows_may_lie_anywhere(dtype, top_k):
-    torch.manual_seed(6)
+    torch.manual_seed(seeded(6))
     wide = torch.full((6, 1003), math.nan, dtype=dtype)
     wide[:, 1:1002] = torch.randn(6, 1001).to(dtype)
     view = wide[:, 1:1002]
@@ -192,7 +193,7 @@ def test_rows_may_lie_anywhere(dtype, top_k):
     ("scale", "shift"), [(1, 0), (0, 0), (30, 0), (1, 1000), (1e4, -1e4), (1, -3e4)]
 )
 def test_statistics_are_as_good_as_plain_torch(scale, shift):
-    torch.manual_seed(3)
+    torch.manual_seed(seeded(3))
     logits = scale * torch.randn(4, 10001) + shift
     logits[1, 7:] = -math.inf
     logits[2, 13] = logits[2].max() + 40
@@ -214,7 +215,7 @@ def test_statistics_are_as_good_as_plain_torch(scale, shift):
     [[0], [999], [500, 3, 3, 999], list(range(128)), list(range(100, 900)), list(range(1, 1000))],
 )
 def test_exclusion_is_exact(excluded, top_k):
-    torch.manual_seed(2)
+    torch.manual_seed(seeded(2))
     logits = torch.randn(4, 1000)
     logits[:, excluded] += 5
     sample = draw(logits, top_k=top_k, noise="none", exclude_ids=torch.tensor(excluded))
@@ -230,7 +231,7 @@ def test_exclusion_is_exact(excluded, top_k):
 def test_unchecked_ids_out_of_range_exclude_nothing(top_k, monkeypatch):
     for module in (draw_checks, numerics):
         monkeypatch.setattr(module, "checks_enabled", lambda device: False)
-    torch.manual_seed(4)
+    torch.manual_seed(seeded(4))
     logits = torch.randn(2, 300)
     far = torch.tensor([-1, -300, 300, 2**40, 7])
     expected = draw(logits, top_k=top_k, exclude_ids=torch.tensor([7]))
@@ -243,7 +244,7 @@ def test_unchecked_ids_out_of_range_exclude_nothing(top_k, monkeypatch):
 def test_unchecked_bad_wide_rows_spoil_themselves_only(noise, tau, monkeypatch):
     for module in (draw_checks, numerics):
         monkeypatch.setattr(module, "checks_enabled", lambda device: False)
-    torch.manual_seed(12)
+    torch.manual_seed(seeded(12))
     logits = torch.randn(6, 300)
     arguments = {"noise": noise, "tau": tau, "exclude_ids": torch.tensor([7])}
     good = draw(logits, **arguments)

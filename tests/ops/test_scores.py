@@ -24,13 +24,14 @@ from lepo_kernels import (
     sample_latent,
     soft_log_prob,
 )
+from tests.seeds import seeded
 
 INF = math.inf
 
 
 def policy(rows=6, vocab=9, kept=4, seed=0):
     """Policy logits over a vocabulary, and what the head op gives of them: ids, a, LSE."""
-    torch.manual_seed(seed)
+    torch.manual_seed(seeded(seed))
     dense = (2 * torch.randn(rows, vocab, dtype=torch.float64)).requires_grad_()
     ids = torch.stack([torch.randperm(vocab)[:kept] for _ in range(rows)])
     return dense, ids, dense.gather(1, ids), dense.logsumexp(-1)
@@ -38,7 +39,7 @@ def policy(rows=6, vocab=9, kept=4, seed=0):
 
 def drawn(rows=6, kept=4, seed=1):
     """Stored scores of a rollout whose rows keep 4, 3, 2, 1 and again 4 entries, and none."""
-    torch.manual_seed(seed)
+    torch.manual_seed(seeded(seed))
     scores = torch.randn(rows, kept, dtype=torch.float64)
     for row, count in enumerate([4, 3, 2, 1, 4, 0][:rows]):
         scores[row, count:] = -INF
@@ -241,7 +242,7 @@ def test_densities_take_what_the_draw_stores():
 
 
 def test_gaussian_log_density():
-    torch.manual_seed(2)
+    torch.manual_seed(seeded(2))
     embedding = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
     mean = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
     score = gaussian_log_density(embedding, mean, 0.33)

@@ -15,6 +15,7 @@ from torch import Tensor
 import lepo_kernels as lk
 from lepo_kernels import dispatch
 from tests.parallel.team import Team
+from tests.seeds import seeded
 
 CHECKS: list[Callable[[str], None]] = []
 
@@ -49,7 +50,7 @@ def real(backend: str) -> torch.dtype:
 
 def weighted_sum(outputs: tuple[Tensor, ...]) -> Tensor:
     """A scalar that gives every output an upstream gradient of its own."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seeded(1))
     return sum(
         (x.double() * torch.randn(x.shape, generator=generator, dtype=torch.float64)).sum()
         for x in outputs
@@ -113,7 +114,7 @@ def compare_log_probs(
 def head(
     backend: str, rows: int = 7, width: int = 3, vocab: int = 23, kept: int = 4, seed: int = 0
 ):
-    torch.manual_seed(seed)
+    torch.manual_seed(seeded(seed))
     dtype = real(backend)
     ids = torch.randint(0, vocab, (rows, kept))
     if kept > 1:
@@ -298,7 +299,7 @@ def lepo_loss_equals_the_whole(backend):
         hidden, lm_head, ids, _ = head(backend)
         if not team.is_member:
             continue
-        generator = torch.Generator().manual_seed(2)
+        generator = torch.Generator().manual_seed(seeded(2))
         weights = torch.rand(7, 4, generator=generator).softmax(-1)
         latent = torch.tensor([True, False, True, False, True, False, True])
         advantages = torch.tensor([1.0, -0.5, 0.0, 2.0, -1.0, 0.3, 0.7])
@@ -470,7 +471,7 @@ def compare_linear_mixtures(
 
 
 def vocabulary(backend: str, rows: int = 5, vocab: int = 23, width: int = 3):
-    torch.manual_seed(3)
+    torch.manual_seed(seeded(3))
     return torch.randn(rows, vocab, dtype=real(backend)), torch.randn(
         vocab, width, dtype=real(backend)
     )
@@ -634,7 +635,7 @@ def mixtures_are_cut_where_the_noise_can_be(backend):
 
 def noisy_head(backend: str, rows: int = 5, vocab: int = 23):
     """Hidden states, head, table and bias."""
-    torch.manual_seed(4)
+    torch.manual_seed(seeded(4))
     shapes = ((rows, 4), (vocab, 4), (vocab, 3), (vocab,))
     return [torch.randn(shape, dtype=real(backend)) for shape in shapes]
 

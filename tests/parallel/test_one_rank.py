@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 import lepo_kernels as lk
 from lepo_kernels.parallel import linear_log_probs as log_probs_file
+from tests.seeds import seeded
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +21,13 @@ def group():
 
 
 def head(dtype=torch.float64):
-    torch.manual_seed(0)
+    torch.manual_seed(seeded(0))
     hidden, lm_head, bias = (torch.randn(*n, dtype=dtype) for n in ((5, 3), (9, 3), (9,)))
     return hidden.requires_grad_(), lm_head.requires_grad_(), torch.randint(0, 9, (5, 2)), bias
 
 
 def vocabulary(dtype=torch.float64):
-    torch.manual_seed(0)
+    torch.manual_seed(seeded(0))
     return tuple(torch.randn(*n, dtype=dtype, requires_grad=True) for n in ((5, 9), (9, 3)))
 
 

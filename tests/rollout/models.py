@@ -6,6 +6,7 @@ import torch
 import transformers
 
 from lepo_kernels.rollout.config import LatentGenerationConfig
+from tests.seeds import seeded
 
 # Not divisible by 8, so that a padded or chunked vocabulary would show.
 VOCAB = 131
@@ -60,7 +61,7 @@ def tiny_model(family: str, **overrides: Any) -> Any:
     config_class = getattr(transformers, f"{name}Config")
     head = "LMHeadModel" if name == "GPT2" else "ForCausalLM"
     model_class = getattr(transformers, f"{name.removesuffix('Text')}{head}")
-    torch.manual_seed(0)
+    torch.manual_seed(seeded(0))
     model = model_class(config_class(**(_SHAPE | extra | overrides)))
     return model.eval()
 
@@ -75,7 +76,7 @@ def train_with_checkpointing(model: Any) -> None:
 
 def prompts() -> tuple[torch.Tensor, torch.Tensor]:
     """Three left-padded prompts [3, 6]: full, padded, and a single token."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seeded(1))
     ids = torch.randint(3, VOCAB, (3, 6), generator=generator)
     mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1]])
     return ids.masked_fill(mask == 0, PAD), mask

@@ -20,6 +20,7 @@ from tests.rollout.models import (
     tiny_model,
     train_with_checkpointing,
 )
+from tests.seeds import seeded
 
 # So many ids end a row that rows of 14 steps end one after the other.
 MANY_EOS = tuple(range(20, 50))
@@ -152,7 +153,7 @@ def test_seed_and_row_key_choose_the_sample(llama):
 
 def test_dropping_finished_rows_changes_nothing(llama, monkeypatch):
     # 8 rows that end at different steps, so that the batch shrinks more than once.
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(seeded(3))
     ids = torch.randint(50, VOCAB, (8, 3), generator=generator)
     mask = torch.ones_like(ids)
     mask[::3, 0] = 0

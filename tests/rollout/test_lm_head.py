@@ -6,6 +6,7 @@ import torch
 from lepo_kernels.rollout import lm_head as module
 from lepo_kernels.rollout.lm_head import LmHead
 from tests.rollout.models import FAMILIES, VOCAB, prompts, tiny_model
+from tests.seeds import seeded
 
 IDS = torch.tensor([3, 9, 130])
 
@@ -66,7 +67,9 @@ def test_the_head_equals_the_models_logits(family, change):
     expected = (logits[:, IDS], logits.logsumexp(dim=-1), policy.entropy())
     assert LmHead(model).fused == (change is not with_unknown_head)
     # One weight per number, so that every part of the gradient differs.
-    upstream = [torch.randn(e.shape, generator=torch.Generator().manual_seed(1)) for e in expected]
+    upstream = [
+        torch.randn(e.shape, generator=torch.Generator().manual_seed(seeded(1))) for e in expected
+    ]
     outputs = head_outputs(model, ids, mask, temperature)
     for got, want, weight in zip(outputs, expected, upstream, strict=True):
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)

@@ -14,6 +14,7 @@ from tests.rollout.models import (
     tiny_model,
     train_with_checkpointing,
 )
+from tests.seeds import seeded
 
 # Ids that end rows at different steps: padding on both sides.
 MANY_EOS = tuple(range(20, 40))
@@ -151,7 +152,9 @@ def test_gradients_equal_a_dense_construction_in_double(family, tied):
     close = {"atol": 1e-5, "rtol": 1e-5}
     torch.testing.assert_close(policy.log_prob.double(), log_prob, **close)
     torch.testing.assert_close(policy.entropy.double(), entropy, **close)
-    weight = torch.randn(log_prob.shape, generator=torch.Generator().manual_seed(1)).double()
+    weight = torch.randn(
+        log_prob.shape, generator=torch.Generator().manual_seed(seeded(1))
+    ).double()
     (policy.log_prob * weight + 0.1 * policy.entropy).sum().backward()
     (log_prob * weight + 0.1 * entropy).sum().backward()
     for (name, p), q in zip(model.named_parameters(), reference.parameters(), strict=True):

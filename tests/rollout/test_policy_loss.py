@@ -11,13 +11,14 @@ from lepo_kernels.rollout.latent_generate import latent_generate
 from lepo_kernels.rollout.policy_log_probs import policy_log_probs
 from lepo_kernels.rollout.policy_loss import policy_loss
 from tests.rollout.models import prompts, settings, tiny_model, train_with_checkpointing
+from tests.seeds import seeded
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
 def off_policy(rows, kept):
     """What the loss needs to know of each step; all that it may know."""
-    chance = torch.Generator().manual_seed(3)
+    chance = torch.Generator().manual_seed(seeded(3))
     count = int(rows.sum())
     row_weights = torch.rand(count, generator=chance)
     row_weights[::5] = 0

@@ -7,6 +7,7 @@ import transformers
 from lepo_kernels.rollout.latent_generate import latent_generate
 from lepo_kernels.rollout.soft_embedding import SoftEmbedding, add_embedding_noise, soft_inputs
 from tests.rollout.models import FAMILIES, VOCAB, prompts, settings, tiny_model
+from tests.seeds import seeded
 
 
 def full_ids(rollout):
@@ -83,7 +84,7 @@ def test_models_with_per_layer_embeddings_are_refused():
 
 
 def test_the_noise_of_an_embedding_is_its_own():
-    embedding = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    embedding = torch.randn(3, 32, generator=torch.Generator().manual_seed(seeded(0)))
     keys = torch.tensor([5, 6, 7])
     noisy = add_embedding_noise(embedding, 0.5, seed=1, row_keys=keys, step=4)
     # Row 2 alone, its step in a tensor, as the training forward asks for it.

@@ -14,6 +14,7 @@ from lepo_kernels.rollout.lm_head import LmHead
 from lepo_kernels.rollout.policy_log_probs import policy_log_probs
 from lepo_kernels.rollout.policy_loss import policy_loss
 from tests.rollout.models import prompts, settings, tiny_model, train_with_checkpointing
+from tests.seeds import seeded
 
 # Which modules an adapter sits on: only inside the layers, on the head, on the table, on both.
 TARGETS = {
@@ -28,7 +29,7 @@ def with_adapter(targets, family="llama", **options):
     """A LoRA whose B is not zero, so that it changes what the model computes."""
     config = LoraConfig(r=4, target_modules=TARGETS[targets], task_type="CAUSAL_LM", **options)
     model = get_peft_model(tiny_model(family, tie_word_embeddings=False), config)
-    generator = torch.Generator().manual_seed(2)
+    generator = torch.Generator().manual_seed(seeded(2))
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "lora_" in name:
