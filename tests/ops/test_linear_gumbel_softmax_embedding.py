@@ -190,14 +190,18 @@ def test_minus_infinities_by_the_bias(backend):
 def test_tau_zero_takes_the_row_of_the_argmax(backend):
     # Two parts of 2048, peaks in both, and a rest.
     hidden, lm_head, table, bias = make(vocab=4100)
+    with torch.no_grad():
+        hidden[0] = torch.tensor([4.0, 0, 0, 0])
+        hidden[2] = torch.tensor([0, 4.0, 0, 0])
+        # Logits of 80 / T in two rows, one in each part: no noise comes up to them.
+        lm_head[100, :2], lm_head[3000, :2] = torch.tensor([[20.0, -20.0], [-20.0, 20.0]])
     tau = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0, 0.5])
     ours = fused(hidden, lm_head, table, bias, **(OPTIONS | {"tau": tau}))
     logits = gumbel_softmax_embedding(
         head(hidden, lm_head, bias), torch.eye(4100), **(OPTIONS | {"tau": 0.0})
     )
     best = logits.embedding.argmax(-1)
-    assert best[::2].min() < 2048
-    assert best[::2].max() > 2048
+    assert best[[0, 2]].tolist() == [100, 3000]
     assert torch.equal(ours.embedding[::2], table[best[::2]])
     (dtable,) = torch.autograd.grad(ours.embedding[::2].sum(), table, retain_graph=True)
     assert torch.equal(dtable, logits.embedding[::2].sum(0)[:, None].expand(4100, 3))
@@ -274,7 +278,14 @@ def test_inputs_of_any_layout(backend):
     ours = everything(fused, (*turned, sparse_bias), **OPTIONS)
     for x in ours:
         assert x.is_contiguous()
-    assert_same(ours, expected, rtol=1e-5, atol=1e-5)
+    for x, y, z in zip(
+        ours, expected, everything(dense, in_float64(inputs), **OPTIONS), strict=True
+    ):
+        if z is None:
+            assert torch.equal(x, y)
+        else:
+            # What the layout decides is the order of products alone.
+            assert_no_worse_than_plain(x, y, z, torch.float32, 2053)
 
 
 def raw_arguments(hidden, lm_head, table, bias, chunk_size=4):

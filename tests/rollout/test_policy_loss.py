@@ -38,7 +38,8 @@ def composed(model, rollout, rows, advantages, row_weights, *, ref_log_probs, **
     return lepo_objective(scored.logits, scored.lse, *facts, ref_log_probs=ref_log_probs, **options)
 
 
-def assert_agrees(model, rollout, rows):
+def assert_agrees(model, rollout, rows, unit=0.0):
+    """``unit`` is that of what gradients are rounded to on their way, where they are."""
     facts, options = off_policy(rows, 12)
     results = []
     for function, each in ((policy_loss, model), (composed, copy.deepcopy(model))):
@@ -49,7 +50,9 @@ def assert_agrees(model, rollout, rows):
     for name, x, y in zip(ours._fields, ours, expected, strict=True):
         torch.testing.assert_close(x, y, **CLOSE, msg=name)
     for x, y in zip(gradients, wanted, strict=True):
-        torch.testing.assert_close(x, y, **CLOSE)
+        # A number near the middle of two may be rounded the other way.
+        slack = CLOSE["atol"] + unit * float(y.abs().max())
+        torch.testing.assert_close(x, y, rtol=CLOSE["rtol"], atol=slack)
 
 
 # A table that is also the head, with a softcap; a head of its own; one with a scale.
@@ -79,7 +82,7 @@ def test_checkpointed_layers_and_autocast():
     train_with_checkpointing(model)
     with torch.autocast("cpu", torch.bfloat16):
         # Both round the same hidden states.
-        assert_agrees(model, rollout, rollout.action_mask)
+        assert_agrees(model, rollout, rollout.action_mask, torch.finfo(torch.bfloat16).eps)
 
 
 def test_no_step_at_all():
