@@ -180,12 +180,17 @@ def load(op: str, name: str) -> Callable[..., Any]:
         # A kernel's own matrix products must keep the dtype it chose for them. Asking first is
         # cheaper than switching off what is off.
         device_type = first.device.type
-        if not torch.is_autocast_enabled(device_type):
+        if not is_autocast_enabled(device_type):
             return kernel(first, *rest)
         with torch.autocast(device_type, enabled=False):
             return kernel(first, *rest)
 
     return shielded
+
+
+def is_autocast_enabled(device_type: str) -> bool:
+    """Whether autocast is on for a type of device; some, such as "meta", know none."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _check_name(name: object, where: str) -> None:

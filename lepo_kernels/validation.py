@@ -21,6 +21,8 @@ MAX_IDS = 1 << 26
 # What kernels that compute in float32 can hold: above it is inf; below it, 1 / x is.
 FLOAT32_MAX = torch.finfo(torch.float32).max
 FLOAT32_TINY = torch.finfo(torch.float32).tiny
+# Characters of a value that an error message shows.
+_SHOWN = 200
 
 _value_checks_everywhere = os.environ.get("LEPO_CHECK_VALUES", "0") == "1"
 
@@ -50,11 +52,13 @@ def check_tensor(
         device: where it must live; None accepts any device.
 
     Raises:
-        TypeError: not a tensor, a sparse one, or of another dtype.
+        TypeError: not a tensor, a sparse or nested one, or of another dtype.
         ValueError: of another shape, or on another device.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
+    if value.is_nested:
+        raise TypeError(f"{name}: expected a dense Tensor, got a nested one")
     if (
         value.layout == torch.strided
         and value.dtype in dtypes
@@ -75,6 +79,13 @@ def check_tensor(
     raise ValueError(f"{name}: expected device {device}, got {value.device}")
 
 
+def shape_or(value: object, otherwise: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The shape of a tensor of any rank, for `check_tensor`; of what has none, ``otherwise``."""
+    if not isinstance(value, Tensor) or value.is_nested:
+        return otherwise
+    return tuple(value.shape)
+
+
 def _fits(sizes: tuple[int, ...], shape: tuple[int | str, ...]) -> bool:
     if len(sizes) != len(shape):
         return False
@@ -92,38 +103,52 @@ def check_number(
     high: float = float("inf"),
     *,
     low_included: bool = True,
-) -> None:
-    """Check that ``value`` is a finite number in [low, high], or (low, high] on request.
+) -> float:
+    """Check that ``value`` is a number in [low, high], or (low, high] on request.
+
+    It must be finite, and one that float32 can hold: kernels compute in it. Where ``low`` is
+    -infinity, what lies below every float32 counts as -infinity; a number nearer to 0 than float32
+    can tell is welcome where 0 is (`check_positive_number` is for those that are divided by).
+
+    Returns:
+        It as a float: torch does not know every number, such as a Fraction.
 
     Raises:
         TypeError: not a number.
-        ValueError: NaN, infinite or out of range.
+        ValueError: NaN, infinite, out of range, or beyond float32.
     """
-    if type(value) is float and low < value <= high and value < math.inf:
-        return  # what most calls pass, without the slow question whether it is a Real
+    if type(value) is float and low < value <= high and -FLOAT32_MAX <= value <= FLOAT32_MAX:
+        return value  # what most calls pass, without the slow question whether it is a Real
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     number = _as_float(value)
     above = number >= low if low_included else number > low
-    if not (above and number <= high and number < float("inf")):
+    if not (above and number <= high and number < math.inf):
         bracket = "[" if low_included else "("
-        end = "inf)" if high == float("inf") else f"{high:g}]"
-        raise ValueError(f"{name}: expected a number in {bracket}{low:g}, {end}, got {value}")
+        end = "inf)" if high == math.inf else f"{high:g}]"
+        wanted = f"{bracket}{low:g}, {end}"
+        raise ValueError(f"{name}: expected a number in {wanted}, got {shown(value)}")
+    if number > FLOAT32_MAX or (number < -FLOAT32_MAX and low > -math.inf):
+        raise ValueError(f"{name}: expected a number that float32 can hold, got {shown(value)}")
+    return number if number >= -FLOAT32_MAX else -math.inf
 
 
-def check_positive_number(name: str, value: object, *, zero_included: bool = False) -> None:
+def check_positive_number(name: str, value: object, *, zero_included: bool = False) -> float:
     """Check that ``value`` is a positive number (or 0, where welcome) that float32 can hold.
 
     Where 0 is welcome, a number too small for float32 is, too: the kernels take it for 0.
+
+    Returns:
+        It as a float.
 
     Raises:
         TypeError: not a number.
         ValueError: NaN, infinite or out of range.
     """
     if type(value) is float and FLOAT32_TINY <= value <= FLOAT32_MAX:
-        return
+        return value
     check_number(name, value, 0, low_included=zero_included)
-    check_number(name, value, 0 if zero_included else FLOAT32_TINY, FLOAT32_MAX)
+    return check_number(name, value, 0 if zero_included else FLOAT32_TINY, FLOAT32_MAX)
 
 
 def check_range(name: str, value: object) -> tuple[float, float]:
@@ -134,12 +159,12 @@ def check_range(name: str, value: object) -> tuple[float, float]:
         ValueError: an end is NaN, the range is empty, or lies where float32 has no finite number.
     """
     if not isinstance(value, tuple | list) or len(value) != 2:
-        raise TypeError(f"{name}: expected a pair (low, high), got {value!r}")
+        raise TypeError(f"{name}: expected a pair (low, high), got {shown(value)}")
     low, high = value
-    check_number(f"{name}[0]", low, -math.inf, FLOAT32_MAX)
-    if high != math.inf:
-        check_number(f"{name}[1]", high, max(low, -FLOAT32_MAX))
-    return _as_float(low), _as_float(high)
+    low = check_number(f"{name}[0]", low, -math.inf, FLOAT32_MAX)
+    if isinstance(high, Real) and high == math.inf:
+        return low, math.inf
+    return low, check_number(f"{name}[1]", high, max(low, -FLOAT32_MAX))
 
 
 def check_integer(name: str, value: object, low: int, high: int | None = None) -> None:
@@ -153,7 +178,7 @@ def check_integer(name: str, value: object, low: int, high: int | None = None) -
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if value < low or (high is not None and value > high):
         end = "inf)" if high is None else f"{high}]"
-        raise ValueError(f"{name}: expected an int in [{low}, {end}, got {value}")
+        raise ValueError(f"{name}: expected an int in [{low}, {end}, got {shown(value)}")
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -163,7 +188,20 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         ValueError: it is not.
     """
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+        known = ", ".join(map(repr, choices))
+        raise ValueError(f"{name}: expected one of {known}, got {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """``value`` as an error message shows it: cut short, and without an error of its own.
+
+    Python refuses to print an int of more than some thousand digits.
+    """
+    try:
+        text = str(value) if isinstance(value, Real) else repr(value)
+    except ValueError:
+        return f"{type(value).__name__} of too many digits to print"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _as_float(value: Any) -> float:

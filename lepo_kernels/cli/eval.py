@@ -21,6 +21,7 @@ from lepo_kernels.trainer.evaluation import EvaluationResult, evaluate_checked
 from lepo_kernels.trainer.generation import generation_config
 from lepo_kernels.trainer.model_limits import limits_of
 from lepo_kernels.trainer.rewards import Rewards
+from lepo_kernels.trainer.servable import check_policy
 
 SECONDS_BETWEEN_LINES = 60.0
 
@@ -71,6 +72,7 @@ def _evaluate(
         check_dataset(task.name, task.eval_dataset, rewards)
         limits = limits_of(model, settings.max_completion_length)
         check_prompts(task.name, task.eval_dataset, tokenizer, limits)
+        check_policy(model, config, tokenizer, task.eval_dataset, training=False)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
     with Progress(console=console, disable=not shows_progress(console)) as bar:

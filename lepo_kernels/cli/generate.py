@@ -15,6 +15,7 @@ from lepo_kernels.tasks import system_prompt_of
 from lepo_kernels.tasks.task import chat_prompt
 from lepo_kernels.trainer.generation import generation_config
 from lepo_kernels.trainer.prompts import encode_prompts, latent_steps, spoken_texts
+from lepo_kernels.trainer.servable import check_policy
 
 FORMATS = ("chat", "text")
 # Of a task, generating takes its system prompt alone.
@@ -44,10 +45,11 @@ def run(words: list[str]) -> None:
     model, tokenizer = load_for_inference(model_options, sampling.use_cpu, console)
     try:
         config = generation_config(sampling, model, tokenizer)
+        prompt = _as_prompt(tokenizer, options)
+        check_policy(model, config, tokenizer, [{"prompt": prompt}], training=False)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
     config = replace(config, do_sample=not options.greedy)
-    prompt = _as_prompt(tokenizer, options)
     ids, mask = encode_prompts(tokenizer, [prompt])
     with console.status("generating ...") as status:
         rollout = latent_generate(

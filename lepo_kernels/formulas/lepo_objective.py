@@ -32,6 +32,9 @@ class LepoLoss(NamedTuple):
     clipped: Tensor  # [N] int8: -1 clipped from below, +1 from above, 0 inside and on an edge
 
 
+torch.serialization.add_safe_globals([LepoLoss])
+
+
 def lepo_objective(
     logits: Tensor,  # [N, K]
     lse: Tensor,  # [N]

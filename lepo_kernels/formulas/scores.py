@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from lepo_kernels.formulas.kinks import clip
-from lepo_kernels.validation import FLOAT_DTYPES, check_number, check_range, check_tensor
+from lepo_kernels.validation import (
+    FLOAT_DTYPES,
+    check_number,
+    check_positive_number,
+    check_range,
+    check_tensor,
+)
 
 
 def hard_log_prob(
@@ -112,8 +118,8 @@ def gumbel_log_density(
         TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
     """
     mask = _check_entries(logits, scores, mask)
-    check_number("min_log_prob", min_log_prob, -math.inf)
-    check_number("epsilon", epsilon, 0)
+    min_log_prob = check_number("min_log_prob", min_log_prob, -math.inf)
+    epsilon = check_number("epsilon", epsilon, 0)
     if clamp is not None:
         clamp = check_range("clamp", clamp)
     a, q = _fill(logits, mask), _fill(scores.detach(), mask)
@@ -176,14 +182,14 @@ def exp_concrete_log_density(
     Args:
         logits: [N, K], ``a`` at the kept ids.
         scores: [N, K], the perturbed logits as drawn, up to a constant per row.
-        tau: > 0.
+        tau: > 0, as float32 can hold it.
         mask: [N, K] bool, the kept entries; None takes those whose score is not -inf.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
     """
     mask = _check_entries(logits, scores, mask)
-    check_number("tau", tau, 0, low_included=False)
+    tau = check_positive_number("tau", tau)
     gaps = _fill(logits, mask) - _fill(scores.detach(), mask)
     size = mask.sum(dim=-1).to(gaps.dtype)
     # A row without entries has the value of a row with one, 0.
@@ -210,6 +216,7 @@ def concrete_log_density(
         TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
     """
     density = exp_concrete_log_density(logits, scores, tau, mask=mask)
+    tau = check_positive_number("tau", tau)
     mask = _check_entries(logits, scores, mask)
     q = _fill(scores.detach(), mask) / tau
     return density - q.sum(dim=-1) + mask.sum(dim=-1) * _kept_lse(q, mask)
@@ -228,17 +235,18 @@ def gaussian_log_density(
     Args:
         embedding: [N, D], as drawn; a constant.
         mean: [N, D], the policy's mixture; differentiable.
-        sigma: > 0.
+        sigma: > 0, as float32 can hold it.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
     """
     check_tensor("mean", mean, ("N", "D"), FLOAT_DTYPES)
     check_tensor("embedding", embedding, tuple(mean.shape), FLOAT_DTYPES, mean.device)
-    check_number("sigma", sigma, 0, low_included=False)
-    distance = (_wide(embedding.detach()) - _wide(mean)).square().sum(dim=-1)
-    constant = mean.shape[1] / 2 * math.log(2 * math.pi * sigma**2)
-    return -distance / (2 * sigma**2) - constant
+    sigma = check_positive_number("sigma", sigma)
+    # Divided before it is squared: sigma^2 need not be a float32.
+    distance = ((_wide(embedding.detach()) - _wide(mean)) / sigma).square().sum(dim=-1)
+    constant = mean.shape[1] * (math.log(2 * math.pi) / 2 + math.log(sigma))
+    return -distance / 2 - constant
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -9,8 +9,42 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
-_LIBRARY = torch.library.Library("lepo_kernels", "FRAGMENT")
+
+class _Library(torch.library.Library):
+    """A library whose ops refuse forward-mode differentiation.
+
+    What ``torch.library.register_autograd`` makes knows the backward pass only, and would drop the
+    tangents of its inputs: the derivative would be 0 without a word.
+    """
+
+    def impl(self, op_name: Any, fn: Any, dispatch_key: str = "", **settings: Any) -> Any:
+        """Register ``fn``; for autograd, behind the refusal."""
+        if dispatch_key == "Autograd":
+            fn = _refusing_tangents(op_name, fn)
+        return super().impl(op_name, fn, dispatch_key, **settings)
+
+
+def _refusing_tangents(op_name: Any, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    def refusing(keyset: Any, *args: Any) -> Any:
+        # No level is open in all but a few calls: a glance instead of a look at every tensor.
+        if getattr(forward_ad, "_current_level", 0) < 0:
+            return kernel(keyset, *args)
+        for x in args:
+            if isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None:
+                raise RuntimeError(
+                    f"lepo_kernels::{op_name}: forward-mode derivatives (torch.func.jvp, jacfwd, "
+                    "torch.autograd.forward_ad) are not offered; use backward() or "
+                    "torch.autograd.grad, or the plain torch expression"
+                )
+        return kernel(keyset, *args)
+
+    return refusing
+
+
+_LIBRARY = _Library("lepo_kernels", "FRAGMENT")
 
 
 class TorchOp:

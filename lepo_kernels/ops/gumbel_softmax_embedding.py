@@ -45,6 +45,9 @@ class GumbelSoftmaxEmbedding(NamedTuple):
     log_density: Tensor
 
 
+torch.serialization.add_safe_globals([GumbelSoftmaxEmbedding])
+
+
 def gumbel_softmax_embedding(
     logits: Tensor,  # [N, V]
     embedding: Tensor,  # [V, D]
@@ -94,7 +97,7 @@ def gumbel_softmax_embedding(
         TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
         ValueError: a row of logits is all -inf, or holds NaN or +inf (checked on the CPU, or with
             ``LEPO_CHECK_VALUES=1``).
-        RuntimeError: a second derivative is asked for.
+        RuntimeError: a second or forward-mode derivative is asked for.
     """
     check_tensor("logits", logits, ("N", "V"), FLOAT_DTYPES)
     (rows, vocab), device = logits.shape, logits.device

@@ -33,6 +33,9 @@ class LatentStep(NamedTuple):
     embedding: Tensor
 
 
+torch.serialization.add_safe_globals([LatentStep])
+
+
 def latent_step(
     logits: Tensor,  # [N, V]
     embedding: Tensor,  # [V or more, D]
@@ -73,6 +76,7 @@ def latent_step(
         TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
         ValueError, IndexError: as `lepo_kernels.sample_latent`, where values are checked; elsewhere
             a row without a draw, and no other, yields NaN weights and a NaN mixture.
+        RuntimeError: a second or forward-mode derivative is asked for.
     """
     arguments, numbers = draw_arguments(
         logits,

@@ -73,7 +73,7 @@ def lepo_loss(
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
         ValueError, IndexError: a row's logits or an id are bad; see `linear_log_probs`.
-        RuntimeError: a second derivative is asked for.
+        RuntimeError: a second or forward-mode derivative is asked for.
     """
     epsilon_high = epsilon if epsilon_high is None else epsilon_high
     head = prepare_head(hidden, lm_head, bias, softcap)

@@ -68,7 +68,7 @@ def linear_gumbel_softmax_embedding(
         TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
         ValueError: a row's logits are all -inf, or hold NaN or +inf (checked on the CPU, or with
             ``LEPO_CHECK_VALUES=1``).
-        RuntimeError: a second derivative is asked for.
+        RuntimeError: a second or forward-mode derivative is asked for.
     """
     head = prepare_head(hidden, lm_head, bias, softcap)
     rows, device, vocab = hidden.shape[0], hidden.device, lm_head.shape[0]

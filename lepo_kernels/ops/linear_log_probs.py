@@ -47,6 +47,9 @@ class LinearLogProbs(NamedTuple):
     entropy: Tensor
 
 
+torch.serialization.add_safe_globals([LinearLogProbs])
+
+
 def linear_log_probs(
     hidden: Tensor,  # [N, D]
     lm_head: Tensor,  # [V, D]
@@ -83,7 +86,7 @@ def linear_log_probs(
         ValueError: a row's logits are all -inf, or hold NaN or +inf (checked on the CPU, or with
             ``LEPO_CHECK_VALUES=1``).
         IndexError: an id is out of range (checked likewise).
-        RuntimeError: a second derivative is asked for.
+        RuntimeError: a second or forward-mode derivative is asked for.
     """
     head = prepare_head(hidden, lm_head, bias, softcap)
     scale = prepare_rows(head, ids, inv_temperature)
@@ -165,7 +168,7 @@ def prepare_head(
     check_integer("lm_head.shape[0]", vocab, least_rows)
     if bias is not None:
         check_tensor("bias", bias, (vocab,), FLOAT_DTYPES, device)
-    if torch.is_autocast_enabled(device.type):
+    if dispatch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
         hidden, lm_head = _autocast(hidden, dtype), _autocast(lm_head, dtype)
         bias = None if bias is None else _autocast(bias, dtype)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lepo_kernels import dispatch
 from lepo_kernels.ops._library import torch_op
-from lepo_kernels.validation import FLOAT_DTYPES, INDEX_DTYPES, check_tensor
+from lepo_kernels.validation import FLOAT_DTYPES, INDEX_DTYPES, check_tensor, shape_or
 
 
 def mix_embeddings(
@@ -42,10 +42,12 @@ def mix_embeddings(
             otherwise backend ``"cuda"`` does not read there: unless its weight is 0, the row of the
             mixture is NaN; so is the gradient of its weight, and the table's gradient leaves it
             out).
+        RuntimeError: a second or forward-mode derivative is asked for.
     """
     check_tensor("embedding", embedding, ("V", "D"), FLOAT_DTYPES)
-    lead = tuple(getattr(ids, "shape", ("K",)))
-    check_tensor("ids", ids, lead if lead else ("...", "K"), INDEX_DTYPES, embedding.device)
+    wanted = shape_or(ids, ("K",)) or ("...", "K")
+    check_tensor("ids", ids, wanted, INDEX_DTYPES, embedding.device)
+    lead = tuple(ids.shape)
     check_tensor("weights", weights, lead, FLOAT_DTYPES, embedding.device)
     chosen = dispatch.resolve("mix_embeddings", embedding.device, backend, embedding.dtype)
     if len(lead) == 2:

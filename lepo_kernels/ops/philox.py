@@ -13,7 +13,7 @@ from lepo_kernels import dispatch
 from lepo_kernels.backends.reference.philox import gumbel_from_words, normal_from_words
 from lepo_kernels.ops._arguments import as_seed, as_step
 from lepo_kernels.ops._library import torch_op
-from lepo_kernels.validation import INDEX_DTYPES, MAX_DRAWS, check_integer, check_tensor
+from lepo_kernels.validation import INDEX_DTYPES, MAX_DRAWS, check_integer, check_tensor, shape_or
 
 _NOISE_DTYPES = (torch.float32, torch.float64)
 
@@ -117,7 +117,7 @@ def normal_noise(
         TypeError, ValueError: as in `philox_words`, or another dtype is asked for.
     """
     _check_noise_dtype(dtype)
-    check_tensor("ids", ids, tuple(getattr(ids, "shape", ("N", "K"))), INDEX_DTYPES)
+    check_tensor("ids", ids, shape_or(ids, ("N", "K")), INDEX_DTYPES)
     first = ids - ids % 2
     even = philox_words(seed, row_keys, step, first, draw=draw, backend=backend)
     odd = philox_words(seed, row_keys, step, first + 1, draw=draw, backend=backend)

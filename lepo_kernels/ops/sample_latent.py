@@ -70,6 +70,9 @@ class LatentSample(NamedTuple):
     token: Tensor
 
 
+torch.serialization.add_safe_globals([LatentSample])
+
+
 def sample_latent(
     logits: Tensor,  # [N, V]
     *,

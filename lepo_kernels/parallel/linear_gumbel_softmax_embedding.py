@@ -72,7 +72,7 @@ def vocab_parallel_linear_gumbel_softmax_embedding(
         TypeError, ValueError: an argument has the wrong dtype, shape, device or range, here or on
             another rank; there is no process group.
         ValueError: a row's logits are bad; see `lepo_kernels.linear_gumbel_softmax_embedding`.
-        RuntimeError: a second derivative is asked for.
+        RuntimeError: a second or forward-mode derivative is asked for.
     """
     ranks = Ranks(group, first_id, vocab_size, unit=NOISE_UNIT)
 

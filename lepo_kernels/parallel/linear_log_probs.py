@@ -75,7 +75,7 @@ def vocab_parallel_linear_log_probs(
         TypeError, ValueError: an argument has the wrong dtype, shape, device or range, here or on
             another rank; there is no process group.
         ValueError, IndexError: a row's logits or an id are bad; see `linear_log_probs`.
-        RuntimeError: a second derivative is asked for.
+        RuntimeError: a second or forward-mode derivative is asked for.
     """
     ranks = Ranks(group, first_id, vocab_size)
 

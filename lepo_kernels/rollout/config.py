@@ -7,6 +7,7 @@ without a model raises here, by name. What depends on the model is checked by ``
 from dataclasses import dataclass, fields
 from typing import Any
 
+from lepo_kernels.rollout.tokens import token_range
 from lepo_kernels.validation import (
     MAX_DRAWS,
     check_choice,
@@ -38,6 +39,11 @@ class LatentGenerationConfig:
     Attributes:
         eos_token_ids: every id that ends a row; see ``end_tokens`` for where they come from.
         pad_token_id: fills ``completion_ids`` after a row's end.
+        num_tokens: ids from here on have no token, though the head may have rows for them (a
+            vocabulary padded for speed, as Qwen's): they are never sampled and never mixed. They
+            count in log-probabilities and entropies, in the rollout as in training, as do ids that
+            top-k drops. None: every row that can be embedded has a token.
+        suppress_tokens: further ids that are never sampled and never mixed.
         latent_length: latent steps at the start of the completion; 0 gives plain sampling.
         max_new_tokens: columns of a completion, counting latent steps, suffix and discrete steps.
         latent_suffix_ids: ids forced after the latent phase (also where it is empty).
@@ -70,6 +76,8 @@ class LatentGenerationConfig:
 
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
+    num_tokens: int | None = None
+    suppress_tokens: tuple[int, ...] = ()
     latent_length: int = 0
     max_new_tokens: int = 256
     latent_suffix_ids: tuple[int, ...] = ()
@@ -89,7 +97,7 @@ class LatentGenerationConfig:
     cache_implementation: str = "dynamic"
 
     def __post_init__(self) -> None:
-        for name in ("eos_token_ids", "latent_suffix_ids"):
+        for name in ("eos_token_ids", "latent_suffix_ids", "suppress_tokens"):
             object.__setattr__(self, name, _as_ids(name, getattr(self, name)))
         self._check_lengths()
         self._check_sampling()
@@ -98,6 +106,11 @@ class LatentGenerationConfig:
         if not self.eos_token_ids:
             raise ValueError("eos_token_ids: expected at least one id, got none")
         check_integer("pad_token_id", self.pad_token_id, 0)
+        if self.num_tokens is not None:
+            check_integer("num_tokens", self.num_tokens, 1)
+        suppressed = sorted(set(self.suppress_tokens) & set(self.eos_token_ids))
+        if suppressed:
+            raise ValueError(f"suppress_tokens: expected no EOS id, got {suppressed}")
         check_integer("max_new_tokens", self.max_new_tokens, 1)
         check_integer("latent_length", self.latent_length, 0)
         if self.latent_length > self.max_new_tokens:
@@ -159,11 +172,13 @@ def end_tokens(tokenizer: Any, model: Any = None) -> dict[str, Any]:
         model: a transformers model whose ``generation_config`` is looked at too, or None.
 
     Returns:
-        ``{"eos_token_ids": ..., "pad_token_id": ...}`` for ``LatentGenerationConfig``; the pad id
-        is the tokenizer's, else the generation_config's, else the first EOS id.
+        ``{"eos_token_ids": ..., "pad_token_id": ...}`` for ``LatentGenerationConfig``, and which
+        ids have a token where the tokenizer can say it (`token_range`); the pad id is the
+        tokenizer's, else the generation_config's, else the first EOS id.
 
     Raises:
-        ValueError: none of the places names an EOS id.
+        ValueError: none of the places names an EOS id, or the tokenizer has more tokens than the
+            model has rows.
     """
     generation = getattr(model, "generation_config", None)
     found: list[int] = []
@@ -178,7 +193,12 @@ def end_tokens(tokenizer: Any, model: Any = None) -> dict[str, Any]:
         )
     pads = [getattr(place, "pad_token_id", None) for place in (tokenizer, generation)]
     pad = next((int(p) for p in pads if p is not None), found[0])
-    return {"eos_token_ids": tuple(found), "pad_token_id": pad}
+    tokens = token_range(tokenizer, model)
+    # An id that ends a row is sampled, even if it decodes to nothing.
+    if "num_tokens" in tokens:
+        tokens["num_tokens"] = max(tokens["num_tokens"], 1 + max(found))
+        tokens["suppress_tokens"] = tuple(set(tokens["suppress_tokens"]) - set(found))
+    return {"eos_token_ids": tuple(found), "pad_token_id": pad, **tokens}
 
 
 def _as_ids(name: str, value: Any) -> tuple[int, ...]:

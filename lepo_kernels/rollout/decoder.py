@@ -4,7 +4,6 @@ Design note: the loop feeds ``inputs_embeds`` [B, 1, D] to a cache; it waits for
 once a step (to see whether rows are done), and not at all while no row can end.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,12 @@ from lepo_kernels.formulas.scores import hard_log_prob, soft_log_prob
 from lepo_kernels.ops.sample_latent import LatentSample, sample_latent
 from lepo_kernels.rollout.config import LatentGenerationConfig
 from lepo_kernels.rollout.growing_record import Choice, GrowingRecord
-from lepo_kernels.rollout.model_cache import cache_argument, check_grown, make_cache
+from lepo_kernels.rollout.model_cache import (
+    cache_argument,
+    check_grown,
+    make_cache,
+    step_arguments,
+)
 from lepo_kernels.rollout.record import LatentRollout
 from lepo_kernels.rollout.soft_embedding import SoftEmbedding, add_embedding_noise
 
@@ -49,9 +53,11 @@ class Decoder:
         T = config.max_new_tokens
         self.row_keys = torch.arange(B, device=device) if row_keys is None else row_keys
         self.eos = torch.tensor(config.eos_token_ids, device=device)
+        # Ids without a token, and those kept out of a mixture; known with the first logits.
+        self.absent: Tensor | None = None
+        self.unmixed: Tensor | None = None
         self.suffix = torch.tensor(config.latent_suffix_ids, dtype=torch.int64, device=device)
-        accepted = inspect.signature(base.forward).parameters
-        self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self.last_only = step_arguments(base)
 
         # The rows still in the batch. Entries of finished rows stay until enough of them are gone.
         self.rows = torch.arange(B, device=device)
@@ -79,6 +85,7 @@ class Decoder:
         """Decode until every row is done or the length limit is reached."""
         total = self.config.max_new_tokens
         logits = self._prefill()
+        self._leave_out(logits.shape[1])
         for step in range(total):
             choice = self._choose(logits, step)
             stopped = self._stopped(choice)
@@ -116,6 +123,15 @@ class Decoder:
             logits = logits.repeat_interleave(shared, dim=0)
         self.positions = self.positions[:, -1:]
         return logits
+
+    def _leave_out(self, vocab: int) -> None:
+        """Note the ids of ``vocab`` logits that no step, and that no latent step may choose."""
+        config = self.config
+        tokens = min(vocab, self.soft.rows, config.num_tokens or vocab)
+        absent = sorted({*range(tokens, vocab), *(i for i in config.suppress_tokens if i < vocab)})
+        ids = torch.tensor(absent, dtype=torch.int64, device=self.eos.device)
+        unmixed = torch.cat([self.eos, ids]) if config.latent_eos == "mask" else ids
+        self.absent, self.unmixed = (x if x.numel() else None for x in (ids, unmixed))
 
     def _forward(self, **inputs: Any) -> Tensor:
         """Logits [n, V] of the last position."""
@@ -170,7 +186,7 @@ class Decoder:
             tau=tau,
             noise_clamp=config.noise_clamp if noise == "gumbel" else None,
             num_draws=config.num_draws if noise == "categorical" else 1,
-            exclude_ids=self.eos if config.latent_eos == "mask" else None,
+            exclude_ids=self.unmixed,
         )
         log_prob = soft_log_prob(sample.logits, sample.lse, sample.weights)
         ids, weights = sample.ids, sample.weights
@@ -192,7 +208,7 @@ class Decoder:
 
     def _choose_token(self, logits: Tensor, step: int) -> Choice:
         noise = "gumbel" if self.config.do_sample else "none"
-        sample = self._sample(logits, step, noise)
+        sample = self._sample(logits, step, noise, exclude_ids=self.absent)
         token = sample.token
         # The draw is one of the kept entries, once.
         place = (sample.ids == token[:, None]).int().argmax(dim=1)

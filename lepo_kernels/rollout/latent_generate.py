@@ -17,9 +17,10 @@ from lepo_kernels.rollout._modules import evaluating, output_embeddings, unwrap_
 from lepo_kernels.rollout.config import LatentGenerationConfig
 from lepo_kernels.rollout.decoder import Decoder
 from lepo_kernels.rollout.model_cache import cache_argument
+from lepo_kernels.rollout.probe import check_served
 from lepo_kernels.rollout.record import LatentRollout
 from lepo_kernels.rollout.soft_embedding import SoftEmbedding
-from lepo_kernels.validation import INDEX_DTYPES, check_integer, check_tensor, checks_enabled
+from lepo_kernels.validation import INDEX_DTYPES, check_integer, check_tensor
 
 
 @torch.no_grad()
@@ -62,12 +63,17 @@ def latent_generate(
         TypeError: an argument has the wrong type or dtype, or the model is no causal LM.
         ValueError: an argument has the wrong shape or device; a prompt is empty or not
             left-padded; an id of the settings is outside the vocabulary; a model whose inputs
-            cannot be mixtures, or that takes no key-value cache, or does not use it.
+            cannot be mixtures, or that takes no key-value cache, or does not use it, or whose
+            cached steps differ from a full forward (see `lepo_kernels.rollout.probe`; checked on a
+            few tokens before the first rollout of a model).
     """
     base = unwrap_model(model)
     check_integer("num_return_sequences", num_return_sequences, 1)
     _check_arguments(base, input_ids, attention_mask, config, seed, row_keys, num_return_sequences)
     soft = SoftEmbedding(base, backend=backend)
+    columns = input_ids.shape[1] + config.max_new_tokens
+    padded = not bool(attention_mask.all())
+    check_served(base, soft, config.cache_implementation, columns, padded=padded)
     with evaluating(base):
         decoder = Decoder(
             base,
@@ -117,12 +123,12 @@ def _check_arguments(
             raise ValueError(f"{name}: expected ids in [0, {vocab}), got {outside}")
     if config.pad_token_id >= vocab:
         raise ValueError(f"pad_token_id: expected an id in [0, {vocab}), got {config.pad_token_id}")
-    if checks_enabled(input_ids.device):
-        low, high = (int(x) for x in torch.aminmax(input_ids))
-        if low < 0 or high >= vocab:
-            raise ValueError(
-                f"input_ids: expected values in [0, {vocab}), got {low if low < 0 else high}"
-            )
+    # On every device: a tokenizer can have ids that the model has no rows for.
+    low, high = torch.stack(torch.aminmax(input_ids)).tolist()
+    if low < 0 or high >= vocab:
+        raise ValueError(
+            f"input_ids: expected values in [0, {vocab}), got {low if low < 0 else high}"
+        )
 
 
 def _check_left_padded(attention_mask: Tensor) -> None:

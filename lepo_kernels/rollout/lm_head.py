@@ -165,6 +165,9 @@ class LmHead:
         the (wrapped) model returns, so that hooks on the model's outputs see them. Nothing of size
         [B, T, V] is formed.
 
+        A mixture of experts with ``output_router_logits`` returns its load-balancing loss last,
+        behind the tensors of ``compute``.
+
         Args:
             compute: takes the last hidden states [B, S, D], returns a tuple of tensors; it may
                 call ``log_probs``.
@@ -186,8 +189,9 @@ class LmHead:
                 raise ValueError(
                     f"model: {type(self.base).__name__}.forward does not call its output embeddings"
                 )
-            self._verify(outputs[0])
-            return computed.pop()
+            self._verify(outputs.logits)
+            router_loss = getattr(outputs, "aux_loss", None)
+            return computed.pop() + (() if router_loss is None else (router_loss,))
 
         hook = self.module.register_forward_hook(take)
         try:

@@ -31,6 +31,17 @@ def cache_argument(base: Any) -> str:
     )
 
 
+def step_arguments(base: Any) -> dict[str, Any]:
+    """What else the forward of a cached step is told, where the model knows it.
+
+    Logits are needed of the last position. The loss of a mixture of experts' router is training's:
+    over a step whose mask is longer it cannot be formed.
+    """
+    wanted = {"logits_to_keep": 1, "output_router_logits": False}
+    known = inspect.signature(base.forward).parameters
+    return {name: value for name, value in wanted.items() if name in known}
+
+
 def make_cache(base: Any, implementation: str, length: int) -> Cache:
     """An empty cache for ``base``: "dynamic", or "static" for ``length`` columns."""
     if implementation == "static":

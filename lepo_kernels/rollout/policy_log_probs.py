@@ -7,13 +7,14 @@ Contract: one forward over prompt and completion (`run_on_steps`); agrees with t
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lepo_kernels.formulas.scores import soft_log_prob
 from lepo_kernels.rollout.lm_head import LmHead
 from lepo_kernels.rollout.record import LatentRollout
 from lepo_kernels.rollout.selected_steps import SelectedSteps, run_on_steps
-from lepo_kernels.validation import check_number
+from lepo_kernels.validation import check_positive_number
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class PolicyLogProbs:
     def log_prob(self) -> Tensor:
         """[M]: sum_k w_k log pi(id_k), which on a discrete step is log pi(id)."""
         return soft_log_prob(self.logits, self.lse, self.weights)
+
+
+torch.serialization.add_safe_globals([PolicyLogProbs])
 
 
 def policy_log_probs(
@@ -67,10 +71,10 @@ def policy_log_probs(
             on the CPU, or with ``LEPO_CHECK_VALUES=1``); a model that cannot be served (see
             ``SoftEmbedding`` and ``LmHead``).
     """
-    check_number("temperature", temperature, 0.0, low_included=False)
+    temperature = check_positive_number("temperature", temperature)
 
     def score(head: LmHead, hidden: Tensor, steps: SelectedSteps) -> tuple[Tensor, ...]:
         return head.log_probs(hidden, steps.ids, temperature=temperature)
 
-    steps, outputs = run_on_steps(model, rollout, rows, score, backend=backend)
-    return PolicyLogProbs(steps.ids, steps.weights, *outputs)
+    steps, (logits, lse, entropy, *_) = run_on_steps(model, rollout, rows, score, backend=backend)
+    return PolicyLogProbs(steps.ids, steps.weights, logits, lse, entropy)

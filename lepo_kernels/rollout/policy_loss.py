@@ -4,15 +4,33 @@ Contract: `policy_log_probs` followed by `lepo_objective`, by `lepo_loss`, which
 three times instead of four.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from lepo_kernels.formulas.lepo_objective import LepoLoss
+from lepo_kernels.rollout._modules import unwrap_model
 from lepo_kernels.rollout.lm_head import LmHead
 from lepo_kernels.rollout.record import LatentRollout
 from lepo_kernels.rollout.selected_steps import SelectedSteps, run_on_steps
-from lepo_kernels.validation import check_number
+from lepo_kernels.validation import check_positive_number
+
+
+class PolicyLoss(NamedTuple):
+    """What `policy_loss` returns: `LepoLoss`, and the load-balancing loss of a mixture of experts.
+
+    All but ``loss`` are detached, for metrics.
+    """
+
+    loss: Tensor  # [], with the router's loss times its coefficient
+    log_prob: Tensor  # [M]
+    kl: Tensor  # [M]
+    ratio: Tensor  # [M]
+    clipped: Tensor  # [M] int8
+    router_loss: Tensor | None  # []; None without ``output_router_logits``
+
+
+torch.serialization.add_safe_globals([PolicyLoss])
 
 
 def policy_loss(
@@ -25,9 +43,10 @@ def policy_loss(
     old_log_prob: Tensor | None = None,  # [M]
     ref_log_probs: Tensor | None = None,  # [M, >= K]
     temperature: float = 1.0,
+    router_loss_scale: float = 1.0,
     backend: str | None = None,
     **settings: Any,
-) -> LepoLoss:
+) -> PolicyLoss:
     """LEPO's loss on the M selected steps of a rollout, in row-major order of the selection.
 
     Args:
@@ -35,16 +54,19 @@ def policy_loss(
         advantages, row_weights, old_log_prob: see `lepo_objective`.
         ref_log_probs: [M, K] or wider: the log-probabilities of the steps' ids under the reference
             policy come first. K is 1 where no step is latent.
+        router_loss_scale: multiplies the router's loss of a mixture of experts whose config sets
+            ``output_router_logits``, beside the model's ``router_aux_loss_coef``: what this call is
+            of an update, as that loss is a mean over tokens.
         **settings: ``beta`` and the others of `lepo_objective`.
 
     Returns:
-        `LepoLoss` of the M steps; differentiable in all parameters of the model, the embedding
+        `PolicyLoss` of the M steps; differentiable in all parameters of the model, the embedding
         table through the mixtures included.
 
     Raises:
         TypeError, ValueError: as `policy_log_probs` and `lepo_objective`.
     """
-    check_number("temperature", temperature, 0.0, low_included=False)
+    temperature = check_positive_number("temperature", temperature)
 
     def loss(head: LmHead, hidden: Tensor, steps: SelectedSteps) -> tuple[Tensor, ...]:
         kept = steps.ids.shape[1]
@@ -60,4 +82,21 @@ def policy_loss(
         )
 
     _, outputs = run_on_steps(model, rollout, rows, loss, backend=backend)
-    return LepoLoss(*outputs)
+    if len(outputs) < len(PolicyLoss._fields):
+        return PolicyLoss._make([*outputs, None])
+    total, *metrics, router_loss = outputs
+    total = total + router_loss_scale * _router_coefficient(model) * router_loss
+    return PolicyLoss._make([total, *metrics, router_loss.detach()])
+
+
+def _router_coefficient(model: Any) -> float:
+    """The coefficient with which transformers adds the router's loss."""
+    base = unwrap_model(model)
+    for place in (base, base.config.get_text_config()):
+        for name in ("router_aux_loss_coef", "aux_loss_coef"):
+            if hasattr(place, name):
+                return float(getattr(place, name))
+    raise ValueError(
+        f"model: {type(base).__name__} returns a router's loss, but its config names no "
+        "router_aux_loss_coef; set one, or output_router_logits=False"
+    )

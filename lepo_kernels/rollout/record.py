@@ -171,6 +171,9 @@ class LatentRollout:
         return replace(self, **{name: change(getattr(self, name)) for name in _tensor_names()})
 
 
+torch.serialization.add_safe_globals([LatentRollout])
+
+
 _PER_STEP = (
     "completion_ids",
     "completion_mask",

@@ -48,7 +48,8 @@ def run_on_steps(
         backend: see `lepo_kernels.backend`.
 
     Returns:
-        The steps, and the tensors of ``compute`` as the call of the model returns them.
+        The steps, and the tensors of ``compute`` as the call of the model returns them; a mixture
+        of experts with ``output_router_logits`` has its load-balancing loss behind them.
 
     Raises:
         TypeError, ValueError: a wrong shape, dtype or device; a step that does not exist (checked

@@ -51,6 +51,13 @@ class SoftEmbedding:
         self._fast: bool | None = True if runs_plain_forward(module, nn.Embedding) else None
         self._scale: Tensor | None = None
 
+    @property
+    def rows(self) -> int:
+        """How many ids can be embedded."""
+        module: Any = self.module
+        # A quantised table is packed.
+        return int(getattr(module, "num_embeddings", None) or module.weight.shape[0])
+
     def mix(
         self,
         ids: Tensor,  # [..., K]

@@ -13,6 +13,7 @@ from lepo_kernels.rollout.config import LatentGenerationConfig
 from lepo_kernels.rollout.latent_generate import latent_generate
 from lepo_kernels.rollout.record import LatentRollout
 from lepo_kernels.trainer.advantages import Advantages, group_advantages
+from lepo_kernels.trainer.agreement import SamplingAgreement
 from lepo_kernels.trainer.config import LEPOConfig
 from lepo_kernels.trainer.experience import Experience, step_log_probs
 from lepo_kernels.trainer.prompts import as_completion, encode_prompts, spoken_ids, spoken_texts
@@ -53,6 +54,7 @@ class Collector:
         tokenizer: encodes prompts and decodes completions.
         rewards: the reward functions.
         accelerator: for autocast, device and the token count over processes.
+        agreement: compares the rollout with the forward that gives old log-probabilities.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Collector:
         tokenizer: Any,
         rewards: Rewards,
         accelerator: Any,
+        agreement: SamplingAgreement,
     ) -> None:
         self.args = args
         self.generation = generation
@@ -70,6 +73,7 @@ class Collector:
         self.accelerator = accelerator
         # Called with what is going on, and the decoding steps done and at most (0: not counted).
         self.activity: Callable[[str, int, int], None] | None = None
+        self.agreement = agreement
 
     def collect(
         self,
@@ -188,6 +192,8 @@ class Collector:
         with self.accelerator.autocast():
             if args.updates_per_rollout > 1:
                 old_log_prob, _ = self._step_log_probs(policy, rollout)
+                used = rollout.action_mask
+                self.agreement.add(policy, rollout.log_probs[used], old_log_prob[used])
             if reference is not None:
                 with reference as model:
                     _, ref_log_probs = self._step_log_probs(model, rollout)

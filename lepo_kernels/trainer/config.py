@@ -17,7 +17,13 @@ from lepo_kernels.trainer.advantages import SCALE_REWARDS
 from lepo_kernels.trainer.rewards import check_timeout, check_weights
 from lepo_kernels.trainer.sampling import check_sampling
 from lepo_kernels.trainer.token_weights import LOSS_TYPES
-from lepo_kernels.validation import FLOAT32_MAX, check_choice, check_integer, check_number
+from lepo_kernels.validation import (
+    FLOAT32_MAX,
+    check_choice,
+    check_integer,
+    check_number,
+    check_positive_number,
+)
 
 # The least that each whole number of the trainer's own may be.
 AT_LEAST = {
@@ -175,6 +181,17 @@ class LEPOConfig(TrainingArguments):
     mask_truncated_completions: bool = field(
         default=False, metadata={"help": "Leave completions without EOS out of the loss."}
     )
+    sampling_logp_difference_warning: float | None = field(
+        default=None,
+        metadata={
+            "help": "Warn where log-probabilities of rollout and first training forward differ by "
+            "more than this (nats, mean); default 0.01, in half precision 0.1."
+        },
+    )
+    sampling_logp_difference_error: float | None = field(
+        default=None,
+        metadata={"help": "End the run above this; default 0.1, in half precision 1."},
+    )
 
     # Evaluation and reporting
     eval_num_samples: int = field(
@@ -272,6 +289,9 @@ class LEPOConfig(TrainingArguments):
         check_number("success_threshold", self.success_threshold, -FLOAT32_MAX, FLOAT32_MAX)
         check_weights(self.reward_weights)
         check_timeout(self.reward_timeout)
+        for name in ("sampling_logp_difference_warning", "sampling_logp_difference_error"):
+            if getattr(self, name) is not None:
+                check_positive_number(name, getattr(self, name))
         if self.latent_length >= self.max_completion_length:
             raise ValueError(
                 f"latent_length: {self.latent_length} leaves no room for an answer within "

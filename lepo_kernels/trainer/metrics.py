@@ -1,4 +1,4 @@
-"""Running means of metrics between two logs."""
+"""Running means and maxima of metrics between two logs."""
 
 import torch
 from accelerate.utils import gather_object
@@ -6,11 +6,12 @@ from torch import Tensor
 
 
 class MetricMeans:
-    """Means of everything added since the last `pop`."""
+    """Means, and maxima, of everything added since the last `pop`."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
         self._counts: dict[str, float] = {}
+        self._largest: dict[str, float] = {}
 
     def add(self, values: dict[str, float]) -> None:
         """Add one value per name, each counting once."""
@@ -24,14 +25,26 @@ class MetricMeans:
             total = torch.where(mask, values.double(), 0.0).sum()
             self._add(name, float(total), count)
 
+    def add_max(self, name: str, value: float) -> None:
+        """Add a value of which the largest counts."""
+        self._largest[name] = max(value, self._largest.get(name, value))
+
     def pop(self, num_processes: int = 1) -> dict[str, float]:
-        """The means by name over all processes, in order of first appearance; starts anew."""
+        """The means by name over all processes, in order of first appearance, then the maxima.
+
+        Starts anew.
+        """
         mine = [(name, total, self._counts[name]) for name, total in self._sums.items()]
         self._sums, self._counts = {}, {}
         for name, total, count in gather_object(mine) if num_processes > 1 else mine:
             self._add(name, total, count)
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
+        largest, self._largest = list(self._largest.items()), {}
+        for name, value in gather_object(largest) if num_processes > 1 else largest:
+            self.add_max(name, value)
+        means |= self._largest
+        self._largest = {}
         return means
 
     def _add(self, name: str, total: float, count: float) -> None:

@@ -31,6 +31,8 @@ FREE = {
     "num_completions_to_print",
     "reward_timeout",
     "skip_nonfinite_updates",
+    "sampling_logp_difference_warning",
+    "sampling_logp_difference_error",
 } - {"reward_weights"}
 
 

@@ -22,6 +22,7 @@ from transformers.trainer_callback import TrainerCallback, TrainerControl
 
 from lepo_kernels.report.run_folder import RunFolder
 from lepo_kernels.rollout.policy_loss import policy_loss
+from lepo_kernels.trainer.agreement import SamplingAgreement
 from lepo_kernels.trainer.best_metric import choose_best_metric
 from lepo_kernels.trainer.checkpoint import (
     checkpoint_step,
@@ -57,6 +58,7 @@ from lepo_kernels.trainer.resume_check import check_resume
 from lepo_kernels.trainer.rewards import RewardFunction, Rewards
 from lepo_kernels.trainer.sampler import GroupSampler
 from lepo_kernels.trainer.samples import SampleLog
+from lepo_kernels.trainer.servable import check_policy
 
 
 class LEPOTrainer(Trainer):
@@ -111,6 +113,7 @@ class LEPOTrainer(Trainer):
             choose_best_metric(args, eval_dataset)
         model = load_model(model, args.model_init_kwargs)
         processing_class = load_tokenizer(model, processing_class)
+        self.generation = generation_config(args, model, processing_class)
         limits = limits_of(model, args.max_completion_length, args.max_prompt_length)
         check_prompts("train_dataset", train_dataset, processing_class, limits)
         self._eval_limits = replace(limits, max_prompt_length=None)
@@ -125,7 +128,6 @@ class LEPOTrainer(Trainer):
             disable_dropout(model)
         # Batches here are lists of dataset rows: transformers cannot count tokens in them.
         model.warnings_issued = {"estimate_tokens": True}
-        self.generation = generation_config(args, model, processing_class)
         super().__init__(
             model=model,
             args=args,
@@ -137,19 +139,26 @@ class LEPOTrainer(Trainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
+        with self.accelerator.autocast():
+            check_policy(model, self.generation, processing_class, train_dataset, eval_dataset)
         if train_dataset is not None:
             self._make_sampler()  # refuses a dataset that is too small, before any work
         self.reference = None
         if args.beta > 0 and not is_peft(model):
             self.reference = frozen_copy(model).to(args.device)
+        self._means = MetricMeans()
+        self.agreement = SamplingAgreement(
+            self._means,
+            args.sampling_logp_difference_warning,
+            args.sampling_logp_difference_error,
+        )
         self.collector = Collector(
-            args, self.generation, processing_class, self.rewards, self.accelerator
+            args, self.generation, processing_class, self.rewards, self.accelerator, self.agreement
         )
         self.sample_log = SampleLog(Path(args.output_dir), processing_class, self.rewards.names)
         self.evaluation_progress: Callable[[int, int], None] | None = None
         self.activity: Callable[[str, int, int], None] | None = None
         self.task_settings: dict[str, Any] | None = None
-        self._means = MetricMeans()
         self._experience: Experience | None = None
         self._resumed_from: Path | None = None
         self._data_sections: dict[str, Any] | None = None
@@ -307,12 +316,19 @@ class LEPOTrainer(Trainer):
             old_log_prob=None if batch.old_log_prob is None else batch.old_log_prob[rows],
             ref_log_probs=None if batch.ref_log_probs is None else batch.ref_log_probs[rows],
             temperature=args.temperature,
+            # A mean over tokens; the micro-batches of an update share it equally.
+            router_loss_scale=1 / args.gradient_accumulation_steps,
             beta=args.beta,
             epsilon=args.epsilon,
             epsilon_high=args.epsilon_high,
             delta=args.delta,
             latent_kl=args.latent_kl,
         )
+        if batch.old_log_prob is None:  # before any update: the first forward of these rows
+            used = rows & ((batch.advantages != 0)[:, None] | (args.beta > 0))
+            self.agreement.add(model, batch.rollout.log_probs[used], result.log_prob[used[rows]])
+        if result.router_loss is not None:
+            self._means.add({"aux_loss": float(result.router_loss)})
         discrete = ~batch.rollout.latent_mask[rows]
         self._means.add_masked("clip_ratio/low_mean", result.clipped == -1, discrete)
         self._means.add_masked("clip_ratio/high_mean", result.clipped == 1, discrete)

@@ -7,6 +7,7 @@ that the op may refuse it or return numbers that are not finite) or *bad* (it mu
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -29,7 +30,7 @@ ALL_DTYPES = (
 )
 LAYOUTS = ("contiguous", "transposed", "strided", "offset", "expanded", "negated")
 NOT_TENSORS = ("x", 1, 1.5, [1], (), np.zeros((2, 2)), object(), torch.float32)
-NOT_NUMBERS = ("1", None, True, 1j, [1.0], torch.tensor(1.0), np.ones(2))
+NOT_NUMBERS = ("1", None, True, 1j, Decimal(1), [1.0], torch.tensor(1.0), np.ones(2))
 NOT_INTEGERS = ("1", None, True, 1.0, float("nan"), [1], torch.tensor([[1]]))
 NOT_CHOICES = ("laplace", "", None, 3, ["gumbel"], np.array(["gumbel", "none"]), torch.ones(2))
 NOT_BACKENDS = ("tpu", "", 5, True, b"cpu", ["cpu"], np.array(["cpu", "cuda"]))
@@ -169,7 +170,7 @@ class Draft:
 
     def bad_number(self, *out_of_range: float, optional: bool = False) -> Any:
         others = (y for y in NOT_NUMBERS if not (optional and y is None))
-        return self.pick(float("nan"), HUGE, -HUGE, Fraction(-HUGE), *out_of_range, *others)
+        return self.pick(float("nan"), 1e300, HUGE, -HUGE, Fraction(-HUGE), *out_of_range, *others)
 
     def bad_integer(self, *out_of_range: int, optional: bool = False) -> Any:
         return self.pick(*out_of_range, *(y for y in NOT_INTEGERS if not (optional and y is None)))
