@@ -27,6 +27,10 @@ _SHOWN = 200
 _value_checks_everywhere = os.environ.get("LEPO_CHECK_VALUES", "0") == "1"
 
 
+class NonFiniteRowError(ValueError):
+    """A row of logits is all -inf, or holds NaN or +inf."""
+
+
 def checks_enabled(device: torch.device) -> bool:
     """Whether kernels look at values (NaN rows, ids out of range) and raise.
 

@@ -70,7 +70,10 @@ class TrainOptions:
     lora_alpha: int | None = field(
         default=None, metadata={"help": "Scale of the adapter; default twice lora_r."}
     )
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout of the adapter."})
+    lora_dropout: float = field(
+        default=0.0,
+        metadata={"help": "Dropout of the adapter; acts only with --disable_dropout false."},
+    )
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Modules with an adapter; default all linear ones."}
     )

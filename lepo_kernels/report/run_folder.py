@@ -27,6 +27,9 @@ CURVES = "curves.png"
 # writes the last two.
 STEP_FILES = {METRICS: 0, "completions.jsonl": 1, "evaluations.jsonl": 0}
 
+# Batches of updates that were not finite, which the trainer keeps for inspection.
+NONFINITE_BATCH = "nonfinite_batch_step_{step}_process_{process}.pt"
+
 
 class RunFolder:
     """The folder of one run.
@@ -62,6 +65,8 @@ class RunFolder:
             shutil.rmtree(checkpoint)
         for name in (CONFIG, CURVES, *STEP_FILES):
             (self.folder / name).unlink(missing_ok=True)
+        for batch in self.folder.glob(NONFINITE_BATCH.format(step="*", process="*")):
+            batch.unlink()
 
     def forget_after(self, step: int) -> None:
         """Drop what was recorded after ``step``, so that a resumed run does not record it twice.

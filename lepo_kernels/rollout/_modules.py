@@ -7,11 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
-_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
+_WRAPPERS = (
+    "DistributedDataParallel",
+    "FullyShardedDataParallel",
+    "DeepSpeedEngine",
+    "OptimizedModule",
+)
 
 
 def unwrap_model(model: Any) -> Any:
-    """Reach the transformers model inside DDP, FSDP, ``torch.compile`` and peft wrappers.
+    """Reach the transformers model inside DDP, FSDP, DeepSpeed, compile and peft wrappers.
 
     Raises:
         ValueError: peft prompt learning, whose virtual tokens a rollout would lose.
@@ -35,6 +40,19 @@ def unwrap_model(model: Any) -> Any:
     if base.config.is_encoder_decoder:
         raise ValueError(f"model: expected a decoder-only model, got {type(model).__name__}")
     return base
+
+
+def sharding_of(model: nn.Module) -> str | None:
+    """What spreads the model's weights over ranks at this moment; None if they are whole.
+
+    Weights that are gathered for the moment (``GatheredParameters``, ``summon_full_params``) are.
+    """
+    for name, parameter in model.named_parameters():
+        if type(parameter).__name__ == "DTensor":
+            return f"{name} is a DTensor, as of FSDP2 or tensor parallelism"
+        if hasattr(parameter, "ds_id") and parameter.numel() == 0:
+            return f"{name} is partitioned by DeepSpeed ZeRO-3"
+    return None
 
 
 def output_embeddings(base: Any) -> nn.Module:

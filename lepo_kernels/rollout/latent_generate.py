@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lepo_kernels.rollout._modules import evaluating, output_embeddings, unwrap_model
+from lepo_kernels.rollout._modules import evaluating, output_embeddings, sharding_of, unwrap_model
 from lepo_kernels.rollout.config import LatentGenerationConfig
 from lepo_kernels.rollout.decoder import Decoder
 from lepo_kernels.rollout.model_cache import cache_argument
@@ -62,10 +62,10 @@ def latent_generate(
     Raises:
         TypeError: an argument has the wrong type or dtype, or the model is no causal LM.
         ValueError: an argument has the wrong shape or device; a prompt is empty or not
-            left-padded; an id of the settings is outside the vocabulary; a model whose inputs
-            cannot be mixtures, or that takes no key-value cache, or does not use it, or whose
-            cached steps differ from a full forward (see `lepo_kernels.rollout.probe`; checked on a
-            few tokens before the first rollout of a model).
+            left-padded; an id of the settings is outside the vocabulary; a model whose weights are
+            sharded over ranks, whose inputs cannot be mixtures, or that takes no key-value cache,
+            or does not use it, or whose cached steps differ from a full forward (see
+            `lepo_kernels.rollout.probe`; checked on a few tokens before a model's first rollout).
     """
     base = unwrap_model(model)
     check_integer("num_return_sequences", num_return_sequences, 1)
@@ -104,6 +104,11 @@ def _check_arguments(
     if "inputs_embeds" not in inspect.signature(base.forward).parameters:
         raise ValueError(f"model: {type(base).__name__}.forward takes no inputs_embeds")
     cache_argument(base)
+    sharding = sharding_of(base)
+    if sharding is not None:
+        raise ValueError(
+            f"model: its weights are sharded ({sharding}); gather them for the rollout"
+        )
     check_tensor("input_ids", input_ids, ("B", "P"), INDEX_DTYPES)
     B, P = input_ids.shape
     if B == 0 or P == 0:

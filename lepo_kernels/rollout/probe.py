@@ -120,8 +120,17 @@ class _Probe:
 
     @functools.cached_property
     def logits(self) -> Tensor:
-        """[1, S, V], what every other way is held to: one row, and nothing but its ids."""
-        return self._alone(self.ids)
+        """[1, S, V], what every other way is held to: one row, and nothing but its ids.
+
+        Raises:
+            ValueError: they are not finite; logits of -inf alone are welcome.
+        """
+        logits = self._alone(self.ids)
+        if bool(logits.isnan().any()) or not bool(logits.isfinite().any()):
+            raise ValueError(
+                "model: its logits for a probe prompt are not finite; check its weights"
+            )
+        return logits
 
     @functools.cached_property
     def bound(self) -> float:

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from lepo_kernels.formulas.lepo_objective import check_settings
 from lepo_kernels.rollout.config import CACHES, NOISES
 from lepo_kernels.trainer.advantages import SCALE_REWARDS
+from lepo_kernels.trainer.distribution import check_settings as check_distribution
 from lepo_kernels.trainer.rewards import check_timeout, check_weights
 from lepo_kernels.trainer.sampling import check_sampling
 from lepo_kernels.trainer.token_weights import LOSS_TYPES
@@ -192,6 +193,20 @@ class LEPOConfig(TrainingArguments):
         default=None,
         metadata={"help": "End the run above this; default 0.1, in half precision 1."},
     )
+    disable_dropout: bool = field(
+        default=True,
+        metadata={
+            "help": "Switch off all dropout of the model and its adapter, which rollouts don't "
+            "have; may be off only with beta 0 and one update per rollout."
+        },
+    )
+    skip_nonfinite_updates: bool = field(
+        default=False,
+        metadata={
+            "help": "Pass over updates whose loss or gradient is NaN or infinite (they count as "
+            "steps, and in the metric skipped_updates), instead of ending the run."
+        },
+    )
 
     # Evaluation and reporting
     eval_num_samples: int = field(
@@ -210,6 +225,7 @@ class LEPOConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        check_distribution(self)  # before transformers looks for the packages that they need
         self._choose_best_metric()
         if vars(self)["report_to"] is None:
             # transformers would look for a service named None.
@@ -242,6 +258,12 @@ class LEPOConfig(TrainingArguments):
             value = getattr(self, name, None)
             if value not in (None, *neutral):
                 raise ValueError(f"{name}: has no meaning for LEPO; leave it out, got {value!r}")
+        optimizer = str(getattr(self.optim, "value", self.optim))
+        if "lomo" in optimizer or "layerwise" in optimizer:
+            raise ValueError(
+                f"optim: {optimizer} applies each gradient as soon as it is there, so that an "
+                "update that is not finite could not be stopped"
+            )
         if self.metric_for_best_model in ("loss", "eval_loss"):
             raise ValueError(
                 "metric_for_best_model: there is no evaluation loss; "
@@ -311,6 +333,11 @@ class LEPOConfig(TrainingArguments):
             raise ValueError(
                 f"steps_per_generation: expected a multiple of gradient_accumulation_steps = "
                 f"{self.gradient_accumulation_steps}, got {self.steps_per_generation}"
+            )
+        if not self.disable_dropout and (self.beta > 0 or self.updates_per_rollout > 1):
+            raise ValueError(
+                "disable_dropout: must stay on with beta > 0 or several updates per rollout, which "
+                "compare log-probabilities"
             )
         if self.rollout_batch_size is not None and self.rollout_batch_size < self.num_generations:
             raise ValueError(

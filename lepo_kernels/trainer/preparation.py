@@ -1,19 +1,18 @@
 """What the trainer does to its arguments before any work starts."""
 
-import contextlib
 import copy
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lepo_kernels.tasks.hub import reach_model
+from lepo_kernels.trainer.adapters import holds_adapter, load_adapter
 
 
 def load_model(model: Any, settings: dict[str, Any] | None) -> Any:
-    """The model itself, or the one that a name stands for.
+    """The model itself, or the one that a name stands for; an adapter's folder is trained on.
 
     Raises:
         ModelNotFoundError: see `reach_model`.
@@ -22,21 +21,30 @@ def load_model(model: Any, settings: dict[str, Any] | None) -> Any:
     if isinstance(model, str):
         # float32 unless told otherwise: in bfloat16, updates at a small learning rate round away.
         chosen = reach_model(model, **{"dtype": torch.float32, **(settings or {})})
+        if holds_adapter(model):
+            return load_adapter(model, chosen)
         return AutoModelForCausalLM.from_pretrained(model, **chosen)
     if settings is not None:
         raise ValueError("model_init_kwargs: only used when model is a name")
     return model
 
 
-def load_tokenizer(model: Any, tokenizer: Any) -> Any:
+def load_tokenizer(model: Any, tokenizer: Any, name: str | None = None) -> Any:
     """The tokenizer, or the model's own; it pads with the end of sequence where it has no pad.
 
+    Args:
+        model: the loaded model.
+        tokenizer: None loads the model's.
+        name: what the model was loaded from. An adapter's folder may hold another tokenizer than
+            its base model's.
+
     Raises:
-        ValueError: it has neither.
+        ValueError: it has neither a pad nor an end-of-sequence token.
     """
     if tokenizer is None:
-        name = model.config._name_or_path
-        tokenizer = AutoTokenizer.from_pretrained(name, **reach_model(name))
+        own = name is not None and (Path(name) / "tokenizer_config.json").is_file()
+        source = str(name) if own else model.config._name_or_path
+        tokenizer = AutoTokenizer.from_pretrained(source, **reach_model(source))
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise ValueError(
@@ -47,34 +55,6 @@ def load_tokenizer(model: Any, tokenizer: Any) -> Any:
     return tokenizer
 
 
-def with_adapter(model: Any, peft_config: Any) -> Any:
-    """The model inside a peft adapter."""
-    from peft import get_peft_model
-
-    return get_peft_model(model, peft_config)
-
-
-def is_peft(model: Any) -> bool:
-    """Whether the model carries a peft adapter that can be switched off."""
-    return hasattr(model, "disable_adapter")
-
-
-def disable_dropout(model: Any) -> None:
-    """Switch every dropout off: a ratio of policies must compare the same function."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
-
-
 def frozen_copy(model: Any) -> Any:
     """A copy that stays as the model is now."""
     return copy.deepcopy(model).eval().requires_grad_(False)
-
-
-@contextlib.contextmanager
-def adapter_disabled(model: Any) -> Iterator[Any]:
-    """The model as it was before its adapter, for as long as the context lasts."""
-    with model.disable_adapter():
-        yield model

@@ -21,7 +21,14 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import TrainerCallback, TrainerControl
 
 from lepo_kernels.report.run_folder import RunFolder
+from lepo_kernels.rollout._modules import unwrap_model
 from lepo_kernels.rollout.policy_loss import policy_loss
+from lepo_kernels.trainer.adapters import (
+    check_trainable,
+    is_peft,
+    put_on_adapter,
+    report_dropout,
+)
 from lepo_kernels.trainer.agreement import SamplingAgreement
 from lepo_kernels.trainer.best_metric import choose_best_metric
 from lepo_kernels.trainer.checkpoint import (
@@ -34,6 +41,8 @@ from lepo_kernels.trainer.checkpoint import (
 from lepo_kernels.trainer.collect import Collector
 from lepo_kernels.trainer.config import LEPOConfig
 from lepo_kernels.trainer.dataset_checks import check_dataset, check_prompts
+from lepo_kernels.trainer.distribution import check_model, check_settings, check_trainer
+from lepo_kernels.trainer.dropout import switch_off_dropout
 from lepo_kernels.trainer.evaluation import EvaluationResult, evaluate_checked, summarise
 from lepo_kernels.trainer.experience import Experience
 from lepo_kernels.trainer.generation import generation_config
@@ -46,19 +55,23 @@ from lepo_kernels.trainer.model_settings import (
     write_settings,
 )
 from lepo_kernels.trainer.preparation import (
-    adapter_disabled,
-    disable_dropout,
     frozen_copy,
-    is_peft,
     load_model,
     load_tokenizer,
-    with_adapter,
 )
 from lepo_kernels.trainer.resume_check import check_resume
 from lepo_kernels.trainer.rewards import RewardFunction, Rewards
 from lepo_kernels.trainer.sampler import GroupSampler
 from lepo_kernels.trainer.samples import SampleLog
 from lepo_kernels.trainer.servable import check_policy
+from lepo_kernels.trainer.starting_point import StartingPoint, check_marks, save_marks
+from lepo_kernels.trainer.update_guard import (
+    NonFiniteError,
+    UpdateGuard,
+    check_weights,
+    reward_cause,
+)
+from lepo_kernels.validation import NonFiniteRowError
 
 
 class LEPOTrainer(Trainer):
@@ -75,8 +88,13 @@ class LEPOTrainer(Trainer):
         eval_dataset: the same, held out, or a dict of such; None trains without evaluation.
         processing_class: the tokenizer; None loads the model's own.
         callbacks, optimizers: as in transformers' Trainer.
-        peft_config: a peft configuration; the model is then wrapped in an adapter, and the KL
-            reference is the model with the adapter disabled.
+        peft_config: a peft configuration; the model is then wrapped in a new adapter. A model that
+            has an adapter already, trained or not, is given without: that adapter is trained on
+            (load it with ``is_trainable=True``; the name of an adapter's folder does so).
+
+    With ``beta`` > 0 the KL reference is the policy at the start of the run, whatever it starts
+    from. A resumed run has the same: checkpoints of an adapter hold it, those of a whole model
+    refuse to be resumed with another.
 
     Attributes:
         evaluation_progress: called with (completions done, completions in all) of an evaluation.
@@ -106,13 +124,15 @@ class LEPOTrainer(Trainer):
     ) -> None:
         if not isinstance(args, LEPOConfig):
             raise TypeError(f"args: expected a LEPOConfig, got {type(args).__name__}")
+        check_settings(args)
         self.rewards = Rewards(reward_funcs, args.reward_weights, args.reward_timeout)
         check_dataset("train_dataset", train_dataset, self.rewards)
         check_dataset("eval_dataset", eval_dataset, self.rewards, several=True)
         if type(self).evaluate is LEPOTrainer.evaluate:  # a subclass may have metrics of its own
             choose_best_metric(args, eval_dataset)
+        loaded_from = model if isinstance(model, str) else None
         model = load_model(model, args.model_init_kwargs)
-        processing_class = load_tokenizer(model, processing_class)
+        processing_class = load_tokenizer(model, processing_class, loaded_from)
         self.generation = generation_config(args, model, processing_class)
         limits = limits_of(model, args.max_completion_length, args.max_prompt_length)
         check_prompts("train_dataset", train_dataset, processing_class, limits)
@@ -123,9 +143,10 @@ class LEPOTrainer(Trainer):
         if isinstance(eval_dataset, dict):
             self._checked += eval_dataset.values()
         if peft_config is not None:
-            model = with_adapter(model, peft_config)
-        if args.updates_per_rollout > 1:
-            disable_dropout(model)
+            model = put_on_adapter(model, peft_config)
+        check_model(model)
+        unwrap_model(model)  # refuses what is no decoder-only model, or learns prompts
+        check_trainable(model)
         # Batches here are lists of dataset rows: transformers cannot count tokens in them.
         model.warnings_issued = {"estimate_tokens": True}
         super().__init__(
@@ -138,13 +159,20 @@ class LEPOTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        check_trainer(args, self.accelerator)
         self.model_accepts_loss_kwargs = False
+        if args.disable_dropout:
+            report_dropout(model)
+            switch_off_dropout(model)
         with self.accelerator.autocast():
             check_policy(model, self.generation, processing_class, train_dataset, eval_dataset)
         if train_dataset is not None:
             self._make_sampler()  # refuses a dataset that is too small, before any work
         self.reference = None
-        if args.beta > 0 and not is_peft(model):
+        self._start: StartingPoint | None = None
+        if args.beta > 0 and is_peft(model):
+            self._start = StartingPoint(model)
+        elif args.beta > 0:
             self.reference = frozen_copy(model).to(args.device)
         self._means = MetricMeans()
         self.agreement = SamplingAgreement(
@@ -159,6 +187,10 @@ class LEPOTrainer(Trainer):
         self.evaluation_progress: Callable[[int, int], None] | None = None
         self.activity: Callable[[str, int, int], None] | None = None
         self.task_settings: dict[str, Any] | None = None
+        self._guard = UpdateGuard(
+            self.accelerator, Path(args.output_dir), args.skip_nonfinite_updates
+        )
+        self._reward_cause: str | None = None
         self._experience: Experience | None = None
         self._resumed_from: Path | None = None
         self._data_sections: dict[str, Any] | None = None
@@ -208,7 +240,10 @@ class LEPOTrainer(Trainer):
             *args, **kwargs: given on.
 
         Raises:
-            ValueError: there is no complete checkpoint to resume from, or one of other settings.
+            ValueError: there is no complete checkpoint to resume from, or one of other settings, or
+                its run had another KL reference than this one would have.
+            NonFiniteError: a loss, a gradient or a weight became NaN or infinite. An update with
+                such a loss or gradient is not applied; ``skip_nonfinite_updates`` goes on after it.
         """
         if resume_from_checkpoint is True:
             found = last_complete_checkpoint(Path(self.args.output_dir))
@@ -219,14 +254,20 @@ class LEPOTrainer(Trainer):
             resume_from_checkpoint = str(found)
         self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
         if self._resumed_from is not None:
+            # Both may refuse: before anything is dropped.
             quiet = not self.is_world_process_zero()
             check_resume(self._resumed_from, self._settings_sections(), quiet)
+            self._restore_reference(self._resumed_from)
         if self._resumed_from is not None and self.is_world_process_zero():
             RunFolder(self.args.output_dir).forget_after(checkpoint_step(self._resumed_from))
         self._experience = None
+        self._reward_cause = None
         self._substep = 0
         self._last_log, self._last_logged_step = time.perf_counter(), None
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        self._guard.start()
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        check_weights(self.model, self.state.global_step)
+        return output
 
     def _prepare_inputs(self, inputs: Any) -> Experience:
         """Turn a batch's dataset rows into its micro-batch of experience, sampling when due."""
@@ -247,6 +288,7 @@ class LEPOTrainer(Trainer):
         size = self.args.per_device_train_batch_size
         first = position % steps * size
         index = torch.arange(first, first + size, device=self.args.device)
+        self._guard.take(index)
         return self._experience.select(index)
 
     @property
@@ -278,8 +320,17 @@ class LEPOTrainer(Trainer):
         policy = self.accelerator.unwrap_model(self.model_wrapped)
         self.collector.activity = self.activity
         self.rewards.trainer_state = self.state
-        collected = self.collector.collect(
-            policy, self._reference_for(policy), examples, rollout_index
+        try:
+            collected = self.collector.collect(
+                policy, self._reference_for(policy), examples, rollout_index
+            )
+        except NonFiniteRowError as error:
+            raise NonFiniteError(
+                f"update {self.state.global_step + 1}: the model's own logits are not finite in "
+                f"the rollout before it ({error}); check the weights that the run started from"
+            ) from error
+        self._reward_cause = reward_cause(
+            self.rewards.names, self.rewards.weights, collected.rewards, collected.advantages
         )
         self._means.add(collected.metrics)
         if self.args.should_save:
@@ -290,11 +341,45 @@ class LEPOTrainer(Trainer):
         """A context manager that gives the KL reference; None without a KL term."""
         if self.args.beta == 0:
             return None
-        if self.reference is None:
-            return adapter_disabled(policy)
+        if self._start is not None:
+            return self._start.reached(policy)
         return contextlib.nullcontext(self.reference)
 
-    # What its loss is
+    def _save_reference(self, folder: Path) -> None:
+        if self._start is not None:
+            self._start.save(folder)
+        elif self.reference is not None:
+            save_marks(self.reference, folder)
+
+    def _restore_reference(self, folder: Path) -> None:
+        if self._start is not None:
+            self._start.load(folder)
+        elif self.reference is not None:
+            check_marks(self.reference, folder)
+
+    # What its loss is, and that it is finite
+
+    def training_step(
+        self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """A micro-batch's forward and backward; after an update's last one, its gradient's check.
+
+        Raises:
+            NonFiniteError: the update may not be applied; see `UpdateGuard`.
+        """
+        try:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        except NonFiniteRowError as error:
+            # Where rows are checked (on the CPU), the model's NaN raises before it is a loss.
+            if self.accelerator.num_processes > 1:
+                raise NonFiniteError(f"update {self.state.global_step + 1}: {error}") from error
+            loss = torch.full((), float("nan"), device=self.args.device)
+        loss = self._guard.add(loss)
+        if self.accelerator.sync_gradients:
+            assert self._experience is not None
+            step = self.state.global_step + 1
+            self._guard.finish(model, self._experience, step, self._reward_cause)
+        return loss
 
     def compute_loss(
         self,
@@ -429,6 +514,8 @@ class LEPOTrainer(Trainer):
                 **self._means.pop(self.accelerator.num_processes),
                 "step_time": (now - self._last_log) / steps,
             }
+            if self.args.skip_nonfinite_updates or self.accelerator.scaler is not None:
+                logs["skipped_updates"] = self._guard.pop_skipped()
             self._last_log, self._last_logged_step = now, self.state.global_step
             if self.args.log_completions and self.args.should_save:
                 self.sample_log.print_table(self.args.num_completions_to_print)
@@ -441,7 +528,12 @@ class LEPOTrainer(Trainer):
 
         Args:
             output_dir: the folder; None takes the run's.
+
+        Raises:
+            NonFiniteError: a trained weight is NaN or infinite; nothing is written.
         """
+        if not _internal_call:  # a checkpoint has been checked, before its first file
+            check_weights(self.model, self.state.global_step)
         if self.args.should_save:
             folders = [self.args.output_dir if output_dir is None else output_dir]
             if self.args.push_to_hub:
@@ -465,11 +557,14 @@ class LEPOTrainer(Trainer):
         return {**self._data_sections, "task": self.task_settings, **settings_of(self.args)}
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        check_weights(self.model, self.state.global_step)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             discard_stale_state(folder)
         if self.state.global_step % self.args.updates_per_rollout and self._experience is not None:
             save_experience(folder, self.args.process_index, self._experience, self._rollout_shape)
+        if self.args.should_save:
+            self._save_reference(folder)
         # The first process writes the file that says "complete": not before all others are done.
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)

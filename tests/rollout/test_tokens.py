@@ -25,7 +25,9 @@ def tiny_prompts():
     return ids, (ids != 0).long()
 
 
-@pytest.mark.parametrize("noise", ["gumbel", "dirichlet", "gaussian", "soft", "categorical", "none"])
+@pytest.mark.parametrize(
+    "noise", ["gumbel", "dirichlet", "gaussian", "soft", "categorical", "none"]
+)
 @pytest.mark.parametrize("latent_eos", ["mask", "stop"])
 @pytest.mark.parametrize("top_k", [None, 30])
 def test_only_tokens_are_chosen(noise, latent_eos, top_k):

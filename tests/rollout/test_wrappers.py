@@ -108,6 +108,36 @@ def test_a_compiled_model_is_served():
     )
 
 
+class DeepSpeedEngine(torch.nn.Module):
+    """Like DeepSpeed's: the model inside, and a config that is not the model's but a dict."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+        self.config = {"zero_optimization": {"stage": 2}}
+
+    def forward(self, *args, **kwargs):
+        return self.module(*args, **kwargs)
+
+
+def test_a_deepspeed_engine_is_unwrapped():
+    model = tiny_model("llama")
+    engine = DeepSpeedEngine(model)
+    rollout = latent_generate(engine, *prompts(), settings())
+    expected = latent_generate(model, *prompts(), settings())
+    assert torch.equal(rollout.completion_ids, expected.completion_ids)
+    got = policy_log_probs(engine, rollout, rollout.action_mask).log_prob
+    assert torch.equal(got, policy_log_probs(model, rollout, rollout.action_mask).log_prob)
+
+
+def test_weights_partitioned_by_zero_3_are_refused():
+    model = tiny_model("llama")
+    head = model.lm_head.weight
+    head.ds_id, head.data = 0, torch.empty(0)
+    with pytest.raises(ValueError, match=r"lm_head\.weight is partitioned by DeepSpeed ZeRO-3"):
+        latent_generate(model, *prompts(), settings())
+
+
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory):
     """A process group of one: hooks, views and flat parameters are those of many."""
@@ -165,6 +195,8 @@ def test_fsdp2_gives_the_same_gradients(one_rank, apart, result):
     for group in groups:
         fully_shard(group, mesh=mesh)
     fully_shard(sharded, mesh=mesh)
+    with pytest.raises(ValueError, match=r"weights are sharded .* is a DTensor, as of FSDP2"):
+        latent_generate(sharded, *prompts(), settings())
     expected = gradients(plain, plain, rollout, result)
     got = gradients(sharded, sharded, rollout, result)
     for name, gradient in expected.items():

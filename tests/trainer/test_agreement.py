@@ -78,7 +78,7 @@ def test_the_bounds_are_settings(make_trainer):
 def test_with_dropout_nothing_follows(make_trainer):
     # Two forwards of one model then differ, and neither is wrong.
     model = tiny_model(attention_dropout=0.5)
-    trainer = make_trainer(model, max_steps=1)
+    trainer = make_trainer(model, max_steps=1, disable_dropout=False)
     trainer.train()
     log = next(log for log in trainer.state.log_history if MEAN in log)
     assert log[MAX] > 1e-3

@@ -182,10 +182,14 @@ def test_a_prompt_without_tokens_is_named_by_its_row():
 
 
 def test_an_id_without_an_embedding_is_named_by_its_row():
-    rows = [{"prompt": "ab"}, {"prompt": "a~"}]  # the last character of the vocabulary but one
-    model = tiny_model(vocab_size=100)
-    with pytest.raises(ValueError, match="prompt of row 1 has the token id 100, and the model has"):
-        make(train=rows * 2, model=model)
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<new>"])  # and the model's table is not resized
+    rows = [{"prompt": "ab"}, {"prompt": "a<new>"}]
+    with (
+        pytest.warns(UserWarning, match="added tokens"),
+        pytest.raises(ValueError, match="prompt of row 1 has the token id 102, and the model has"),
+    ):
+        make(train=rows * 2, tokenizer=tokenizer)
 
 
 def test_neither_pad_nor_end_of_sequence():

@@ -3,7 +3,12 @@
 import torch
 from torch import Tensor
 
-from lepo_kernels.validation import FLOAT32_MAX, FLOAT32_TINY, checks_enabled
+from lepo_kernels.validation import (
+    FLOAT32_MAX,
+    FLOAT32_TINY,
+    NonFiniteRowError,
+    checks_enabled,
+)
 
 # exp(-10000) is 0 in float64 too: a logit this far below its row's maximum carries no mass.
 _NO_MASS = -1e4
@@ -137,14 +142,14 @@ def check_rows(
     """Raise if the value of a row of logits is not finite.
 
     Raises:
-        ValueError: naming the first such row.
+        NonFiniteRowError: naming the first such row.
     """
     if not checks_enabled(values.device):
         return
     bad = values.isfinite().logical_not_()
     if bad.any():
         row = int(bad.int().argmax())
-        raise ValueError(f"{name}: row {row} is all -inf, or holds NaN or +inf")
+        raise NonFiniteRowError(f"{name}: row {row} is all -inf, or holds NaN or +inf")
 
 
 def check_positive(name: str, values: Tensor, *, zero_included: bool = False) -> None:
