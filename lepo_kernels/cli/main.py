@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import lepo_kernels
 from lepo_kernels import extras
+from lepo_kernels.cli.interrupts import INTERRUPTED, second_interrupt_ends
 from lepo_kernels.streams import forgiving_output
 from lepo_kernels.suggest import did_you_mean
 
@@ -21,7 +22,6 @@ _MODELS = ("transformers", "accelerate", "datasets", "yaml", "rich")
 NEEDS = {"train": _MODELS, "eval": _MODELS, "generate": _MODELS}
 
 USAGE_ERROR = 2
-INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +53,15 @@ def _main(words: list[str]) -> int:
 
 
 def _run(command: str, words: list[str]) -> int:
+    try:
+        with second_interrupt_ends():
+            return _run_uninterrupted(command, words)
+    except KeyboardInterrupt as interrupt:
+        print(f"lepo {command}: interrupted{_advice(interrupt)}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run_uninterrupted(command: str, words: list[str]) -> int:
     from lepo_kernels.cli.errors import UsageError
     from lepo_kernels.printable import printable
     from lepo_kernels.tasks import ModelNotInstalledError, TaskError
@@ -64,9 +73,6 @@ def _run(command: str, words: list[str]) -> int:
     except (UsageError, TaskError, ModelNotInstalledError, extras.MissingExtraError) as error:
         print(f"lepo {command}: error: {printable(str(error))}", file=sys.stderr)
         return USAGE_ERROR
-    except KeyboardInterrupt as interrupt:
-        print(f"lepo {command}: interrupted{_advice(interrupt)}", file=sys.stderr)
-        return INTERRUPTED
     return 0
 
 

@@ -1,6 +1,8 @@
 """``lepo train``: evaluate, train, evaluate again, and leave everything in the run's folder."""
 
+import contextlib
 import dataclasses
+import errno
 import time
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,12 @@ from lepo_kernels.cli.run_start import LATEST, described, find_start, refuse_cha
 from lepo_kernels.console import make_console, say
 from lepo_kernels.report.callbacks import ProgressCallback, RunFolderCallback, clock
 from lepo_kernels.report.run_folder import CONFIG, CURVES, RunFolder, read_rows
+from lepo_kernels.report.run_lock import FolderInUseError, RunLock
 from lepo_kernels.report.tables import completions_table, evaluation_table
 from lepo_kernels.tasks import Task
-from lepo_kernels.trainer.checkpoint import is_complete, last_complete_checkpoint
+from lepo_kernels.trainer.checkpoint import CheckpointError, find_checkpoint
 from lepo_kernels.trainer.config import LEPOConfig
+from lepo_kernels.trainer.processes import first_process_decides
 from lepo_kernels.trainer.trainer import LEPOTrainer
 
 # What the last table shows of a completion; a line without is a damaged one.
@@ -69,9 +73,24 @@ def run(words: list[str]) -> None:
     """Train as the options say.
 
     Raises:
-        UsageError: an option is wrong, or the model or its adapter cannot be had.
+        UsageError: an option is wrong, the model or its adapter cannot be had, another run uses
+            the folder, or a checkpoint cannot be written.
         TaskError: the task cannot be had.
+        RunEnded: SIGTERM or SIGHUP ended it; a SystemExit with status 128 + the signal's number.
     """
+    with contextlib.ExitStack() as until_the_end:
+        try:
+            _run(words, until_the_end)
+        except (FolderInUseError, CheckpointError) as error:
+            raise UsageError(str(error)) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            where = f" for {error.filename}" if error.filename else ""
+            raise UsageError(f"output_dir: {error.strerror}{where}") from error
+
+
+def _run(words: list[str], until_the_end: contextlib.ExitStack) -> None:
     start = time.monotonic()
     begin = find_start(words)
     parsed = parse(
@@ -87,6 +106,7 @@ def run(words: list[str]) -> None:
     tasks = task_options(parsed, tasks)
     args.output_dir, args.resume_from_checkpoint = str(begin.folder), begin.resume
     folder = RunFolder(args.output_dir)
+    _lock(folder, args, until_the_end)
     resume = _checkpoint(args, folder)
     if resume is None and folder.holds_a_run() and not options.overwrite_output_dir:
         raise UsageError(
@@ -125,13 +145,15 @@ def run(words: list[str]) -> None:
         folder.clear()
     try:
         trainer.train(resume_from_checkpoint=resume)
+        # Before the evaluation, which a kill may end.
+        trainer.save_model()
         if len(eval_task.eval_dataset) > 0 and not _was_evaluated(trainer):
             trainer.evaluate()
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(how_to_go_on(folder)) from interrupt
     finally:
-        progress.close()
-    trainer.save_model()
+        with contextlib.suppress(OSError):  # a terminal that is gone
+            progress.close()
     if trainer.is_world_process_zero():
         recorder.draw(folder)
         _show_results(console, folder, eval_task, options.show_samples)
@@ -141,6 +163,13 @@ def run(words: list[str]) -> None:
             f"Done in {gone}. {folder.folder} holds the model, {CONFIG}, metrics.jsonl, {CURVES}, "
             "completions.jsonl and evaluations.jsonl",
         )
+
+
+def _lock(folder: RunFolder, args: LEPOConfig, until_the_end: contextlib.ExitStack) -> None:
+    """Keep other runs out of the folder from before anything is removed to after all is saved."""
+    lock = RunLock(folder.folder)
+    first_process_decides(args, lock.acquire)
+    until_the_end.callback(lock.release)
 
 
 def _defaults() -> dict[str, Any]:
@@ -162,16 +191,13 @@ def _checkpoint(args: LEPOConfig, folder: RunFolder) -> str | None:
     wanted = args.resume_from_checkpoint
     if wanted is None:
         return None
-    if wanted == LATEST:
-        found = last_complete_checkpoint(folder.folder)
-        if found is None:
-            raise UsageError(
-                f"resume_from_checkpoint: there is no complete checkpoint in {folder.folder}"
-            )
-        return str(found)
-    if not is_complete(Path(wanted)):
-        raise UsageError(f"resume_from_checkpoint: {wanted} is no complete checkpoint")
-    return str(wanted)
+    try:
+        found = first_process_decides(
+            args, lambda: find_checkpoint(folder.folder, True if wanted == LATEST else wanted)
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return str(found)
 
 
 def _make_trainer(

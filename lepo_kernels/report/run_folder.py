@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import yaml
 
 from lepo_kernels.report.json_text import json_text
+from lepo_kernels.report.run_lock import RunLock
 
 METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
@@ -60,23 +61,37 @@ class RunFolder:
         return self.metrics_file.exists() or bool(self.checkpoints())
 
     def clear(self) -> None:
-        """Remove what an earlier run wrote, and nothing else."""
-        for checkpoint in self.checkpoints():
-            shutil.rmtree(checkpoint)
-        for name in (CONFIG, CURVES, *STEP_FILES):
-            (self.folder / name).unlink(missing_ok=True)
-        for batch in self.folder.glob(NONFINITE_BATCH.format(step="*", process="*")):
-            batch.unlink()
+        """Remove what an earlier run wrote, and nothing else.
 
-    def forget_after(self, step: int) -> None:
+        Raises:
+            FolderInUseError: a run is using the folder.
+        """
+        with RunLock(self.folder):
+            for checkpoint in self.checkpoints():
+                shutil.rmtree(checkpoint)
+            for name in (CONFIG, CURVES, *STEP_FILES):
+                (self.folder / name).unlink(missing_ok=True)
+            for batch in self.folder.glob(NONFINITE_BATCH.format(step="*", process="*")):
+                batch.unlink()
+
+    def forget_after(self, step: int, evaluation: bool = False) -> None:
         """Drop what was recorded after ``step``, so that a resumed run does not record it twice.
 
         A last line that a killed run left half written goes, too.
+
+        Args:
+            step: the update that the run goes on after.
+            evaluation: whether the evaluation at ``step`` is to be done again, and goes, too.
         """
         for name, ahead in STEP_FILES.items():
             path = self.folder / name
             if path.exists():
-                kept = [row for row in read_rows(path) if row["step"] + ahead <= step]
+                kept = [
+                    row
+                    for row in read_rows(path)
+                    if row["step"] + ahead <= step
+                    and not (evaluation and row["step"] == step and _is_of_evaluation(row))
+                ]
                 _replace(path, "".join(map(_line, kept)))
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -148,6 +163,10 @@ def _some(numbers: list[int]) -> str:
 @functools.cache
 def _warn_once(message: str) -> None:
     logging.getLogger(__name__).warning(message)
+
+
+def _is_of_evaluation(row: Mapping[str, Any]) -> bool:
+    return "evaluation" in row or any(name.startswith("eval_") for name in row)
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from lepo_kernels.trainer.config import LEPOConfig
 from lepo_kernels.trainer.experience import Experience, step_log_probs
 from lepo_kernels.trainer.prompts import as_completion, encode_prompts, spoken_ids, spoken_texts
 from lepo_kernels.trainer.rewards import Rewards
+from lepo_kernels.trainer.stopping import StopSignals
 from lepo_kernels.trainer.token_weights import token_weights
 
 
@@ -55,6 +56,7 @@ class Collector:
         rewards: the reward functions.
         accelerator: for autocast, device and the token count over processes.
         agreement: compares the rollout with the forward that gives old log-probabilities.
+        stop: what may cut a rollout short.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Collector:
         rewards: Rewards,
         accelerator: Any,
         agreement: SamplingAgreement,
+        stop: StopSignals,
     ) -> None:
         self.args = args
         self.generation = generation
@@ -74,6 +77,7 @@ class Collector:
         # Called with what is going on, and the decoding steps done and at most (0: not counted).
         self.activity: Callable[[str, int, int], None] | None = None
         self.agreement = agreement
+        self.stop = stop
 
     def collect(
         self,
@@ -131,7 +135,7 @@ class Collector:
         at_once = len(prompts)
         if self.args.rollout_batch_size is not None:
             at_once = max(1, self.args.rollout_batch_size // group)
-        with self.accelerator.autocast():
+        with self.stop.alone(), self.accelerator.autocast():
             parts = [
                 latent_generate(
                     policy,
@@ -151,12 +155,15 @@ class Collector:
         if self.activity is not None:
             self.activity(what, 0, 0)
 
-    def _steps_of(self, part: int, parts: int) -> Callable[[int, int], None] | None:
-        """Reports the decoding steps of one part of a rollout as steps of the whole."""
-        activity = self.activity
-        if activity is None:
-            return None
-        return lambda done, total: activity("rollout", part * total + done, parts * total)
+    def _steps_of(self, part: int, parts: int) -> Callable[[int, int], None]:
+        """Looks for a signal, and reports the decoding steps of one part as steps of the whole."""
+
+        def stepped(done: int, total: int) -> None:
+            self.stop.look()
+            if self.activity is not None:
+                self.activity("rollout", part * total + done, parts * total)
+
+        return stepped
 
     def _rewards_of_all_processes(self, total: Tensor) -> Tensor:  # [B * processes]
         if self.accelerator.num_processes == 1:

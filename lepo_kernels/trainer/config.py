@@ -264,11 +264,23 @@ class LEPOConfig(TrainingArguments):
                 f"optim: {optimizer} applies each gradient as soon as it is there, so that an "
                 "update that is not finite could not be stopped"
             )
+        if self.enable_jit_checkpoint:
+            raise ValueError(
+                "enable_jit_checkpoint: leave it out; on SIGTERM and SIGHUP LEPOTrainer saves a "
+                "checkpoint by itself, in the middle of a rollout, too"
+            )
         if self.metric_for_best_model in ("loss", "eval_loss"):
             raise ValueError(
                 "metric_for_best_model: there is no evaluation loss; "
                 "use eval_greedy_accuracy or eval_mean@k"
             )
+
+    @property
+    def device(self) -> Any:
+        """The device of this process."""
+        device = super().device
+        # Each of several processes on a CPU is given a "cpu:0", which torch.load does not know.
+        return torch.device("cpu") if device.type == "cpu" else device
 
     @property
     def samples_per_rollout(self) -> int:

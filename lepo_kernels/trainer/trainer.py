@@ -6,9 +6,10 @@ must hold besides for a resumed run to end with the same bits.
 """
 
 import contextlib
-import functools
+import logging
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import TrainerCallback, TrainerControl
+from transformers.trainer_utils import IntervalStrategy, rotate_checkpoints
 
 from lepo_kernels.report.run_folder import RunFolder
+from lepo_kernels.report.run_lock import RunLock
 from lepo_kernels.rollout._modules import unwrap_model
 from lepo_kernels.rollout.policy_loss import policy_loss
 from lepo_kernels.trainer.adapters import (
@@ -32,11 +36,12 @@ from lepo_kernels.trainer.adapters import (
 from lepo_kernels.trainer.agreement import SamplingAgreement
 from lepo_kernels.trainer.best_metric import choose_best_metric
 from lepo_kernels.trainer.checkpoint import (
-    checkpoint_step,
-    discard_stale_state,
-    last_complete_checkpoint,
+    EVALUATION_DUE,
+    find_checkpoint,
     load_experience,
     save_experience,
+    warn_of_other_processes,
+    writing,
 )
 from lepo_kernels.trainer.collect import Collector
 from lepo_kernels.trainer.config import LEPOConfig
@@ -46,6 +51,7 @@ from lepo_kernels.trainer.dropout import switch_off_dropout
 from lepo_kernels.trainer.evaluation import EvaluationResult, evaluate_checked, summarise
 from lepo_kernels.trainer.experience import Experience
 from lepo_kernels.trainer.generation import generation_config
+from lepo_kernels.trainer.manifest import MANIFEST, damage, read_manifest, write_manifest
 from lepo_kernels.trainer.metrics import MetricMeans
 from lepo_kernels.trainer.model_limits import limits_of
 from lepo_kernels.trainer.model_settings import (
@@ -59,12 +65,15 @@ from lepo_kernels.trainer.preparation import (
     load_model,
     load_tokenizer,
 )
+from lepo_kernels.trainer.processes import first_process_decides
+from lepo_kernels.trainer.random_states import RandomStates
 from lepo_kernels.trainer.resume_check import check_resume
 from lepo_kernels.trainer.rewards import RewardFunction, Rewards
 from lepo_kernels.trainer.sampler import GroupSampler
 from lepo_kernels.trainer.samples import SampleLog
 from lepo_kernels.trainer.servable import check_policy
 from lepo_kernels.trainer.starting_point import StartingPoint, check_marks, save_marks
+from lepo_kernels.trainer.stopping import RunEnded, StopSignals
 from lepo_kernels.trainer.update_guard import (
     NonFiniteError,
     UpdateGuard,
@@ -72,6 +81,8 @@ from lepo_kernels.trainer.update_guard import (
     reward_cause,
 )
 from lepo_kernels.validation import NonFiniteRowError
+
+_logger = logging.getLogger(__name__)
 
 
 class LEPOTrainer(Trainer):
@@ -175,13 +186,20 @@ class LEPOTrainer(Trainer):
         elif args.beta > 0:
             self.reference = frozen_copy(model).to(args.device)
         self._means = MetricMeans()
+        self._stop = StopSignals()
         self.agreement = SamplingAgreement(
             self._means,
             args.sampling_logp_difference_warning,
             args.sampling_logp_difference_error,
         )
         self.collector = Collector(
-            args, self.generation, processing_class, self.rewards, self.accelerator, self.agreement
+            args,
+            self.generation,
+            processing_class,
+            self.rewards,
+            self.accelerator,
+            self.agreement,
+            self._stop,
         )
         self.sample_log = SampleLog(Path(args.output_dir), processing_class, self.rewards.names)
         self.evaluation_progress: Callable[[int, int], None] | None = None
@@ -194,6 +212,10 @@ class LEPOTrainer(Trainer):
         self._experience: Experience | None = None
         self._resumed_from: Path | None = None
         self._data_sections: dict[str, Any] | None = None
+        self._saved_step = 0
+        self._evaluation_due = False
+        self._random_states: RandomStates | None = None
+        self._ended_epoch_at: int | None = None
         self._substep = 0
         self._last_log = time.perf_counter()
         self._last_logged_step: int | None = None
@@ -228,49 +250,100 @@ class LEPOTrainer(Trainer):
         )
 
     def train(
-        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+        self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
         """Train; see transformers' Trainer.
 
+        SIGTERM and SIGHUP end the run after a checkpoint of the last whole update, in the middle of
+        a rollout or an evaluation, too; a second signal ends it at once. A signal that someone
+        handles already, or that is ignored, is left alone.
+
         Args:
             resume_from_checkpoint: a checkpoint folder, or True for the last complete one in
-                ``output_dir`` (one that was being written when the run was killed is passed over).
-                The resumed run ends with the same weights, bit for bit, as one never interrupted.
-                It keeps the run's settings; `resume_check` says which may change.
+                ``output_dir`` (one that was being written when the run was killed, or that is
+                damaged, is passed over with a warning). The resumed run ends with the same weights,
+                bit for bit, as one never interrupted. It keeps the run's settings; `resume_check`
+                says which may change. A run that had reached its end is loaded, and ends.
             *args, **kwargs: given on.
 
         Raises:
-            ValueError: there is no complete checkpoint to resume from, or one of other settings, or
-                its run had another KL reference than this one would have.
+            ValueError: there is no complete checkpoint to resume from, or the one named is damaged,
+                or of other settings, or its run had another KL reference than this one would have.
             NonFiniteError: a loss, a gradient or a weight became NaN or infinite. An update with
                 such a loss or gradient is not applied; ``skip_nonfinite_updates`` goes on after it.
+            FolderInUseError: another run is using ``output_dir``.
+            CheckpointError: a checkpoint could not be written, as on a full disk.
+            RunEnded: a signal ended the run. It is a SystemExit: not caught, it ends Python with
+                status 128 + the signal's number.
         """
-        if resume_from_checkpoint is True:
-            found = last_complete_checkpoint(Path(self.args.output_dir))
-            if found is None:
-                raise ValueError(
-                    f"resume_from_checkpoint: no complete checkpoint in {self.args.output_dir}"
+        with self._alone_in_folder(), self._stop:
+            found = None
+            if resume_from_checkpoint:
+                wanted = resume_from_checkpoint
+                found = first_process_decides(
+                    self.args, lambda: find_checkpoint(Path(self.args.output_dir), wanted)
                 )
-            resume_from_checkpoint = str(found)
-        self._resumed_from = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        if self._resumed_from is not None:
-            # Both may refuse: before anything is dropped.
-            quiet = not self.is_world_process_zero()
-            check_resume(self._resumed_from, self._settings_sections(), quiet)
-            self._restore_reference(self._resumed_from)
-        if self._resumed_from is not None and self.is_world_process_zero():
-            RunFolder(self.args.output_dir).forget_after(checkpoint_step(self._resumed_from))
+            if found is not None:
+                # Both may refuse: before anything is dropped.
+                quiet = not self.is_world_process_zero()
+                check_resume(found, self._settings_sections(), quiet)
+                self._restore_reference(found)
+            self._start_from(found)
+            try:
+                output = super().train(None if found is None else str(found), *args, **kwargs)
+            except RunEnded as end:
+                self._leave_checkpoint(end)
+                raise
+            check_weights(self.model, self.state.global_step)
+            return output
+
+    @contextlib.contextmanager
+    def _alone_in_folder(self) -> Iterator[None]:
+        """No other run writes into ``output_dir`` meanwhile."""
+        lock = RunLock(self.args.output_dir)
+        first_process_decides(self.args, lock.acquire)
+        try:
+            yield
+        finally:
+            if self.is_world_process_zero():
+                lock.release()
+
+    def _start_from(self, checkpoint: Path | None) -> None:
+        self._resumed_from = checkpoint
+        self._saved_step, self._evaluation_due = 0, False
+        if checkpoint is not None:
+            manifest = read_manifest(checkpoint)
+            self._saved_step = manifest["step"]
+            self._evaluation_due = bool(manifest.get(EVALUATION_DUE))
+            if self.is_world_process_zero():
+                RunFolder(self.args.output_dir).forget_after(
+                    self._saved_step, evaluation=self._evaluation_due
+                )
+                warn_of_other_processes(checkpoint, manifest, self.accelerator.num_processes)
+        self._random_states = None
+        self._ended_epoch_at = None
         self._experience = None
         self._reward_cause = None
         self._substep = 0
         self._last_log, self._last_logged_step = time.perf_counter(), None
         self._guard.start()
-        output = super().train(resume_from_checkpoint, *args, **kwargs)
-        check_weights(self.model, self.state.global_step)
-        return output
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # transformers looks after an update whether it was the last one.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        # A run that was at its end already has gone by where transformers restores these.
+        if self._resumed_from is not None and self._random_states is None:
+            self._load_rng_state(str(self._resumed_from))
+        return super()._finalize_training(*args, **kwargs)
 
     def _prepare_inputs(self, inputs: Any) -> Experience:
         """Turn a batch's dataset rows into its micro-batch of experience, sampling when due."""
+        self._stop.agree()
         micro_batch = self._micro_batch_index()
         rollout_index, position = divmod(micro_batch, self._micro_batches_per_rollout)
         if position == 0:
@@ -446,6 +519,8 @@ class LEPOTrainer(Trainer):
 
         Raises:
             ValueError: there is no dataset.
+            FolderInUseError: another run is using ``output_dir``, where completions are recorded.
+            RunEnded: a signal ended it; see `train`.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
@@ -455,6 +530,12 @@ class LEPOTrainer(Trainer):
         if all(dataset is not checked for checked in self._checked):
             check_dataset("eval_dataset", dataset, self.rewards, several=True)
             check_prompts("eval_dataset", dataset, self.processing_class, self._eval_limits)
+        with self._alone_in_folder(), self._stop:
+            return self._evaluate_all(dataset, ignore_keys, metric_key_prefix)
+
+    def _evaluate_all(
+        self, dataset: Any, ignore_keys: list[str] | None, metric_key_prefix: str
+    ) -> dict[str, float]:
         if isinstance(dataset, dict):
             merged: dict[str, float] = {}
             for name, part in dataset.items():
@@ -479,26 +560,33 @@ class LEPOTrainer(Trainer):
         """Not offered: there are no labels here. Use `evaluate` or `latent_generate`."""
         raise NotImplementedError("predict: not offered; use evaluate() or latent_generate()")
 
+    def _evaluation_step(self, done: int, total: int) -> None:
+        """After each decoding step: look for a signal, and tell how far it is."""
+        self._stop.look()
+        if self.activity is not None:
+            self.activity("evaluation", done, total)
+
     def _evaluate_shard(self, dataset: Any) -> EvaluationResult:
         """Evaluate this process's share of the problems, then put all shares together."""
         args = self.args
         self.rewards.trainer_state = self.state
         shard = range(args.process_index, len(dataset), self.accelerator.num_processes)
-        result = evaluate_checked(
-            self.accelerator.unwrap_model(self.model_wrapped),
-            self.processing_class,
-            dataset,
-            self.rewards,
-            self.generation,
-            problems=shard,
-            num_samples=args.eval_num_samples,
-            greedy=args.eval_greedy,
-            batch_size=args.per_device_eval_batch_size,
-            seed=args.seed,
-            success_threshold=args.success_threshold,
-            progress=self.evaluation_progress,
-            step_progress=self.activity and functools.partial(self.activity, "evaluation"),
-        )
+        with self._stop.alone():
+            result = evaluate_checked(
+                self.accelerator.unwrap_model(self.model_wrapped),
+                self.processing_class,
+                dataset,
+                self.rewards,
+                self.generation,
+                problems=shard,
+                num_samples=args.eval_num_samples,
+                greedy=args.eval_greedy,
+                batch_size=args.per_device_eval_batch_size,
+                seed=args.seed,
+                success_threshold=args.success_threshold,
+                progress=self.evaluation_progress,
+                step_progress=self._evaluation_step,
+            )
         if self.accelerator.num_processes == 1:
             return result
         records = gather_object(result.records)
@@ -556,18 +644,119 @@ class LEPOTrainer(Trainer):
             self._data_sections = {"prompts": prompts, "data": data}
         return {**self._data_sections, "task": self.task_settings, **settings_of(self.args)}
 
+    # What a checkpoint must hold, and when it is due
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        # Called after each update, and after an epoch's last one again, for the epoch's own.
+        called_again = self._epoch_ends()
+        self._evaluation_due = self.control.should_evaluate or (
+            called_again and self.args.eval_strategy == IntervalStrategy.EPOCH
+        )
+        self._random_states = RandomStates.now(self.args.device)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self._random_states = RandomStates.now(self.args.device)
+        if not called_again:
+            self._stop.agree()
+
+    def _epoch_ends(self) -> bool:
+        """Whether the last update was its epoch's last; said once per epoch."""
+        step, ends = self.state.global_step, float(self.state.epoch or 0.0).is_integer()
+        said, self._ended_epoch_at = self._ended_epoch_at == step, step if ends else None
+        return ends and not said
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        metrics = super()._evaluate(*args, **kwargs)
+        self._evaluation_due = False
+        return metrics
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        # Where the interrupted run would have evaluated: rewards may draw from these generators.
+        self._evaluate_if_due()
+
+    def _load_best_model(self) -> None:
+        best = Path(str(self.state.best_model_checkpoint))
+        reason = first_process_decides(self.args, lambda: damage(best))
+        if reason is not None:
+            raise ValueError(f"load_best_model_at_end: {best} cannot be loaded: {reason}")
+        super()._load_best_model()
+
+    def _evaluate_if_due(self) -> None:
+        """Make up for the evaluation that a signal cut short."""
+        if self._evaluation_due:
+            metrics = self._evaluate(None, None)
+            self._determine_best_metric(metrics=metrics, trial=None)
+
+    def _leave_checkpoint(self, end: RunEnded) -> None:
+        """Save the last whole update: what was done since then is done again when it goes on."""
+        step = self.state.global_step
+        if step > self._saved_step:
+            assert self._random_states is not None
+            self._random_states.restore(self.args.device)
+            self._save_checkpoint(self.model_wrapped, trial=None)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        if self.is_world_process_zero():
+            text = "nothing was trained on yet"
+            if self._saved_step > 0:
+                text = (
+                    f"checkpoint-{self._saved_step} in {self.args.output_dir} holds the run; "
+                    "resume_from_checkpoint goes on from there"
+                )
+            _logger.warning(
+                "%s: ended at step %d of %d; %s", end.signal_name, step, self.state.max_steps, text
+            )
+        with contextlib.suppress(OSError):  # a terminal that is gone
+            self.callback_handler.on_train_end(self.args, self.state, self.control)
+        self.is_in_train = False
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        check_weights(self.model, self.state.global_step)
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            discard_stale_state(folder)
-        if self.state.global_step % self.args.updates_per_rollout and self._experience is not None:
-            save_experience(folder, self.args.process_index, self._experience, self._rollout_shape)
-        if self.args.should_save:
-            self._save_reference(folder)
-        # The first process writes the file that says "complete": not before all others are done.
-        self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
+        args, step = self.args, self.state.global_step
+        check_weights(self.model, step)
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{step}"
+        with writing(folder, args.should_save):
+            if args.should_save:
+                _remove_checkpoint(folder)
+            self.accelerator.wait_for_everyone()
+            if step % args.updates_per_rollout and self._experience is not None:
+                save_experience(folder, args.process_index, self._experience, self._rollout_shape)
+            if args.should_save:
+                self._save_reference(folder)
+            with self._keeping_older_checkpoints():
+                super()._save_checkpoint(model, trial)
+            # The first process says that it is complete: not before all others are done.
+            self.accelerator.wait_for_everyone()
+            if args.should_save:
+                torch.save(args, folder / TRAINING_ARGS_NAME)
+                write_manifest(
+                    folder,
+                    step=step,
+                    processes=self.accelerator.num_processes,
+                    save_only_model=args.save_only_model,
+                    **({EVALUATION_DUE: True} if self._evaluation_due else {}),
+                )
+        self._saved_step = step
+        if args.should_save:
+            rotate_checkpoints(
+                output_dir=str(folder.parent),
+                save_total_limit=args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    @contextlib.contextmanager
+    def _keeping_older_checkpoints(self) -> Iterator[None]:
+        """transformers removes the older ones before the new one is known to be complete."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            yield
+        finally:
+            self.args.save_total_limit = limit
+
+
+def _remove_checkpoint(folder: Path) -> None:
+    """Remove what is there of one that is about to be written, its manifest first."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _keep_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

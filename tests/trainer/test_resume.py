@@ -94,8 +94,8 @@ def test_a_checkpoint_cut_short_is_passed_over(make_trainer, unbroken, tmp_path)
     with pytest.raises(KilledError):
         broken.train()
     run = tmp_path / "run"
-    # As a kill in the middle of writing leaves it: weights there, state file missing or torn.
-    (run / "checkpoint-5" / "trainer_state.json").unlink()
+    # As a kill in the middle of writing leaves it: weights there, manifest missing or torn.
+    (run / "checkpoint-5" / "checkpoint_manifest.json").unlink()
     (run / "checkpoint-4" / "trainer_state.json").write_text('{"global_st')
     assert not is_complete(run / "checkpoint-5")
     assert last_complete_checkpoint(run) == run / "checkpoint-3"
@@ -110,9 +110,19 @@ def test_a_checkpoint_without_its_experience_says_so(make_trainer, tmp_path):
     broken = make_trainer(callbacks=[KillAt(3)], **SETTINGS)
     with pytest.raises(KilledError):
         broken.train()
-    (tmp_path / "run" / "checkpoint-3" / "experience_0.pt").unlink()
+    last = tmp_path / "run" / "checkpoint-3"
+    (last / "experience_0.pt").unlink()
+    with pytest.raises(ValueError, match=r"is no complete checkpoint: experience_0.pt is missing"):
+        make_trainer(**SETTINGS).train(resume_from_checkpoint=str(last))
+
+
+def test_a_rollout_that_was_over_when_saved_is_not_gone_on_with(make_trainer):
+    broken = make_trainer(callbacks=[KillAt(4)], **SETTINGS)
+    with pytest.raises(KilledError):
+        broken.train()
+    longer = make_trainer(**{**SETTINGS, "num_iterations": 4})
     with pytest.raises(FileNotFoundError, match="lies inside a rollout but does not hold it"):
-        make_trainer(**SETTINGS).train(resume_from_checkpoint=True)
+        longer.train(resume_from_checkpoint=True)
 
 
 def test_a_rollout_of_other_settings_is_not_gone_on_with(make_trainer):
