@@ -39,9 +39,6 @@ FREE = {
 def check_resume(checkpoint: Path, sections: dict[str, Any], quiet: bool = False) -> None:
     """Hold a resume to the settings of the run, and log those that it changes.
 
-    A checkpoint without ``lepo_config.json`` (of an older release) is taken as it is, with a
-    warning.
-
     Args:
         checkpoint: the folder to go on from.
         sections: the sections of the run that resumes it; see `model_settings`.
@@ -52,15 +49,6 @@ def check_resume(checkpoint: Path, sections: dict[str, Any], quiet: bool = False
             be read.
     """
     log = logging.DEBUG if quiet else logging.WARNING
-    if not (checkpoint / FILE).exists():
-        logger.log(
-            log,
-            "resume_from_checkpoint: %s has no %s; whether its settings are this run's can't be "
-            "checked",
-            checkpoint,
-            FILE,
-        )
-        return
     held = held_changes(checkpoint, sections)
     if held:
         raise ValueError(refusal(checkpoint, held))

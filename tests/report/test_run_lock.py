@@ -96,12 +96,15 @@ def test_a_forked_child_does_not_keep_it(tmp_path: Path) -> None:
     lock = RunLock(tmp_path / "run")
     lock.acquire()
     read, write = os.pipe()
+    started, starts = os.pipe()
     child = os.fork()
     if child == 0:  # a data loader's worker that outlives its parent
+        os.write(starts, b".")
         os.close(write)
         os.read(read, 1)
         os._exit(0)
     try:
+        os.read(started, 1)  # it lets go of the lock before it runs anything
         descriptor, _ = run_lock._held.pop(str((tmp_path / "run").resolve()))
         os.close(descriptor)  # as the parent's death does
         with RunLock(tmp_path / "run"):
@@ -109,7 +112,8 @@ def test_a_forked_child_does_not_keep_it(tmp_path: Path) -> None:
     finally:
         os.close(write)
         os.waitpid(child, 0)
-        os.close(read)
+        for end in (read, started, starts):
+            os.close(end)
 
 
 def test_a_file_system_without_locks_is_said_to_be_one(

@@ -9,6 +9,7 @@ from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from lepo_kernels.trainer.experience import step_log_probs
+from lepo_kernels.trainer.manifest import write_manifest
 from lepo_kernels.trainer.starting_point import REFERENCE_FILE, StartingPoint
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.trainer.test_resume import SETTINGS, KillAt, KilledError
@@ -158,9 +159,14 @@ def test_a_resumed_run_needs_its_reference(make_trainer, tmp_path):
     other = make_trainer(model=adapted("modules_to_save"), **SETTINGS)
     with pytest.raises(ValueError, match=r"belongs to another adapter: .*lm_head.* missing"):
         other.train(resume_from_checkpoint=True)
-    (tmp_path / "run" / "checkpoint-4" / REFERENCE_FILE).unlink()
+    checkpoint = tmp_path / "run" / "checkpoint-4"
+    (checkpoint / REFERENCE_FILE).unlink()
+    whole = make_trainer(model=adapted(), **SETTINGS)
+    with pytest.raises(ValueError, match=f"{REFERENCE_FILE} is missing"):
+        whole.train(resume_from_checkpoint=str(checkpoint))
+    write_manifest(checkpoint, step=4, processes=1, save_only_model=False)  # as if it had been so
     with pytest.raises(ValueError, match="checkpoint-4 holds no KL reference"):
-        make_trainer(model=adapted(), **SETTINGS).train(resume_from_checkpoint=True)
+        whole.train(resume_from_checkpoint=str(checkpoint))
 
 
 def test_a_whole_model_is_resumed_from_its_own_start(make_trainer, tmp_path):

@@ -173,13 +173,6 @@ def test_what_may_change_is_logged(make_trainer, stopped, caplog):
         assert text in said
 
 
-def test_a_checkpoint_of_an_older_release_is_gone_on_with(make_trainer, stopped, caplog):
-    (stopped / "checkpoint-1" / FILE).unlink()
-    with caplog.at_level(logging.WARNING, "lepo_kernels"):
-        resume(make_trainer, stopped)
-    assert f"has no {FILE}" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -16,7 +16,11 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from lepo_kernels.trainer.checkpoint import is_complete, last_complete_checkpoint
+from lepo_kernels.trainer.checkpoint import (
+    is_complete,
+    last_complete_checkpoint,
+    load_experience,
+)
 
 # One rollout serves 2 iterations of 2 updates: checkpoints fall on its edges and inside it.
 SETTINGS = {
@@ -116,22 +120,20 @@ def test_a_checkpoint_without_its_experience_says_so(make_trainer, tmp_path):
         make_trainer(**SETTINGS).train(resume_from_checkpoint=str(last))
 
 
-def test_a_rollout_that_was_over_when_saved_is_not_gone_on_with(make_trainer):
-    broken = make_trainer(callbacks=[KillAt(4)], **SETTINGS)
-    with pytest.raises(KilledError):
-        broken.train()
-    longer = make_trainer(**{**SETTINGS, "num_iterations": 4})
-    with pytest.raises(FileNotFoundError, match="lies inside a rollout but does not hold it"):
-        longer.train(resume_from_checkpoint=True)
-
-
-def test_a_rollout_of_other_settings_is_not_gone_on_with(make_trainer):
-    broken = make_trainer(callbacks=[KillAt(3)], **SETTINGS)
+# Within a rollout, and where one was over.
+@pytest.mark.parametrize("step", [3, 4])
+def test_a_rollout_of_other_settings_is_not_gone_on_with(make_trainer, step):
+    broken = make_trainer(callbacks=[KillAt(step)], **SETTINGS)
     with pytest.raises(KilledError):
         broken.train()
     other = make_trainer(**{**SETTINGS, "num_iterations": 4})
     with pytest.raises(ValueError, match="num_iterations was 2 and is 4"):
         other.train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_without_its_rollout_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="lies inside a rollout but does not hold it"):
+        load_experience(tmp_path, 0, torch.device("cpu"), {})
 
 
 def test_samples_are_recorded_once(make_trainer, tmp_path):
