@@ -58,7 +58,7 @@ def check_resume(checkpoint: Path, sections: dict[str, Any], quiet: bool = False
 
 
 def held_changes(checkpoint: Path, sections: dict[str, Any]) -> list[str]:
-    """The changes that a resume is refused for; none where the checkpoint says no settings.
+    """The changes that a resume is refused for.
 
     Args:
         checkpoint: the folder to go on from.
@@ -67,7 +67,7 @@ def held_changes(checkpoint: Path, sections: dict[str, Any]) -> list[str]:
     Raises:
         ValueError: the checkpoint's settings cannot be read.
     """
-    return _changes_of(checkpoint, sections, free=False) if (checkpoint / FILE).exists() else []
+    return _changes_of(checkpoint, sections, free=False)
 
 
 def changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
