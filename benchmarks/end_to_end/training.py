@@ -192,6 +192,9 @@ def make_trainer(model: Any, batch_size: int) -> Any:
                 report_to="none",
                 use_cpu=model.device.type == "cpu",
                 top_k=TOP_K,
+                # The rollout is made up: no policy has sampled it.
+                sampling_logp_difference_warning=1e9,
+                sampling_logp_difference_error=1e9,
             ),
             processing_class=PreTrainedTokenizerFast(
                 tokenizer_object=words, eos_token="<eos>", pad_token="<eos>"

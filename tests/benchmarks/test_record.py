@@ -18,6 +18,9 @@ from benchmarks.results import Result
 from benchmarks.session import Run
 from benchmarks.tables import text
 
+# Each starts processes that load everything anew.
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

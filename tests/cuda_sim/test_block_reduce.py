@@ -85,6 +85,7 @@ def test_lower_threads_stand_on_the_left(threads):
         assert out.tolist() == [threads << 48 | text] * threads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["address", "thread"])
 def test_sanitizers_find_nothing(variant):
     # Two rows and two warps; the race check costs most per thread.

@@ -210,6 +210,7 @@ def test_rows_without_coefficients_are_zero_whatever_they_hold():
     assert gradient(problem, up).isnan().any(1).tolist() == [False, True, True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["address", "thread"])
 def test_sanitizers_find_nothing(variant):
     module = Module("linear_log_probs", variant)

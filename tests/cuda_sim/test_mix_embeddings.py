@@ -225,6 +225,7 @@ def test_ids_that_pieces_share(runs, dtype):
     assert torch.equal(p.dembedding(), expected_dembedding(p))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["address", "thread"])
 def test_sanitizers_find_nothing(variant):
     # Two pieces that share an id, and rows that end where their memory ends; a few warps.

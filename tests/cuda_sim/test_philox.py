@@ -44,6 +44,7 @@ def test_words_are_the_references(schedule, blocks):
         assert torch.equal(ours, expected_words(-5, row_keys, steps, ids))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["address", "thread"])
 def test_sanitizers_find_nothing(variant):
     for row_keys, steps, ids in cases():

@@ -70,6 +70,7 @@ def test_ids_beyond_two_digits():
     check_top_k(x, 2, top_k(x, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["address", "thread"])
 def test_sanitizers_find_nothing(variant):
     # Two rows, one that needs every pass; 64 threads, for the time that the race check takes.

@@ -171,6 +171,7 @@ def test_a_row_that_exclusion_empties(top_k):
     assert ours.count[1] == ours.shadow[1] == ours.token[1] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["address", "thread"])
 def test_sanitizers_find_nothing(variant):
     module = Module("sample_latent", variant)

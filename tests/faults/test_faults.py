@@ -11,10 +11,11 @@ from tests.faults.scenarios import ALL, QUICK
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [pytest.param(list(QUICK), id="quick")]
-    + [pytest.param([n], marks=pytest.mark.slow, id=n) for n in ALL if n not in QUICK],
+    + [pytest.param([name], id=name) for name in ALL if name not in QUICK],
 )
 def test_runs_survive_faults(names: list[str], tmp_path: Path) -> None:
     words = [word for name in names for word in ("--only", name)]

@@ -66,7 +66,7 @@ def chunks(launches, monkeypatch):
 # tile of 16; 70: two of 64, the second one cut.
 @pytest.mark.usefixtures("real_tiles")
 @pytest.mark.parametrize("dtype", LOW_DTYPES)
-@pytest.mark.parametrize("rows", [5, 70])
+@pytest.mark.parametrize("rows", [5, pytest.param(70, marks=pytest.mark.slow)])
 def test_real_tiles(rows, dtype):
     inputs = make(rows, 150, 300, dtype=dtype)
     ours, rounded = (everything(f, inputs, 0.5) for f in (gumbel_softmax_embedding, plain))

@@ -30,7 +30,10 @@ def real_tiles(monkeypatch):
 # of 128 or 32 columns, the last ones cut. 5 rows: a cut tile of 16; 70: two of 64.
 @pytest.mark.usefixtures("real_tiles")
 @pytest.mark.parametrize("dtype", LOW_DTYPES)
-@pytest.mark.parametrize(("rows", "tied"), [(5, True), (5, False), (70, True)])
+@pytest.mark.parametrize(
+    ("rows", "tied"),
+    [(5, True), (5, False), pytest.param(70, True, marks=pytest.mark.slow)],
+)
 def test_real_tiles(rows, tied, dtype):
     hidden, lm_head, table, bias = make(rows, 140, 150, 40, dtype=dtype)
     with torch.no_grad():

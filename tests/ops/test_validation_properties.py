@@ -555,8 +555,14 @@ OPS = {
     "normal_noise": Op("philox_words", noise_numbers, check_noise, ("row_keys",)),
 }
 OPS_AND_BACKENDS = [(name, b) for name, op in OPS.items() for b in backends_of(op.kernel)]
+# What Triton's interpreter takes long for is left to the slow tests: all backends share validation.
 each_op_and_backend = pytest.mark.parametrize(
-    ("name", "backend"), OPS_AND_BACKENDS, indirect=["backend"]
+    ("name", "backend"),
+    [
+        pytest.param(*pair, marks=pytest.mark.slow if pair[1] == "triton" else ())
+        for pair in OPS_AND_BACKENDS
+    ],
+    indirect=["backend"],
 )
 # Not by Triton's interpreter, which takes some ten milliseconds for each of thousands of calls.
 at_length = pytest.mark.parametrize(
