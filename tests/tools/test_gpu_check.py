@@ -154,7 +154,7 @@ def test_a_failure_does_not_stop_what_does_not_need_it(tmp_path):
 
 
 def test_the_end_of_a_log_of_failure_is_shown(tmp_path, capsys):
-    code = "import sys; print(*range(1000), sep='\\n'); sys.exit('it broke')"
+    code = "import sys; print(*range(1000), sep='\\n', flush=True); sys.exit('it broke')"
     run([python("one", code), python("two", "print('not shown')")], tmp_path)
     shown = capsys.readouterr().out
     assert "it broke" in shown

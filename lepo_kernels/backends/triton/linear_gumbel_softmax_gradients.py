@@ -281,6 +281,8 @@ def tied_gradient_kernel(
             total, dlogits, chunk, hidden, hidden_row, order, active_rows, start,
             ids, past - first, columns, width, ROWS, PRECISION,
         )  # fmt: skip
+    # Not in the same loop: of that, triton 3.7 makes code for Blackwell that only traps.
+    for start in range(0, active_rows, ROWS):
         total = add_weighted(
             total, weights, chunk, high, low, order, active_rows, start,
             ids, past - first, columns, width, ROWS, SPLIT, PRECISION,
