@@ -726,7 +726,9 @@ class LEPOTrainer(Trainer):
             # The first process says that it is complete: not before all others are done.
             self.accelerator.wait_for_everyone()
             if args.should_save:
+                # Anew: while transformers wrote them, save_total_limit was another.
                 torch.save(args, folder / TRAINING_ARGS_NAME)
+                write_settings(folder, self._settings_sections())
                 write_manifest(
                     folder,
                     step=step,

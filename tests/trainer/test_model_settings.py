@@ -173,6 +173,12 @@ def test_what_may_change_is_logged(make_trainer, stopped, caplog):
         assert text in said
 
 
+def test_a_checkpoint_has_the_limit_of_checkpoints_that_was_set(make_trainer, tmp_path):
+    make_trainer(**SAVING, save_total_limit=3).train()
+    saved = read_settings(tmp_path / "run" / "checkpoint-1" / FILE)
+    assert saved["training"]["save_total_limit"] == 3
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
