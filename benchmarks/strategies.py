@@ -1,7 +1,7 @@
 """Which strategy of Triton's loss head is the fastest: ``python -m benchmarks.strategies --write``.
 
 Times a forward and a backward pass of both on this machine's GPU, for a shape of each class of the
-table (`lepo_kernels/backends/triton/strategies.json`), beside the four bare products, and with
+table (`lepo_kernels/backends/triton/head/strategies.json`), beside the four bare products, and with
 ``--write`` enters the faster ones under the GPU's family, with what they rest on. Nothing of the
 table depends on the number of rows: see there.
 """
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from benchmarks.case import assert_close, tolerance_of
 from benchmarks.timing import HostSampler, host_clock, interleaved
-from lepo_kernels.backends.triton import launching, strategies
+from lepo_kernels.backends.triton.common import launching
+from lepo_kernels.backends.triton.head import strategies
 from lepo_kernels.backends.triton.linear_log_probs import STRATEGIES
 
 _KEPT = 30

@@ -52,3 +52,27 @@ def test_imports_go_downwards(part):
         if other != part and FLOOR_OF.get(other, -1) >= FLOOR_OF[part]
     }
     assert upwards == set()
+
+
+def compiled_functions(file: Path) -> Iterator[str]:
+    """Those of a file that Triton compiles."""
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.FunctionDef):
+            decorators = {ast.unparse(decorator) for decorator in node.decorator_list}
+            if any(name.startswith("triton.") for name in decorators):
+                yield node.name
+
+
+def functions_of(file: Path) -> set[str]:
+    nodes = ast.parse(file.read_text()).body
+    return {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+
+
+def test_names_of_triton_files_say_host_or_kernel():
+    mixed = {
+        str(file.relative_to(ROOT))
+        for file in (ROOT / "backends" / "triton").rglob("*.py")
+        if set(compiled_functions(file))
+        != (functions_of(file) if file.stem.endswith("_kernels") else set())
+    }
+    assert mixed == set()

@@ -49,33 +49,29 @@ def serving(patch: pytest.MonkeyPatch, *, large_tiles: bool = True) -> Iterator[
 
 
 def _enlarge_tiles(patch: pytest.MonkeyPatch) -> None:
-    from lepo_kernels.backends.triton import (
-        gumbel_softmax_backward,
-        gumbel_softmax_forward,
-        linear_log_probs_tiles,
-        products,
-    )
     from lepo_kernels.backends.triton import gumbel_softmax_embedding as dense
     from lepo_kernels.backends.triton import linear_gumbel_softmax_embedding as linear
-    from lepo_kernels.backends.triton import sample_latent as draw
+    from lepo_kernels.backends.triton.gumbel_softmax import backward, forward, linear_backward
+    from lepo_kernels.backends.triton.head import products, tiles
+    from lepo_kernels.backends.triton.latent import launching as draw
 
     for table in (
-        gumbel_softmax_backward.TABLE_GRADIENT,
+        backward.TABLE_GRADIENT,
         dense.LOGITS_GRADIENT,
         linear.LINEAR_SCORES,
-        linear.LINEAR_LOGITS_GRADIENT,
-        linear.HIDDEN_GRADIENT,
-        linear.HEAD_GRADIENT,
+        linear_backward.LINEAR_LOGITS_GRADIENT,
+        linear_backward.HIDDEN_GRADIENT,
+        linear_backward.HEAD_GRADIENT,
     ):
         for options in table.values():
             patch.setitem(options, "IDS", 1024)
     # Such long sums lose to chance what a test may want.
-    for options in gumbel_softmax_forward.MIX.values():
+    for options in forward.MIX.values():
         patch.setitem(options, "IDS", 512)
     for options in (dense.SCORES, draw._SCAN, draw._KEYS):
         patch.setitem(options, "ROWS", 64)
     for options in (draw._NARROW, draw._WIDE, draw._PERTURB):
         patch.setitem(options, "ROWS", 64)
-    for family in (linear_log_probs_tiles._TILES, products._TILES):
+    for family in (tiles._TILES, products._TILES):
         for options in family["other"].values():
             patch.setitem(options, "PIECES", 2)

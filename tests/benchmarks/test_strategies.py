@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 def test_a_family_is_measured_and_entered(monkeypatch, tmp_path, capsys):
     from benchmarks import strategies as tool
-    from lepo_kernels.backends.triton import strategies
+    from lepo_kernels.backends.triton.head import strategies
 
     rows = {torch.bfloat16: 3, torch.float32: 2}
     with triton_backend.serving(monkeypatch):
@@ -55,7 +55,7 @@ def test_strategies_that_differ_are_not_timed(monkeypatch):
 
 def test_the_table_is_kept_as_the_tool_writes_it():
     from benchmarks import strategies as tool
-    from lepo_kernels.backends.triton import strategies
+    from lepo_kernels.backends.triton.head import strategies
 
     text = strategies.TABLE.read_text()
     assert tool.text_of(json.loads(text)) == text
@@ -64,7 +64,7 @@ def test_the_table_is_kept_as_the_tool_writes_it():
 # A shape for each class of the table.
 def test_every_class_is_measured():
     from benchmarks import strategies as tool
-    from lepo_kernels.backends.triton import strategies
+    from lepo_kernels.backends.triton.head import strategies
 
     for name, sizes, limits in (
         ("D", tool._WIDTHS, strategies.WIDTHS),

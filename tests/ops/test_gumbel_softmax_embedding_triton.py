@@ -36,9 +36,9 @@ def on_triton(monkeypatch):
 
 @pytest.fixture
 def launches():
-    from lepo_kernels.backends.triton import gumbel_softmax_launches
+    from lepo_kernels.backends.triton.gumbel_softmax import launching
 
-    return gumbel_softmax_launches
+    return launching
 
 
 @pytest.fixture

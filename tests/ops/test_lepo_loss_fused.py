@@ -43,7 +43,7 @@ def _same_products(backend, monkeypatch):
     # Both are made of torch's products then. Triton's own, of tiles, add up in another order; that
     # both strategies agree with the reference is tested where they are.
     if backend == "triton":
-        from lepo_kernels.backends.triton import strategies
+        from lepo_kernels.backends.triton.head import strategies
 
         monkeypatch.setattr(strategies, "choice", lambda *shape: "chunks")
 

@@ -48,9 +48,10 @@ def test_real_tiles(rows, tied, dtype):
 
 
 def test_logits_are_formed_in_the_same_order_by_both_passes():
-    from lepo_kernels.backends.triton import linear_gumbel_softmax_embedding as tables
+    from lepo_kernels.backends.triton import linear_gumbel_softmax_embedding as forward
+    from lepo_kernels.backends.triton.gumbel_softmax import linear_backward as backward
 
-    scores, gradients = tables.LINEAR_SCORES, tables.LINEAR_LOGITS_GRADIENT
+    scores, gradients = forward.LINEAR_SCORES, backward.LINEAR_LOGITS_GRADIENT
     assert {name: x["COLUMNS"] for name, x in scores.items()} == {
         name: x["COLUMNS"] for name, x in gradients.items()
     }
@@ -61,9 +62,9 @@ def test_logits_are_formed_in_the_same_order_by_both_passes():
 @pytest.mark.usefixtures("real_tiles")
 @pytest.mark.parametrize(("chunk_size", "ids"), [(3, 896), (7, 2000)])
 def test_chunks_are_as_large_as_asked(chunk_size, ids, monkeypatch):
-    from lepo_kernels.backends.triton import gumbel_softmax_launches
+    from lepo_kernels.backends.triton.gumbel_softmax import launching
 
-    monkeypatch.setitem(gumbel_softmax_launches.CHUNK, "ENTRIES", 100)
+    monkeypatch.setitem(launching.CHUNK, "ENTRIES", 100)
     inputs = (*make(6, 1, 2000)[:2], None)
     with torch.no_grad(), LargestTensor() as largest:
         fused(*inputs, chunk_size=chunk_size)
@@ -78,13 +79,13 @@ def test_chunks_are_as_large_as_asked(chunk_size, ids, monkeypatch):
 # vocabulary; the thinnest chunk where rows are very many.
 @pytest.mark.parametrize(("rows", "width"), [(64, 151936), (16384, 3968), (1 << 20, 128)])
 def test_default_chunks_of_a_large_vocabulary(rows, width):
-    from lepo_kernels.backends.triton.gumbel_softmax_launches import chunk_width
+    from lepo_kernels.backends.triton.gumbel_softmax.launching import chunk_width
 
     assert chunk_width(rows, 151936, (1 << 26) // 151936 * 151936) == width
 
 
 def test_a_chunk_has_no_more_tiles_than_a_program_folds():
-    from lepo_kernels.backends.triton.gumbel_softmax_launches import chunk_width
+    from lepo_kernels.backends.triton.gumbel_softmax.launching import chunk_width
 
     assert chunk_width(1, 1 << 26, 1 << 26) == 1 << 18
 

@@ -27,7 +27,7 @@ def serve(request, monkeypatch):
     """Lets the backend serve all ops by one strategy; the parameter is ``large_tiles``."""
     serving = triton_backend.serving(monkeypatch, large_tiles=request.param)
     with serving, lepo_kernels.backend("triton"):
-        from lepo_kernels.backends.triton import strategies
+        from lepo_kernels.backends.triton.head import strategies
 
         def by(strategy):
             monkeypatch.setattr(strategies, "choice", lambda *shape: strategy)
@@ -96,7 +96,7 @@ def assert_as_good_as_plain(arguments, **options):
     ],
 )
 def test_the_contract_holds_for_the_other_strategy(test, serve):
-    from lepo_kernels.backends.triton import strategies
+    from lepo_kernels.backends.triton.head import strategies
 
     usual = {strategies.choice(torch.device("cpu"), dtype, 64, 97) for dtype in LOW_DTYPES}
     assert usual == {"tiles"}
@@ -298,10 +298,10 @@ def test_a_model_with_both_losses_compiles_as_one_graph(strategy, serve):
 
 def test_the_table_of_strategies_is_complete():
     from lepo_kernels.backends.triton import linear_log_probs as backend
-    from lepo_kernels.backends.triton import linear_log_probs_tiles, products, strategies
+    from lepo_kernels.backends.triton.head import products, strategies, tiles
 
     table = json.loads(strategies.TABLE.read_text())
-    assert set(table) == set(linear_log_probs_tiles._TILES) == set(products._TILES)
+    assert set(table) == set(tiles._TILES) == set(products._TILES)
     widths = [*(f"D <= {x}" for x in strategies.WIDTHS), f"D > {strategies.WIDTHS[-1]}"]
     vocabs = [*(f"V <= {x}" for x in strategies.VOCABS), f"V > {strategies.VOCABS[-1]}"]
     for family in table.values():
@@ -318,6 +318,6 @@ def test_the_table_of_strategies_is_complete():
     ("width", "name"), [(1, "D <= 1024"), (1024, "D <= 1024"), (1025, "D <= 2048"), (4097, None)]
 )
 def test_classes_of_sizes(width, name):
-    from lepo_kernels.backends.triton import strategies
+    from lepo_kernels.backends.triton.head import strategies
 
     assert strategies.class_of("D", width, strategies.WIDTHS) == (name or "D > 4096")

@@ -17,7 +17,7 @@ from tests.seeds import seeded
 pytestmark = pytest.mark.skipif(triton_backend.why_not() is not None, reason="no triton")
 
 NOISES = ("none", "gumbel", "gaussian", "dirichlet", "categorical")
-# As row_scan.py cuts rows.
+# As row_scan_kernels.py cuts rows.
 GROUP, TILE = 2048, 4096
 
 
@@ -62,9 +62,9 @@ def test_draw_is_the_references(vocab, top_k):
 @pytest.mark.parametrize("top_k", [40, 200])
 @pytest.mark.parametrize("noise", NOISES)
 def test_every_noise_is_the_references(noise, top_k, monkeypatch):
-    from lepo_kernels.backends.triton import sample_latent as kernels
+    from lepo_kernels.backends.triton.latent import launching
 
-    for table in (kernels._WIDE, kernels._PERTURB):
+    for table in (launching._WIDE, launching._PERTURB):
         monkeypatch.setitem(table, "ENTRIES", 128)
     torch.manual_seed(seeded(1))
     logits, draws = 2 * torch.randn(5, 700), 5 if noise == "categorical" else 1
@@ -116,12 +116,12 @@ def test_selection_is_exact(vocab, top_k):
 
 # Groups and units are read in several goes where a vocabulary is huge: here, where it is not.
 def test_many_groups_and_units_are_merged(monkeypatch):
-    from lepo_kernels.backends.triton import sample_latent as kernels
+    from lepo_kernels.backends.triton.latent import launching
 
     logits = hard_rows(40 * GROUP - 5)
     whole = draw(logits, top_k=10, tau=0.5)
-    monkeypatch.setattr(kernels, "_GROUPS", 16)
-    monkeypatch.setattr(kernels, "_UNITS", 32)
+    monkeypatch.setattr(launching, "_GROUPS", 16)
+    monkeypatch.setattr(launching, "_UNITS", 32)
     parts = draw(logits, top_k=10, tau=0.5)
     # The order of the sums over the row is another.
     torch.testing.assert_close(parts.lse, whole.lse)
@@ -145,7 +145,7 @@ def test_both_selections_agree():
 @pytest.mark.parametrize("top_k", [30, 70])
 @pytest.mark.parametrize("noise", ["gumbel", "gaussian", "categorical"])
 def test_the_batch_changes_no_bit(noise, top_k, monkeypatch):
-    from lepo_kernels.backends.triton import sample_latent as kernels
+    from lepo_kernels.backends.triton.latent import launching
 
     torch.manual_seed(seeded(5))
     logits, keys = 3 * torch.randn(9, TILE + 300), torch.arange(100, 109)
@@ -157,7 +157,13 @@ def test_the_batch_changes_no_bit(noise, top_k, monkeypatch):
     expected = type(whole)(*(x[rows] for x in whole))
     assert_same_bits(run(rows), expected)
     assert_same_bits(run(rows[:1]), type(whole)(*(x[:1] for x in expected)))
-    for table in (kernels._SCAN, kernels._NARROW, kernels._KEYS, kernels._WIDE, kernels._PERTURB):
+    for table in (
+        launching._SCAN,
+        launching._NARROW,
+        launching._KEYS,
+        launching._WIDE,
+        launching._PERTURB,
+    ):
         monkeypatch.setitem(table, "ROWS", 1)
     assert_same_bits(run(rows), expected)
 
@@ -281,18 +287,17 @@ def masks_and_ties():
     ],
 )
 def test_planted_bugs_are_seen(name, found, planted, tmp_path, monkeypatch):
-    from lepo_kernels.backends.triton import narrow_latent, row_scan
-    from lepo_kernels.backends.triton import sample_latent as kernels
+    from lepo_kernels.backends.triton.latent import launching, narrow_kernels, row_scan_kernels
 
     if triton_backend.has_gpu():
         pytest.skip("reads where nothing may be")
-    source = Path(row_scan.__file__).read_text()
+    source = Path(row_scan_kernels.__file__).read_text()
     assert found in source
     spec = importlib.util.spec_from_file_location("planted_scan", tmp_path / "planted_scan.py")
     Path(spec.origin).write_text(source.replace(found, planted))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    owner = kernels if name == "row_scan_kernel" else narrow_latent
+    owner = launching if name == "row_scan_kernel" else narrow_kernels
     monkeypatch.setattr(owner, name, getattr(module, name))
     with pytest.raises(AssertionError):
         masks_and_ties()

@@ -178,7 +178,7 @@ PLANTED = {name: planted(name) for name in ("broken", "endless", "spilling")}
 @contextmanager
 def launching_for(target: str) -> Iterator[None]:
     """Let launches be those for the vendor and the family of a target."""
-    from lepo_kernels.backends.triton import launching
+    from lepo_kernels.backends.triton.common import launching
 
     family = "rocm" if target.startswith("gfx") else FAMILIES.get(target, target)
     hip: Any = "6.4" if family == "rocm" else None

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from lepo_kernels.backends.triton.logit_math import tanh
+from lepo_kernels.backends.triton.common.logit_kernels import tanh
 
 
 @triton.jit

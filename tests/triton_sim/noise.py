@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from lepo_kernels.backends.triton.noise import exponential, words_tile
+from lepo_kernels.backends.triton.common.noise_kernels import exponential, words_tile
 
 
 @triton.jit

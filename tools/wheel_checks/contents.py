@@ -12,7 +12,7 @@ from wheel_checks.wheel import Expected, Wheel
 
 ROOT = Path(__file__).resolve().parents[2]
 # What modules read; budgets are for the tests alone.
-DATA = ("lepo_kernels/backends/triton/strategies.json",)
+DATA = ("lepo_kernels/backends/triton/head/strategies.json",)
 METADATA_FILES = ("METADATA", "WHEEL", "RECORD", "top_level.txt", "entry_points.txt")
 
 

@@ -27,20 +27,21 @@ import triton
 from torch import Tensor
 
 from lepo_kernels.backends.layout import dense_rows
-from lepo_kernels.backends.triton.gumbel_softmax_backward import (
+from lepo_kernels.backends.triton.common.launching import UNFUSED, device_of
+from lepo_kernels.backends.triton.gumbel_softmax.backward import (
     Upstream,
     table_gradient,
     upstream_of,
 )
-from lepo_kernels.backends.triton.gumbel_softmax_forward import (
+from lepo_kernels.backends.triton.gumbel_softmax.forward import (
     Scores,
     forward,
 )
-from lepo_kernels.backends.triton.gumbel_softmax_gradients import (
+from lepo_kernels.backends.triton.gumbel_softmax.gradient_kernels import (
     logits_gradient_kernel,
     weights_kernel,
 )
-from lepo_kernels.backends.triton.gumbel_softmax_launches import (
+from lepo_kernels.backends.triton.gumbel_softmax.launching import (
     Chunk,
     Draws,
     check_values,
@@ -51,8 +52,7 @@ from lepo_kernels.backends.triton.gumbel_softmax_launches import (
     options,
     size_beside_floats,
 )
-from lepo_kernels.backends.triton.gumbel_softmax_statistics import noisy_scores_kernel
-from lepo_kernels.backends.triton.launching import UNFUSED, device_of
+from lepo_kernels.backends.triton.gumbel_softmax.statistics_kernels import noisy_scores_kernel
 from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
 
 # Tiles, warps and stages of loads; not measured on a GPU yet. IDS are multiples of 4.

@@ -1,12 +1,12 @@
 """Triton kernels of selected log-probabilities, in one of two ways.
 
-Contract: ``chunks`` are torch's matrix products with row kernels (linear_log_probs_rows.py) on the
+Contract: ``chunks`` are torch's matrix products with row kernels (head/rows.py) on the
 logits between them, as `lepo_kernels.backends.chunked_head` says: the best products, but each logit
 goes to memory and back several times, and the backward pass waits once for the GPU to learn how
-many rows it may leave out. ``tiles`` (linear_log_probs_tiles.py) have products of their own, the
-forward pass without logits in memory, and never wait. Which one is taken depends on the device, the
-dtype, D and V (strategies.py), never on the number of rows, so that no row's statistics depend on
-the others.
+many rows it may leave out. ``tiles`` (head/tiles.py) have products of their own, the forward pass
+without logits in memory, and never wait. Which one is taken depends on the device, the dtype, D and
+V (head/strategies.py), never on the number of rows, so that no row's statistics depend on the
+others.
 
 ``gather_log_probs`` are the row kernels alone.
 """
@@ -19,11 +19,7 @@ from torch import Tensor
 
 from lepo_kernels.backends import chunked_head
 from lepo_kernels.backends.chunked_head import RowKernels
-from lepo_kernels.backends.triton import (
-    linear_log_probs_rows,
-    linear_log_probs_tiles,
-    strategies,
-)
+from lepo_kernels.backends.triton.head import rows, strategies, tiles
 
 
 class Strategy(NamedTuple):
@@ -35,8 +31,7 @@ class Strategy(NamedTuple):
 
 def row_kernels() -> RowKernels:
     """What this backend does with a block of logits."""
-    kernels = linear_log_probs_rows
-    return RowKernels(kernels.summarise, kernels.statistics, kernels.gradient)
+    return RowKernels(rows.summarise, rows.statistics, rows.gradient)
 
 
 STRATEGIES = {
@@ -45,8 +40,8 @@ STRATEGIES = {
         functools.partial(chunked_head.linear_log_probs_backward, row_kernels()),
     ),
     "tiles": Strategy(
-        linear_log_probs_tiles.linear_log_probs,
-        linear_log_probs_tiles.linear_log_probs_backward,
+        tiles.linear_log_probs,
+        tiles.linear_log_probs_backward,
     ),
 }
 

@@ -5,39 +5,15 @@ Contract: as the reference's, bit for bit. One launch reads the ids and writes t
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from lepo_kernels.backends.reference.numerics import check_ids, check_steps
-from lepo_kernels.backends.triton.launching import FUSED, device_of, step_of
-from lepo_kernels.backends.triton.noise import words_at
+from lepo_kernels.backends.triton.common.launching import FUSED, device_of, step_of
+from lepo_kernels.backends.triton.common.philox_kernels import philox_words_kernel
 from lepo_kernels.validation import INDEX_DTYPES, MAX_DRAWS, MAX_IDS, check_integer, check_tensor
 
 # Tile and warps; not measured on a GPU yet.
 _WORDS = {"IDS": 512, "num_warps": 4, **FUSED}
-
-
-@triton.jit
-def philox_words_kernel(
-    seed: tl.tensor,  # []
-    row_keys: tl.tensor,  # [N]
-    step: tl.tensor,  # [N] or [1]
-    step_step: tl.tensor,
-    ids: tl.tensor,  # [N, K] or [1, K]
-    ids_step: tl.tensor,
-    draw: tl.tensor,
-    words: tl.tensor,  # [N, K] int64, written
-    entries: tl.tensor,
-    IDS: tl.constexpr,
-) -> None:
-    """A row per program, and a block of its ids."""
-    row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    entry = tl.program_id(1) * IDS + tl.arange(0, IDS)[None, :]
-    inside = entry < entries
-    id = tl.load(ids + row[:, None] * ids_step + entry, mask=inside, other=0)
-    steps, keys = tl.load(step + row * step_step), tl.load(row_keys + row)
-    word = words_at(tl.load(seed), steps, keys, id, draw)
-    tl.store(words + row[:, None] * entries + entry, word.to(tl.int64), mask=inside)
 
 
 def philox_words(

@@ -9,15 +9,15 @@ in that order is its row in the chunk's buffer.
 import triton
 import triton.language as tl
 
-from lepo_kernels.backends.triton.gumbel_softmax_statistics import STATISTICS
-from lepo_kernels.backends.triton.gumbel_softmax_tiles import (
+from lepo_kernels.backends.triton.gumbel_softmax.statistics_kernels import STATISTICS
+from lepo_kernels.backends.triton.gumbel_softmax.tile_kernels import (
     exponential_tile,
     halves,
     inverse_tau,
     logits_tile,
     table_tile,
 )
-from lepo_kernels.backends.triton.row_scan import inverse_of
+from lepo_kernels.backends.triton.latent.row_scan_kernels import inverse_of
 
 # Of a row: mixed . de, deviation . de, the gradients of log-probability and log-density, and
 # 1 / temperature: kernels that hold tiles of logits have no registers for a division.

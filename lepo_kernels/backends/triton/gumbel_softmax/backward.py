@@ -6,12 +6,13 @@ import torch
 import triton
 from torch import Tensor
 
-from lepo_kernels.backends.triton.gumbel_softmax_gradients import (
+from lepo_kernels.backends.triton.common.launching import UNFUSED
+from lepo_kernels.backends.triton.gumbel_softmax.gradient_kernels import (
     UPSTREAM,
     dense_table_gradient_kernel,
     upstream_kernel,
 )
-from lepo_kernels.backends.triton.gumbel_softmax_launches import (
+from lepo_kernels.backends.triton.gumbel_softmax.launching import (
     COMBINE,
     Chunk,
     Draws,
@@ -19,8 +20,7 @@ from lepo_kernels.backends.triton.gumbel_softmax_launches import (
     options,
     size_beside_floats,
 )
-from lepo_kernels.backends.triton.gumbel_softmax_statistics import STATISTICS
-from lepo_kernels.backends.triton.launching import UNFUSED
+from lepo_kernels.backends.triton.gumbel_softmax.statistics_kernels import STATISTICS
 from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
 
 # Tiles, warps and stages of loads; not measured on a GPU yet.

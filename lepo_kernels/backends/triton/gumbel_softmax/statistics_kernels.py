@@ -9,7 +9,7 @@ another, in float64. It also says how the sums of a mixture so far change: they 
 import triton
 import triton.language as tl
 
-from lepo_kernels.backends.triton.gumbel_softmax_tiles import (
+from lepo_kernels.backends.triton.gumbel_softmax.tile_kernels import (
     add_logits,
     capped,
     exponential_tile,
@@ -18,7 +18,7 @@ from lepo_kernels.backends.triton.gumbel_softmax_tiles import (
     logits_tile,
     table_tile,
 )
-from lepo_kernels.backends.triton.row_scan import inverse_of
+from lepo_kernels.backends.triton.latent.row_scan_kernels import inverse_of
 
 # Of a row's tile: largest q, what the others weigh beside it, largest a, mass, the sum of
 # p (a - largest a), how many a are not -inf, their sums of X and log X, and a at the peak.

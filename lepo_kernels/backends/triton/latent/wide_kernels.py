@@ -8,9 +8,15 @@ programs work on blocks of them. Sums over a row are float64, in an order that s
 import triton
 import triton.language as tl
 
-from lepo_kernels.backends.triton.best_entries import NO_KEY, key_of, place_of, value_of
-from lepo_kernels.backends.triton.latent_noise import gumbel_at
-from lepo_kernels.backends.triton.latent_row import (
+from lepo_kernels.backends.triton.common.sum_kernels import ordered_sum
+from lepo_kernels.backends.triton.latent.best_entry_kernels import (
+    NO_KEY,
+    key_of,
+    place_of,
+    value_of,
+)
+from lepo_kernels.backends.triton.latent.noise_kernels import gumbel_at
+from lepo_kernels.backends.triton.latent.row_kernels import (
     GAUSSIAN,
     mass_of,
     perturbed,
@@ -22,8 +28,11 @@ from lepo_kernels.backends.triton.latent_row import (
     step_and_key,
     tau_of,
 )
-from lepo_kernels.backends.triton.row_scan import inverse_of, kept_entries, merged_statistics
-from lepo_kernels.backends.triton.sums import ordered_sum
+from lepo_kernels.backends.triton.latent.row_scan_kernels import (
+    inverse_of,
+    kept_entries,
+    merged_statistics,
+)
 
 
 @triton.jit(do_not_specialize=["total_rows"])

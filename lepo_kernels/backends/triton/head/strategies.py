@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from lepo_kernels.backends.triton import launching
-from lepo_kernels.backends.triton.launching import size_of
+from lepo_kernels.backends.triton.common import launching
+from lepo_kernels.backends.triton.common.launching import size_of
 
 TABLE = Path(__file__).with_name("strategies.json")
 # The largest D and V of each class; what is larger is in the last class.

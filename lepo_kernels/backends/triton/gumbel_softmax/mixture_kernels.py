@@ -8,8 +8,8 @@ terms, no difference of close ones.
 import triton
 import triton.language as tl
 
-from lepo_kernels.backends.triton.gumbel_softmax_statistics import KNOWN, STATISTICS
-from lepo_kernels.backends.triton.gumbel_softmax_tiles import (
+from lepo_kernels.backends.triton.gumbel_softmax.statistics_kernels import KNOWN, STATISTICS
+from lepo_kernels.backends.triton.gumbel_softmax.tile_kernels import (
     finite,
     halves,
     inverse_tau,

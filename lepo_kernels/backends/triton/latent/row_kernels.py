@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from lepo_kernels.backends.triton.latent_noise import gumbel_at, log_gamma_at, normal_at
+from lepo_kernels.backends.triton.latent.noise_kernels import gumbel_at, log_gamma_at, normal_at
 
 GUMBEL = tl.constexpr(1)
 GAUSSIAN = tl.constexpr(2)

@@ -8,7 +8,7 @@ never kept by a caller: beyond a row's end they fill tiles, with any place.
 import triton
 import triton.language as tl
 
-from lepo_kernels.backends.triton.sums import log2
+from lepo_kernels.backends.triton.common.sum_kernels import log2
 
 # The key of -inf at the highest place.
 NO_KEY = tl.constexpr((-(2**31) + 0x7FFFFF) << 32)

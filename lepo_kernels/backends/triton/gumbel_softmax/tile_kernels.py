@@ -4,8 +4,8 @@ import torch
 import triton
 import triton.language as tl
 
-from lepo_kernels.backends.triton.logit_math import tanh
-from lepo_kernels.backends.triton.noise import exponential, words_tile
+from lepo_kernels.backends.triton.common.logit_kernels import tanh
+from lepo_kernels.backends.triton.common.noise_kernels import exponential, words_tile
 
 _TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 

@@ -14,7 +14,8 @@ import triton
 from torch import Tensor
 
 from lepo_kernels.backends.reference.numerics import check_rows
-from lepo_kernels.backends.triton.gumbel_softmax_launches import (
+from lepo_kernels.backends.triton.common.launching import UNFUSED
+from lepo_kernels.backends.triton.gumbel_softmax.launching import (
     COMBINE,
     Chunk,
     Draws,
@@ -24,17 +25,16 @@ from lepo_kernels.backends.triton.gumbel_softmax_launches import (
     options,
     size_beside_floats,
 )
-from lepo_kernels.backends.triton.gumbel_softmax_mixtures import (
+from lepo_kernels.backends.triton.gumbel_softmax.mixture_kernels import (
     combine_mixtures_kernel,
     mix_beside_peak_kernel,
 )
-from lepo_kernels.backends.triton.gumbel_softmax_statistics import (
+from lepo_kernels.backends.triton.gumbel_softmax.statistics_kernels import (
     KNOWN,
     PARTS,
     STATISTICS,
     fold_statistics_kernel,
 )
-from lepo_kernels.backends.triton.launching import UNFUSED
 
 # Tiles, warps and stages of loads; not measured on a GPU yet.
 FOLD = {"num_warps": 8, **UNFUSED}

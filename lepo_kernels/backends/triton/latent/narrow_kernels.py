@@ -1,16 +1,22 @@
 """The latent draw of up to 64 entries: a program per row, behind one scan of the logits.
 
-Contract: the best entries are found from what row_scan.py left, and stay in registers until they
-are written. Sums over them are float32 (the mass before an entry float64), in an order that their
-number alone gives.
+Contract: the best entries are found from what row_scan_kernels.py left, and stay in registers until
+they are written. Sums over them are float32 (the mass before an entry float64), in an order that
+their number alone gives.
 """
 
 import triton
 import triton.language as tl
 
-from lepo_kernels.backends.triton.best_entries import NO_KEY, key_of, place_of, value_of
-from lepo_kernels.backends.triton.latent_noise import gumbel_at
-from lepo_kernels.backends.triton.latent_row import (
+from lepo_kernels.backends.triton.common.sum_kernels import ordered_sum
+from lepo_kernels.backends.triton.latent.best_entry_kernels import (
+    NO_KEY,
+    key_of,
+    place_of,
+    value_of,
+)
+from lepo_kernels.backends.triton.latent.noise_kernels import gumbel_at
+from lepo_kernels.backends.triton.latent.row_kernels import (
     CATEGORICAL,
     GAUSSIAN,
     mass_of,
@@ -23,8 +29,7 @@ from lepo_kernels.backends.triton.latent_row import (
     step_and_key,
     tau_of,
 )
-from lepo_kernels.backends.triton.row_scan import best_of_rows, merged_statistics
-from lepo_kernels.backends.triton.sums import ordered_sum
+from lepo_kernels.backends.triton.latent.row_scan_kernels import best_of_rows, merged_statistics
 
 
 @triton.jit

@@ -16,8 +16,8 @@ import torch
 import triton
 import triton.language as tl
 
-from lepo_kernels.backends.triton.best_entries import NO_KEY, key_of, largest, place_of
-from lepo_kernels.backends.triton.sums import ordered_sum
+from lepo_kernels.backends.triton.common.sum_kernels import ordered_sum
+from lepo_kernels.backends.triton.latent.best_entry_kernels import NO_KEY, key_of, largest, place_of
 
 UNIT = tl.constexpr(512)
 BLOCK = tl.constexpr(64)

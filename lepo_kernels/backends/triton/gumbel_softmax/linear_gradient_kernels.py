@@ -1,14 +1,14 @@
 """Triton kernels of the gradients of the dense Gumbel-softmax mixture from hidden states.
 
 One kernel forms the logits of a chunk anew, draws their noise, and writes the gradient of the
-logits and the weights; products take them from there. As in `gumbel_softmax_gradients`, a row's
+logits and the weights; products take them from there. As in gradient_kernels.py, a row's
 place among those with upstream gradients is its row in the chunk's buffers.
 """
 
 import triton
 import triton.language as tl
 
-from lepo_kernels.backends.triton.gumbel_softmax_gradients import (
+from lepo_kernels.backends.triton.gumbel_softmax.gradient_kernels import (
     UPSTREAM,
     add_pull,
     add_weighted,
@@ -16,7 +16,7 @@ from lepo_kernels.backends.triton.gumbel_softmax_gradients import (
     gradient_per_weight,
     weights_of,
 )
-from lepo_kernels.backends.triton.gumbel_softmax_tiles import (
+from lepo_kernels.backends.triton.gumbel_softmax.tile_kernels import (
     add_logits,
     capped,
     exponential_tile,

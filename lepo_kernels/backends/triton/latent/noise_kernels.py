@@ -9,7 +9,12 @@ import math
 import triton
 import triton.language as tl
 
-from lepo_kernels.backends.triton.noise import block_at, exponential, uniform, words_at
+from lepo_kernels.backends.triton.common.noise_kernels import (
+    block_at,
+    exponential,
+    uniform,
+    words_at,
+)
 
 _QUARTER = tl.constexpr(math.pi / 2)
 # A round accepts with probability above 0.95: 8 rounds fail once in 10^10.

@@ -1,0 +1,78 @@
+"""What the logits of the dense Gumbel-softmax mixture are made of, where they are formed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lepo_kernels.backends.layout import dense_rows
+from lepo_kernels.backends.triton.common.launching import size_of
+from lepo_kernels.backends.triton.gumbel_softmax.launching import size_beside_floats
+from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
+
+
+@dataclass
+class Head:
+    """What the logits are made of, and the table."""
+
+    hidden: Tensor  # [N, D]
+    lm_head: Tensor  # [V, D]
+    bias: Tensor | None  # [V]
+    softcap: float | None
+    table: Tensor  # [V, E]
+    tied: bool
+
+    @property
+    def vocab(self) -> int:
+        """V."""
+        return self.lm_head.shape[0]
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.lm_head.shape[1]
+
+    @property
+    def size(self) -> str:
+        """Of states and head in a table of tiles: products take them as they are."""
+        return size_of(self.lm_head.dtype)
+
+    @property
+    def size_with_table(self) -> str:
+        """Where logits and the table meet in a kernel."""
+        is_mixed = self.size == "half" and size_beside_floats(self.table) == "float"
+        return "mixed" if is_mixed else self.size
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Arguments of a kernel, from the states to the cap."""
+        return (
+            self.hidden,
+            self.hidden.stride(0),
+            self.lm_head,
+            self.lm_head.stride(0),
+            self.width,
+            self.bias,
+            self.softcap,
+        )
+
+
+def head_of(
+    hidden: Tensor,  # [N, D]
+    lm_head: Tensor,  # [V, D]
+    embedding: Tensor | None,  # [V, E]
+    bias: Tensor | None,  # [V]
+    softcap: float | None,
+) -> Head:
+    """All tensors agree on N, V and D."""
+    check_tensor("hidden", hidden, ("N", "D"), FLOAT_DTYPES)
+    width, device = hidden.shape[1], hidden.device
+    check_tensor("lm_head", lm_head, ("V", width), (hidden.dtype,), device)
+    vocab = lm_head.shape[0]
+    if bias is not None:
+        check_tensor("bias", bias, (vocab,), (hidden.dtype,), device)
+        bias = bias.contiguous()
+    hidden, lm_head = dense_rows(hidden), dense_rows(lm_head)
+    if embedding is None:
+        return Head(hidden, lm_head, bias, softcap, lm_head, tied=True)
+    check_tensor("embedding", embedding, (vocab, "E"), FLOAT_DTYPES, device)
+    return Head(hidden, lm_head, bias, softcap, dense_rows(embedding), tied=False)
