@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import native_build  # noqa: E402
 
 PACKAGE = ROOT / "lepo_kernels"
-VERSION = re.search(r'^__version__ = "(.+)"$', (PACKAGE / "__init__.py").read_text(), re.M)[1]
+VERSION = re.search(r'^__version__ = "(.+)"$', (PACKAGE / "version.py").read_text(), re.M)[1]
 
 
 class DistInfo(dist_info):

@@ -34,6 +34,7 @@ from lepo_kernels.parallel.linear_gumbel_softmax_embedding import (
     vocab_parallel_linear_gumbel_softmax_embedding,
 )
 from lepo_kernels.parallel.linear_log_probs import vocab_parallel_linear_log_probs
+from lepo_kernels.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from lepo_kernels.rollout.config import LatentGenerationConfig
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
     from lepo_kernels.trainer.config import LEPOConfig
     from lepo_kernels.trainer.evaluation import evaluate_policy
     from lepo_kernels.trainer.trainer import LEPOTrainer
-
-__version__ = "0.1.0"
 
 # Names whose module needs transformers; imported when first used.
 _LAZY = {

@@ -47,14 +47,22 @@ KERNELS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
 }
 
-# Where no backend has a kernel for an op, the public function makes do with this one.
-STAND_INS = {
+# Where the backend has no kernel for an op, the public function falls back to this one.
+FALLBACKS = {
     "lepo_loss": "linear_log_probs",
     "lepo_loss_backward": "linear_log_probs_backward",
 }
 
 # A native kernel computes in float32. What an op takes in float64 is the reference's.
 NO_FLOAT64 = frozenset(("cuda", "triton", "cpu"))
+
+# Ops whose kernels are not for float16: gradients that are rounded before the loss's own gradient
+# is known would undo the scaling of a loss.
+NO_FLOAT16 = frozenset(("lepo_loss", "lepo_loss_backward"))
+
+# Backends whose kernels take a number by value where an op is given no tensor for it. The others
+# are given a tensor.
+BY_VALUE = frozenset(("cuda",))
 
 # Fastest first. A device that is not named here is served as "other".
 PREFERENCE: dict[str, tuple[str, ...]] = {
@@ -120,6 +128,27 @@ def resolve(op: str, device: torch.device, requested: str | None, *dtypes: torch
         if name in backends and name not in MISSING and not _lacks_dtype(name, dtypes):
             return name
     raise BackendUnavailableError(f"no backend serves {op} on {device}")
+
+
+def resolve_or_fall_back(
+    op: str, device: torch.device, requested: str | None, *dtypes: torch.dtype
+) -> tuple[str, str]:
+    """Name what serves ``op``, itself or what the public function falls back to, and the backend.
+
+    The backend is chosen for the fallback, which more of them have a kernel for.
+
+    Args:
+        op: a key of ``KERNELS``; one without a fallback is served by itself alone.
+        device, requested, dtypes: see `resolve`.
+
+    Raises:
+        ValueError, BackendUnavailableError: see `resolve`.
+    """
+    fallback = FALLBACKS.get(op, op)
+    chosen = resolve(fallback, device, requested, *dtypes)
+    if op in NO_FLOAT16 and torch.float16 in dtypes:
+        return fallback, chosen
+    return (op if why_not(op, device, chosen, *dtypes) is None else fallback), chosen
 
 
 def candidates(device: torch.device) -> tuple[str, ...]:

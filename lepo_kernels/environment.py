@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lepo_kernels import dispatch, native
+from lepo_kernels.version import __version__
 
 PACKAGES = (
     "torch",
@@ -48,7 +49,7 @@ def info() -> dict[str, Any]:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
-        "version": _version("lepo_kernels"),
+        "version": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -60,10 +61,6 @@ def info() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
-    if package == "lepo_kernels":
-        from lepo_kernels import __version__
-
-        return __version__
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -103,11 +100,11 @@ def _missing(backend: str) -> dict[str, str] | None:
 
 
 def _kernel(op: str, device: torch.device) -> dict[str, Any]:
+    chosen: str | None
     try:
-        chosen: str | None = dispatch.resolve(op, device, None)
+        _, chosen = dispatch.resolve_or_fall_back(op, device, None)
     except dispatch.BackendUnavailableError:
-        stand_in = dispatch.STAND_INS.get(op)
-        chosen = None if stand_in is None else dispatch.resolve(stand_in, device, None)
+        chosen = None
     return {
         "chosen": chosen,
         "backends": {name: dispatch.why_not(op, device, name) for name in dispatch.BACKENDS},

@@ -97,6 +97,33 @@ def test_no_backend_at_all_is_an_error(monkeypatch):
         dispatch.resolve("op", CPU, None)
 
 
+FALLING_BACK = {"op": ("f", ("cuda", "reference")), "parts": ("g", ("cuda", "cpu", "reference"))}
+
+
+# A backend without a kernel for the op, one with, and a dtype that the kernel is not for.
+@pytest.mark.parametrize(
+    ("name", "dtype", "served"),
+    [
+        ("cpu", torch.float32, "parts"),
+        ("reference", torch.float32, "op"),
+        ("reference", torch.float16, "parts"),
+    ],
+)
+def test_an_op_is_served_by_itself_or_by_what_it_falls_back_to(name, dtype, served, monkeypatch):
+    monkeypatch.setattr(dispatch, "KERNELS", FALLING_BACK)
+    monkeypatch.setattr(dispatch, "FALLBACKS", {"op": "parts"})
+    monkeypatch.setattr(dispatch, "NO_FLOAT16", {"op"})
+    monkeypatch.setattr(dispatch, "MISSING", {})
+    assert dispatch.resolve_or_fall_back("op", CPU, name, dtype) == (served, name)
+    assert dispatch.resolve_or_fall_back("parts", CPU, name, dtype) == ("parts", name)
+
+
+def test_the_description_names_no_kernel_where_a_missing_backend_is_forced():
+    with lepo_kernels.backend("cuda"):
+        kernels = lepo_kernels.info()["kernels"]
+    assert {name: kernel["chosen"] for name, kernel in kernels.items()} == dict.fromkeys(kernels)
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="backend=: unknown backend 'cudnn'; known: cuda, triton"):
         dispatch.resolve("mix_embeddings", CPU, "cudnn")

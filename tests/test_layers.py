@@ -11,7 +11,7 @@ import lepo_kernels
 ROOT = Path(lepo_kernels.__file__).parent
 # From the bottom. What is on one floor does not import from another part of that floor.
 FLOORS = (
-    ("validation", "suggest", "extras", "streams", "printable"),
+    ("validation", "dtypes", "version", "suggest", "extras", "streams", "printable"),
     ("formulas", "native", "console"),
     ("backends",),
     ("dispatch",),
@@ -52,6 +52,22 @@ def test_imports_go_downwards(part):
         if other != part and FLOOR_OF.get(other, -1) >= FLOOR_OF[part]
     }
     assert upwards == set()
+
+
+@pytest.mark.parametrize("part", FLOOR_OF)
+def test_nothing_imports_what_the_package_offers(part):
+    """The package's own names are those of every floor: a part imports modules by name."""
+    parts = set(FLOOR_OF)
+    taken = {
+        f"{file.relative_to(ROOT)}: {name.name}"
+        for file in ROOT.rglob("*.py")
+        if part_of(file) == part
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module == "lepo_kernels"
+        for name in node.names
+        if name.name not in parts
+    }
+    assert taken == set()
 
 
 def compiled_functions(file: Path) -> Iterator[str]:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from lepo_kernels import dispatch
+from lepo_kernels.dtypes import accumulation_dtype
 from lepo_kernels.ops._arguments import as_per_row, as_row_keys, as_seed, as_step, check_first_id
 from lepo_kernels.ops._library import torch_op
 from lepo_kernels.validation import FLOAT_DTYPES, MAX_IDS, check_integer, check_tensor
@@ -204,8 +205,8 @@ def fake_outputs(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Empty tensors of the shapes and dtypes of a forward op's results."""
     rows = like.shape[0]
-    mixed = table.new_empty(rows, table.shape[1], dtype=_accumulation_dtype(table))
-    log_prob = like.new_empty(rows, dtype=_accumulation_dtype(like))
+    mixed = table.new_empty(rows, table.shape[1], dtype=accumulation_dtype(table.dtype))
+    log_prob = like.new_empty(rows, dtype=accumulation_dtype(like.dtype))
     statistics = like.new_empty(rows, _STATISTICS, dtype=torch.float64)
     return mixed, log_prob, torch.empty_like(log_prob), torch.empty_like(mixed), statistics
 
@@ -313,10 +314,6 @@ def _backward(
         dembedding if need_dembedding else None,
         *(None,) * 8,
     )
-
-
-def _accumulation_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 _gumbel_softmax_embedding.register_autograd(_backward, setup_context=_setup_context)

@@ -54,7 +54,7 @@ def lepo_loss(
     number, unless a CUDA graph is captured.
 
     On a GPU it holds up to 3 GiB beside its results, or more for a head that alone is larger
-    (`lepo_kernels.backends.chunked_loss`): what it takes not to compute the logits again.
+    (`lepo_kernels.backends.gpu.loss`): what it takes not to compute the logits again.
     `linear_log_probs` has a ``chunk_size`` where that is too much.
 
     Args:
@@ -81,13 +81,8 @@ def lepo_loss(
     check_rows_of_loss(ids, weights, latent, advantages, row_weights, old_log_prob, ref_log_probs)
     check_settings(beta, epsilon, epsilon_high, delta, latent_kl, ref_log_probs)
     dtype = head.hidden.dtype
-    chosen = dispatch.resolve("linear_log_probs", hidden.device, backend, dtype)
-    # float16 gradients that are rounded before the loss's own gradient is known would undo the
-    # scaling of a loss.
-    fused = dtype != torch.float16 and (
-        dispatch.why_not("lepo_loss", hidden.device, chosen, dtype) is None
-    )
-    if not fused:
+    op, chosen = dispatch.resolve_or_fall_back("lepo_loss", hidden.device, backend, dtype)
+    if op != "lepo_loss":
         scored = linear_log_probs(
             hidden,
             lm_head,

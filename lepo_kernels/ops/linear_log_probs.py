@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lepo_kernels import dispatch
+from lepo_kernels.dtypes import accumulation_dtype
 from lepo_kernels.ops._arguments import as_per_row
 from lepo_kernels.ops._library import torch_op
 from lepo_kernels.validation import (
@@ -215,12 +216,12 @@ def _autocast(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _as_scale(inv_temperature: float | Tensor, like: Tensor) -> Tensor:  # [N] or [1]
     """Check 1 / T, and hold it in the dtype the kernels compute in."""
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    dtype = accumulation_dtype(like.dtype)
     return as_per_row("inv_temperature", inv_temperature, like.shape[0], like.device, dtype=dtype)
 
 
 def _fake_outputs(like: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    dtype = accumulation_dtype(like.dtype)
     selected = like.new_empty(ids.shape, dtype=dtype)
     return selected, selected.new_empty(ids.shape[0]), selected.new_empty(ids.shape[0])
 

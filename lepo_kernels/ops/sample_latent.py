@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lepo_kernels import dispatch
+from lepo_kernels.dtypes import accumulation_dtype
 from lepo_kernels.ops._arguments import (
     as_row_keys,
     per_row_or_number,
@@ -31,9 +32,6 @@ from lepo_kernels.validation import (
     check_tensor,
 )
 
-# Backends whose kernels take a number where they are given no tensor for tau, temperature, seed or
-# step.
-BY_VALUE = frozenset(("cuda",))
 # Those of tau, temperature, seed and step; one whose tensor is given counts for nothing.
 Numbers = tuple[float, float, int, int]
 
@@ -229,7 +227,7 @@ def kernel_arguments(
     numbers: Numbers,
 ) -> tuple[Any, ...]:
     """What a backend's kernel takes behind the logits."""
-    if backend in BY_VALUE:
+    if backend in dispatch.BY_VALUE:
         return (*arguments, *numbers)
     tau, temperature, *filters, seed, row_keys, step = arguments
     tau_number, temperature_number, seed_number, step_number = numbers
@@ -336,7 +334,7 @@ def fake_fields(logits: Tensor, top_k: int, noise: str, num_draws: int) -> Field
     """The fields of `LatentSample`, not filled in."""
     rows = logits.shape[0]
     width = num_draws if noise == "categorical" else top_k
-    real = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    real = accumulation_dtype(logits.dtype)
 
     def entries(dtype: torch.dtype) -> Tensor:
         return logits.new_empty(rows, width, dtype=dtype)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lepo_kernels import dispatch
-from lepo_kernels.backends.reference.numerics import check_ids, check_positive, check_rows
+from lepo_kernels.backends.checks import check_ids, check_positive, check_rows
 from lepo_kernels.ops._library import torch_op
 from lepo_kernels.ops.linear_log_probs import (
     Head,

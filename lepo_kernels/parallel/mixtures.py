@@ -9,13 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lepo_kernels.backends.checks import check_positive, check_rows, check_steps
 from lepo_kernels.backends.reference.gumbel_softmax_embedding import log_density_of
-from lepo_kernels.backends.reference.numerics import (
-    check_positive,
-    check_rows,
-    check_steps,
-    flush_tiny,
-)
+from lepo_kernels.backends.reference.numerics import flush_tiny
 from lepo_kernels.ops._arguments import as_per_row, as_row_keys, as_seed, as_step
 from lepo_kernels.ops.gumbel_softmax_embedding import fake_outputs
 from lepo_kernels.parallel.collectives import add_over_ranks, exchange, rank_in

@@ -23,6 +23,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from lepo_kernels.trainer.config import LEPOConfig
+from lepo_kernels.version import __version__
 
 FILE = "lepo_config.json"
 SCHEMA_VERSION = 1
@@ -159,8 +160,6 @@ def write_settings(folder: Path | str, sections: dict[str, Any]) -> None:
         folder: made if it is not there.
         sections: by name; see the module's text.
     """
-    from lepo_kernels import __version__
-
     stamp = {"schema_version": SCHEMA_VERSION, "lepo_kernels_version": __version__}
     text = json.dumps({**stamp, **sections}, indent=2, default=str) + "\n"
     target = Path(folder) / FILE

@@ -49,8 +49,8 @@ def backends_of(module: str) -> list[str]:
 
 
 def serves(name: str, op: str) -> bool:
-    """Whether the backend has a kernel for the op, or for what stands in for it."""
-    return any(name in dispatch.KERNELS[x][1] for x in (op, dispatch.STAND_INS.get(op, op)))
+    """Whether the backend has a kernel for the op, or for its fallback."""
+    return any(name in dispatch.KERNELS[x][1] for x in (op, dispatch.FALLBACKS.get(op, op)))
 
 
 @pytest.fixture

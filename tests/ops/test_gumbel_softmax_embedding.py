@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lepo_kernels import dispatch, gumbel_noise, gumbel_softmax_embedding
+from lepo_kernels.backends import checks
 from lepo_kernels.backends.reference import numerics
 from lepo_kernels.backends.reference.gumbel_softmax_embedding import log_density_of
 from lepo_kernels.formulas.scores import exp_concrete_log_density
@@ -517,7 +518,7 @@ def test_bad_rows(bad, where, backend, monkeypatch):
     logits[3, where] = bad
     with pytest.raises(ValueError, match="logits: row 3 is all -inf, or holds NaN or"):
         gumbel_softmax_embedding(logits, embedding, 0.5)
-    monkeypatch.setattr(numerics, "checks_enabled", lambda device: False)
+    monkeypatch.setattr(checks, "checks_enabled", lambda device: False)
     ours = gumbel_softmax_embedding(logits, embedding, 0.5)
     for x, y in zip(ours, good, strict=True):
         assert x[3].isnan().all()
@@ -598,7 +599,7 @@ def test_rows_without_gradient_are_not_computed_in_backward(backend, monkeypatch
     logits[[0, 2, 3]] = math.nan  # would spread into the gradient of the table
     upstream = torch.zeros(6, 3), torch.zeros(6), torch.zeros(6)
     upstream[0][1, 2] = upstream[1][4] = upstream[2][5] = 1
-    monkeypatch.setattr(numerics, "checks_enabled", lambda device: False)
+    monkeypatch.setattr(checks, "checks_enabled", lambda device: False)
     shared = raw_arguments(logits, embedding)
     mixed, _, _, *known = dispatch.load("gumbel_softmax_embedding", backend)(*shared, False)
     kernel = dispatch.load("gumbel_softmax_embedding_backward", backend)

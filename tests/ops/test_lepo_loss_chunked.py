@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from lepo_kernels import dispatch, lepo_loss, lepo_objective, linear_log_probs
-from lepo_kernels.backends import chunked_loss
-from lepo_kernels.backends.chunked_loss import Sizes
+from lepo_kernels.backends.gpu import loss as gpu_loss
+from lepo_kernels.backends.gpu import loss_blocks
+from lepo_kernels.backends.gpu.loss_blocks import Sizes
 from tests.ops.helpers import HALF_DTYPES, LOW_DTYPES, LargestTensor
 from tests.seeds import seeded
 
@@ -54,7 +55,7 @@ HELD = [Sizes(2, 4), Sizes(4, N), Sizes(N, N)]
 @pytest.mark.parametrize("held", HELD)
 @pytest.mark.parametrize("dtype", HALF_DTYPES)
 def test_rows_in_groups_make_a_whole(held, dtype, backend, monkeypatch):
-    monkeypatch.setattr(chunked_loss, "sizes", lambda *shape: held)
+    monkeypatch.setattr(loss_blocks, "sizes", lambda *shape: held)
     leaves, facts = make(dtype)
     # The public function leaves float16 to other ops; the kernel takes it.
     arguments = (*leaves[:2], *facts, None, None, leaves[2], 5.0, torch.full((1,), 0.7))
@@ -75,7 +76,7 @@ def test_rows_in_groups_make_a_whole(held, dtype, backend, monkeypatch):
 
 @on_each_backend
 def test_gradient_of_the_head_is_rounded_once(monkeypatch):
-    monkeypatch.setattr(chunked_loss, "sizes", lambda *shape: Sizes(1, 1))
+    monkeypatch.setattr(loss_blocks, "sizes", lambda *shape: Sizes(1, 1))
     rows = 40
     (hidden, lm_head, _), (ids, _, latent, *_) = make(torch.bfloat16, rows=rows, vocab=20, kept=1)
     ones = torch.ones(rows)
@@ -104,18 +105,18 @@ SHAPES = [
 
 @pytest.mark.parametrize(("rows", "vocab", "width"), SHAPES)
 def test_memory_is_bounded(rows, vocab, width):
-    block, kept = chunked_loss.sizes(rows, vocab, width, torch.bfloat16, True)
+    block, kept = loss_blocks.sizes(rows, vocab, width, torch.bfloat16, True)
     assert 1024 <= block <= kept
     assert 4 * block * vocab <= max(GIB // 2, 4 * 1024 * vocab)
     head = 4 * vocab * width if kept < rows else 0
     held = 4 * block * vocab + 2 * min(kept, rows) * vocab + head
     assert held <= max(3 * GIB, 4 * vocab * width + 8 * block * vocab)
     for frozen in ((torch.bfloat16, False), (torch.float32, True)):
-        assert chunked_loss.sizes(rows, vocab, width, *frozen) == (block, block)
+        assert loss_blocks.sizes(rows, vocab, width, *frozen) == (block, block)
 
 
 def test_the_heads_gradient_is_one_product_where_there_is_memory():
-    sizes = chunked_loss.sizes
+    sizes = loss_blocks.sizes
     assert sizes(*SHAPES[0], torch.bfloat16, True) == (1024, 8192)
     assert sizes(*SHAPES[1], torch.bfloat16, True) == (1024, 2048)
     # A little more of a head that is larger: holding its float32 sum would be no less.
@@ -126,9 +127,9 @@ def test_the_heads_gradient_is_one_product_where_there_is_memory():
 @on_each_backend
 @pytest.mark.parametrize("trained", [{0}, {2}, set()])
 def test_a_frozen_head_costs_no_memory(trained, monkeypatch):
-    monkeypatch.setattr(chunked_loss, "_BLOCK_BYTES", 0)
-    monkeypatch.setattr(chunked_loss, "_CHUNK_BYTES", 8 * V)
-    monkeypatch.setattr(chunked_loss, "_LEAST_ROWS", 2)
+    monkeypatch.setattr(loss_blocks, "_BLOCK_BYTES", 0)
+    monkeypatch.setattr(gpu_loss, "_CHUNK_BYTES", 8 * V)
+    monkeypatch.setattr(loss_blocks, "_LEAST_ROWS", 2)
     leaves, facts = make(width=64)
     for position, x in enumerate(leaves):
         x.requires_grad_(position in trained)
@@ -143,7 +144,7 @@ def test_a_frozen_head_costs_no_memory(trained, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("grad", [True, False])
 def test_it_gives_the_same_where_it_may_not_wait(dtype, grad, monkeypatch):
-    monkeypatch.setattr(chunked_loss, "sizes", lambda *shape: Sizes(4, 4))
+    monkeypatch.setattr(loss_blocks, "sizes", lambda *shape: Sizes(4, 4))
     leaves, facts = make(dtype)
     with torch.no_grad():
         leaves[0][IDLE] = math.nan
@@ -156,7 +157,7 @@ def test_it_gives_the_same_where_it_may_not_wait(dtype, grad, monkeypatch):
             return tuple(lepo_loss(*leaves[:2], *facts, **options))
 
     compacted = call()
-    monkeypatch.setattr(chunked_loss, "may_wait", lambda like: False)
+    monkeypatch.setattr(gpu_loss, "may_wait", lambda like: False)
     captured = call()
     for x, y in zip(captured, compacted, strict=True):
         assert x.isfinite().all()
@@ -173,7 +174,7 @@ def test_it_gives_the_same_where_it_may_not_wait(dtype, grad, monkeypatch):
 @pytest.mark.parametrize("waits", [True, False])
 @pytest.mark.parametrize("rows", [0, 3])
 def test_without_a_row_that_is_used_gradients_are_zeros(waits, rows, monkeypatch):
-    monkeypatch.setattr(chunked_loss, "may_wait", lambda like: waits)
+    monkeypatch.setattr(gpu_loss, "may_wait", lambda like: waits)
     leaves, facts = make(rows=rows)
     ids, weights, latent, advantages, row_weights = facts
     with torch.no_grad():

@@ -9,8 +9,8 @@ import torch
 
 import lepo_kernels
 from lepo_kernels import dispatch, lepo_loss, lepo_objective, linear_log_probs
-from lepo_kernels.backends import chunked_loss
 from lepo_kernels.backends.cpu import lepo_loss as cpu_kernel
+from lepo_kernels.backends.gpu import loss_blocks
 from tests.ops.helpers import (
     LOW_DTYPES,
     LargestTensor,
@@ -35,7 +35,7 @@ def _small_blocks(monkeypatch):
     monkeypatch.setattr(cpu_kernel, "_BLOCK_BYTES", 4 * 4 * V)
     monkeypatch.setattr(cpu_kernel, "_LEAST_ROWS", 1)
     monkeypatch.setattr(cpu_kernel, "_COLUMNS", PART)
-    monkeypatch.setattr(chunked_loss, "sizes", lambda *shape: chunked_loss.Sizes(4, 4))
+    monkeypatch.setattr(loss_blocks, "sizes", lambda *shape: loss_blocks.Sizes(4, 4))
 
 
 @pytest.fixture

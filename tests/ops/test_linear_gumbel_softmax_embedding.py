@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lepo_kernels import dispatch, gumbel_softmax_embedding, linear_gumbel_softmax_embedding
-from lepo_kernels.backends.reference import numerics
+from lepo_kernels.backends import checks
 from tests.ops.helpers import LOW_DTYPES, LargestTensor, transposed
 from tests.ops.test_gumbel_softmax_embedding import in_float64, joined, loss_of, plain
 from tests.seeds import seeded
@@ -241,7 +241,7 @@ def test_bad_rows(bad, backend, monkeypatch):
     hidden[3] = bad
     with pytest.raises(ValueError, match="logits of hidden: row 3 is all -inf, or holds NaN or"):
         fused(hidden, lm_head, table, chunk_size=2)
-    monkeypatch.setattr(numerics, "checks_enabled", lambda device: False)
+    monkeypatch.setattr(checks, "checks_enabled", lambda device: False)
     ours = fused(hidden, lm_head, table, chunk_size=2)
     for x, y in zip(ours, good, strict=True):
         assert x[3].isnan().all()
@@ -300,7 +300,7 @@ def test_rows_without_gradient_are_not_computed_in_backward(backend, monkeypatch
     hidden[[0, 2, 3]] = math.nan  # would spread into the gradients of head and table
     upstream = torch.zeros(6, 3), torch.zeros(6), torch.zeros(6)
     upstream[0][1, 2] = upstream[1][4] = upstream[2][5] = 1
-    monkeypatch.setattr(numerics, "checks_enabled", lambda device: False)
+    monkeypatch.setattr(checks, "checks_enabled", lambda device: False)
     shared = raw_arguments(hidden, lm_head, table, bias)
     forward = dispatch.load("linear_gumbel_softmax_embedding", backend)
     mixed, _, _, *known = forward(*shared, False)

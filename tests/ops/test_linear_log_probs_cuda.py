@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lepo_kernels import dispatch, gather_log_probs, linear_log_probs
-from lepo_kernels.backends import chunked_head
+from lepo_kernels.backends.gpu import blocks as gpu_blocks
+from lepo_kernels.backends.gpu import head as gpu_head
 from tests.ops.helpers import HALF_DTYPES, LOW_DTYPES, LargestTensor
 from tests.seeds import seeded
 
@@ -43,7 +44,7 @@ def with_gradients(hidden, lm_head, bias, ids, **options):
 @pytest.mark.parametrize("rows", [0, 1, 7, 8193, 20000])
 @pytest.mark.parametrize("chunk_size", [1, 3, 441, 1 << 30])
 def test_blocks_cover_all_logits_and_none_is_too_large(rows, vocab, chunk_size):
-    blocks = chunked_head.blocks_of(rows, vocab, chunk_size)
+    blocks = gpu_blocks.blocks_of(rows, vocab, chunk_size)
     for slices, count in ((blocks.rows, rows), (blocks.columns, vocab)):
         assert [x.start for x in slices] == [0, *(x.stop for x in slices)][: len(slices)]
         assert not slices or slices[-1].stop == count
@@ -116,7 +117,7 @@ def test_backward_gives_the_same_where_it_may_not_wait(monkeypatch):
     )  # fmt: skip
     backward = dispatch.load("linear_log_probs_backward", "cuda")
     compacted = backward(*arguments)
-    monkeypatch.setattr(chunked_head, "may_wait", lambda like: False)
+    monkeypatch.setattr(gpu_head, "may_wait", lambda like: False)
     captured = backward(*arguments)
     for x, y in zip(captured, compacted, strict=True):
         assert x.isfinite().all()

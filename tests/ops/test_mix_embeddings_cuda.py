@@ -10,10 +10,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lepo_kernels
-from lepo_kernels.backends import draw_checks
+from lepo_kernels.backends import checks
 from lepo_kernels.backends.cuda import latent_step as both
 from lepo_kernels.backends.cuda import mix_embeddings as mixture
-from lepo_kernels.backends.reference import numerics
 from tests import cuda_backend
 from tests.seeds import seeded
 
@@ -38,8 +37,7 @@ class Operations(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def unchecked(monkeypatch):
     """As on a GPU, where values are not looked at."""
-    for module in (draw_checks, numerics):
-        monkeypatch.setattr(module, "checks_enabled", lambda device: False)
+    monkeypatch.setattr(checks, "checks_enabled", lambda device: False)
 
 
 def operations(kernel, *arguments):

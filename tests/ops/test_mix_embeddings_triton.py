@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lepo_kernels import dispatch, mix_embeddings
-from lepo_kernels.backends.reference import numerics
+from lepo_kernels.backends import checks
 from tests import triton_backend
 from tests.ops.helpers import LOW_DTYPES, transposed
 from tests.ops.test_mix_embeddings_cpu import WEIGHT_DTYPES, make, plain, with_gradients
@@ -84,7 +84,7 @@ def test_strided_and_transposed_tables():
 
 
 def test_without_checks_a_wrong_id_spoils_its_own_row_alone(monkeypatch):
-    monkeypatch.setattr(numerics, "checks_enabled", lambda device: False)
+    monkeypatch.setattr(checks, "checks_enabled", lambda device: False)
     ids, weights, embedding = (x.detach() for x in make(3, 4, 9, 40))
     clean = mix(ids, weights, embedding)
     wrong = ids.clone()

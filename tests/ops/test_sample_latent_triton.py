@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from lepo_kernels import sample_latent
-from lepo_kernels.backends import draw_checks
-from lepo_kernels.backends.reference import numerics
+from lepo_kernels.backends import checks
 from tests import triton_backend
 from tests.ops.test_sample_latent_cpu import assert_same_draw
 from tests.seeds import seeded
@@ -235,8 +234,7 @@ def test_exclusion_is_exact(excluded, top_k):
 
 @pytest.mark.parametrize("top_k", [3, 100])
 def test_unchecked_ids_out_of_range_exclude_nothing(top_k, monkeypatch):
-    for module in (draw_checks, numerics):
-        monkeypatch.setattr(module, "checks_enabled", lambda device: False)
+    monkeypatch.setattr(checks, "checks_enabled", lambda device: False)
     torch.manual_seed(seeded(4))
     logits = torch.randn(2, 300)
     far = torch.tensor([-1, -300, 300, 2**40, 7])
@@ -248,8 +246,7 @@ def test_unchecked_ids_out_of_range_exclude_nothing(top_k, monkeypatch):
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("tau", [0.0, 0.5])
 def test_unchecked_bad_wide_rows_spoil_themselves_only(noise, tau, monkeypatch):
-    for module in (draw_checks, numerics):
-        monkeypatch.setattr(module, "checks_enabled", lambda device: False)
+    monkeypatch.setattr(checks, "checks_enabled", lambda device: False)
     torch.manual_seed(seeded(12))
     logits = torch.randn(6, 300)
     arguments = {"noise": noise, "tau": tau, "exclude_ids": torch.tensor([7])}

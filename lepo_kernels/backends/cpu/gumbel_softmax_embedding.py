@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lepo_kernels.backends.checks import check_positive, check_rows, check_steps
 from lepo_kernels.backends.cpu.memory import fresh
 from lepo_kernels.backends.reference.gumbel_softmax_embedding import has_density, log_density_of
-from lepo_kernels.backends.reference.numerics import check_positive, check_rows, check_steps
 
 # A block of rows that keeps a matrix product busy.
 _BLOCK_ROWS = 1024

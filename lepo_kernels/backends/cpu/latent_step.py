@@ -1,22 +1,7 @@
-"""CPU kernels of a decoding step: the draw, then the mixture.
+"""CPU kernels of a decoding step, one after the other."""
 
-Contract: the bits of the backend's ``sample_latent`` and of its ``mix_embeddings`` after it.
-"""
-
-from typing import Any
-
-from torch import Tensor
-
+from lepo_kernels.backends.chained_step import chained_step
 from lepo_kernels.backends.cpu.mix_embeddings import mix_embeddings
 from lepo_kernels.backends.cpu.sample_latent import sample_latent
 
-
-def latent_step(
-    logits: Tensor,  # [N, V]
-    embedding: Tensor,  # [V or more, D]
-    *draw: Any,  # the other arguments of sample_latent
-) -> tuple[Tensor, ...]:
-    """Fields of `lepo_kernels.ops.sample_latent.LatentSample`, in its order, and the mixture."""
-    fields = sample_latent(logits, *draw)
-    ids, weights = fields[:2]
-    return *fields, mix_embeddings(ids, weights, embedding)
+latent_step = chained_step(sample_latent, mix_embeddings)

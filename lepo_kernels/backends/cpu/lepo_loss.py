@@ -13,18 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lepo_kernels.backends.checks import check_ids, check_positive, check_rows
 from lepo_kernels.backends.cpu.linear_log_probs import (
     HeadPart,
     head_parts,
     new_state,
     statistics,
 )
-from lepo_kernels.backends.reference.numerics import (
-    check_ids,
-    check_positive,
-    check_rows,
-    per_row,
-)
+from lepo_kernels.backends.rows import per_row
 from lepo_kernels.formulas.lepo_gradient import RowFacts, lepo_gradient
 from lepo_kernels.formulas.lepo_objective import lepo_objective, used_rows
 

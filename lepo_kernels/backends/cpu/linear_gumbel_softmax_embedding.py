@@ -12,6 +12,7 @@ Deterministic.
 import torch
 from torch import Tensor
 
+from lepo_kernels.backends.checks import check_rows
 from lepo_kernels.backends.cpu.gumbel_softmax_embedding import gumbel_softmax_embedding, upstream_of
 from lepo_kernels.backends.cpu.linear_log_probs import (
     Buffer,
@@ -21,7 +22,7 @@ from lepo_kernels.backends.cpu.linear_log_probs import (
     head_parts,
 )
 from lepo_kernels.backends.cpu.memory import fresh
-from lepo_kernels.backends.reference.numerics import check_rows, per_row
+from lepo_kernels.backends.rows import per_row
 
 
 def linear_gumbel_softmax_embedding(

@@ -15,14 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lepo_kernels.backends.reference.numerics import (
-    active_rows,
-    check_ids,
-    check_positive,
-    check_rows,
-    fill_empty_sums,
-    per_row,
-)
+from lepo_kernels.backends.checks import check_ids, check_positive, check_rows
+from lepo_kernels.backends.rows import active_rows, fill_empty_sums, per_row
 
 # The products of a part of the vocabulary run at full speed from here on.
 _COLUMNS = 2048

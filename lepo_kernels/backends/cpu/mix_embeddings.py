@@ -9,7 +9,7 @@ the table.
 import torch
 from torch import Tensor
 
-from lepo_kernels.backends.reference.numerics import check_ids
+from lepo_kernels.backends.checks import check_ids
 
 
 def mix_embeddings(

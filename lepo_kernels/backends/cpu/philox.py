@@ -6,7 +6,7 @@ Contract: as the reference's, bit for bit.
 import torch
 from torch import Tensor
 
-from lepo_kernels.backends.reference.numerics import check_ids, check_steps
+from lepo_kernels.backends.checks import check_ids, check_steps
 from lepo_kernels.validation import MAX_IDS
 
 

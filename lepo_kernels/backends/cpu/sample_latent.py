@@ -9,13 +9,13 @@ same on any number of threads and in any batch.
 import torch
 from torch import Tensor
 
-from lepo_kernels.backends.reference.numerics import (
+from lepo_kernels.backends.checks import (
     check_ids,
     check_positive,
     check_rows,
     check_steps,
+    check_survivors,
 )
-from lepo_kernels.validation import checks_enabled
 
 # As csrc/cpu/sample_latent.h numbers them.
 _NOISES = {"none": 0, "gumbel": 1, "gaussian": 2, "dirichlet": 3, "categorical": 4}
@@ -69,15 +69,6 @@ def sample_latent(
         check_rows("logits", fields[5])
         if exclude_ids is not None:
             check_ids("exclude_ids", exclude_ids, logits.shape[1])
-            _check_survivors(fields[6])
+            check_survivors(fields[6])
         check_steps(step)
     return fields
-
-
-def _check_survivors(kept_lse: Tensor) -> None:
-    if not checks_enabled(kept_lse.device):
-        return
-    empty = kept_lse.isnan()
-    if empty.any():
-        row = int(empty.int().argmax())
-        raise ValueError(f"exclude_ids: leaves nothing to sample in row {row} of logits")

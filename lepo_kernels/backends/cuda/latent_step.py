@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lepo_kernels.backends.checks import check_draw
 from lepo_kernels.backends.cuda.sample_latent import op_arguments
-from lepo_kernels.backends.draw_checks import check_draw
-from lepo_kernels.backends.layout import dense_rows
+from lepo_kernels.backends.rows import dense_rows
 
 
 def latent_step(

@@ -1,14 +1,15 @@
 """CUDA kernels of selected log-probabilities: torch's matrix products, and csrc/cuda between them.
 
-Contract: as `lepo_kernels.backends.chunked_head` says; the row kernels are those of
+Contract: as `lepo_kernels.backends.gpu.head` says; the row kernels are those of
 csrc/cuda/linear_log_probs.cuh.
 """
 
 import torch
 from torch import Tensor
 
-from lepo_kernels.backends import chunked_head
-from lepo_kernels.backends.chunked_head import RowKernels
+from lepo_kernels.backends.gpu import head as gpu_head
+from lepo_kernels.backends.gpu import logits as gpu_logits
+from lepo_kernels.backends.gpu.row_kernels import RowKernels
 
 
 def row_kernels() -> RowKernels:
@@ -28,7 +29,7 @@ def linear_log_probs(
     shard: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """Selected logits, log-sum-exp and entropy of ``cap(hidden @ lm_head^T + bias) / T``."""
-    return chunked_head.linear_log_probs(
+    return gpu_head.linear_log_probs(
         row_kernels(), hidden, lm_head, ids, bias, softcap, inv_temperature, chunk_size, shard
     )
 
@@ -51,7 +52,7 @@ def linear_log_probs_backward(
     need_dbias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, D] or [0], [V, D] or [0], [V] or [0]
     """Gradients of the hidden states, the head and the bias; those not needed are empty."""
-    return chunked_head.linear_log_probs_backward(
+    return gpu_head.linear_log_probs_backward(
         row_kernels(),
         grad_logits,
         grad_lse,
@@ -77,7 +78,7 @@ def gather_log_probs(
     inv_temperature: Tensor,  # [N] or [1]
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """Selected logits, log-sum-exp and entropy of ``logits / T``."""
-    return chunked_head.gather_log_probs(row_kernels(), logits, ids, inv_temperature)
+    return gpu_logits.gather_log_probs(row_kernels(), logits, ids, inv_temperature)
 
 
 def gather_log_probs_backward(
@@ -91,7 +92,7 @@ def gather_log_probs_backward(
     entropy: Tensor,  # [N]
 ) -> Tensor:  # [N, V]
     """Gradient of the logits, in their dtype."""
-    return chunked_head.gather_log_probs_backward(
+    return gpu_logits.gather_log_probs_backward(
         row_kernels(),
         grad_logits,
         grad_lse,

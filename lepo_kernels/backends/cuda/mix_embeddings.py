@@ -9,8 +9,8 @@ table is never copied unless its rows are not dense.
 import torch
 from torch import Tensor
 
-from lepo_kernels.backends.layout import dense_rows
-from lepo_kernels.backends.reference.numerics import check_ids
+from lepo_kernels.backends.checks import check_ids
+from lepo_kernels.backends.rows import dense_rows
 
 
 def mix_embeddings(

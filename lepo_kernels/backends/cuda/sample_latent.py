@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lepo_kernels.backends.draw_checks import check_draw
-from lepo_kernels.backends.reference.numerics import check_positive
+from lepo_kernels.backends.checks import check_draw, check_positive
 
 # As csrc/cuda/sample_latent.h numbers them.
 _NOISES = {"none": 0, "gumbel": 1, "gaussian": 2, "dirichlet": 3, "categorical": 4}

@@ -10,15 +10,10 @@ of peaked rows, and their gradients, keep their digits. Deterministic.
 import torch
 from torch import Tensor
 
-from lepo_kernels.backends.reference.numerics import (
-    accumulation_dtype,
-    check_positive,
-    check_rows,
-    drop_specks,
-    flush_tiny,
-    rows_per_chunk,
-)
+from lepo_kernels.backends.checks import check_positive, check_rows
+from lepo_kernels.backends.reference.numerics import drop_specks, flush_tiny, rows_per_chunk
 from lepo_kernels.backends.reference.philox import dense_philox_words, exponential_from_words
+from lepo_kernels.dtypes import accumulation_dtype
 
 
 def gumbel_softmax_embedding(

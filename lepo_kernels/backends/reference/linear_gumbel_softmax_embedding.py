@@ -9,6 +9,7 @@ upstream gradients are all zero are dropped from the backward pass. Deterministi
 import torch
 from torch import Tensor
 
+from lepo_kernels.backends.checks import check_rows
 from lepo_kernels.backends.reference.gumbel_softmax_embedding import (
     gumbel_softmax_embedding,
     gumbel_softmax_embedding_backward,
@@ -16,7 +17,8 @@ from lepo_kernels.backends.reference.gumbel_softmax_embedding import (
     has_upstream,
 )
 from lepo_kernels.backends.reference.linear_log_probs import head_logits, product
-from lepo_kernels.backends.reference.numerics import accumulation_dtype, check_rows, per_row
+from lepo_kernels.backends.rows import per_row
+from lepo_kernels.dtypes import accumulation_dtype
 
 
 def linear_gumbel_softmax_embedding(

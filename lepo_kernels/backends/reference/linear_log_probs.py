@@ -10,18 +10,15 @@ upstream gradients are all zero are dropped from the backward pass. Deterministi
 import torch
 from torch import Tensor
 
+from lepo_kernels.backends.checks import check_ids, check_positive, check_rows
 from lepo_kernels.backends.reference.numerics import (
-    accumulation_dtype,
-    active_rows,
     add_entries,
-    check_ids,
-    check_positive,
-    check_rows,
-    fill_empty_sums,
     probabilities_of,
     row_statistics,
     rows_per_chunk,
 )
+from lepo_kernels.backends.rows import active_rows, fill_empty_sums
+from lepo_kernels.dtypes import accumulation_dtype
 
 
 def linear_log_probs(

@@ -7,7 +7,9 @@ deterministic run to run; a row's result does not depend on its neighbours.
 import torch
 from torch import Tensor
 
-from lepo_kernels.backends.reference.numerics import accumulation_dtype, add_rows, check_ids
+from lepo_kernels.backends.checks import check_ids
+from lepo_kernels.backends.reference.numerics import add_rows
+from lepo_kernels.dtypes import accumulation_dtype
 
 
 def mix_embeddings(

@@ -3,13 +3,6 @@
 import torch
 from torch import Tensor
 
-from lepo_kernels.validation import (
-    FLOAT32_MAX,
-    FLOAT32_TINY,
-    NonFiniteRowError,
-    checks_enabled,
-)
-
 # exp(-10000) is 0 in float64 too: a logit this far below its row's maximum carries no mass.
 _NO_MASS = -1e4
 # A probability up to exp(-69) = 1e-30 is 0 to any sum, in float64 too. Below exp(-87) float32 is
@@ -22,40 +15,9 @@ _CHUNK_ENTRIES = 1 << 22
 _CACHED_ENTRIES = 1 << 17
 
 
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype sums are formed in: float64 for float64, float32 for everything else."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def rows_per_chunk(vocab: int) -> int:
     """How many rows of ``vocab`` entries to work on at a time, so that temporaries stay small."""
     return max(1, _CHUNK_ENTRIES // vocab)
-
-
-def active_rows(
-    grad_logits: Tensor,  # [N, K]
-    grad_lse: Tensor,  # [N]
-    grad_entropy: Tensor,  # [N]
-) -> Tensor:  # [M]
-    """Rows with a coefficient that is not zero, in ascending order."""
-    return has_coefficients(grad_logits, grad_lse, grad_entropy).nonzero().squeeze(-1)
-
-
-def has_coefficients(
-    grad_logits: Tensor,  # [N, K]
-    grad_lse: Tensor,  # [N]
-    grad_entropy: Tensor,  # [N]
-) -> Tensor:  # [N] bool
-    """Whether a row has a coefficient that is not zero."""
-    return (grad_logits != 0).any(dim=-1) | (grad_lse != 0) | (grad_entropy != 0)
-
-
-def per_row(
-    values: Tensor,  # [N] or [1]
-    rows: slice | Tensor,
-) -> Tensor:  # [R] or [1]
-    """The values of some of the rows."""
-    return values if len(values) == 1 else values[rows]
 
 
 def add_rows(
@@ -125,78 +87,9 @@ def drop_specks(
     return torch.nn.functional.threshold(probabilities, _SPECK, 0.0, inplace=True)
 
 
-def fill_empty_sums(
-    lse: Tensor,  # [N], changed in place
-    entropy: Tensor,  # [N], changed in place
-    massless: Tensor,  # [N] bool
-) -> None:
-    """Give rows that are all -inf in their shard of the vocabulary what sums of nothing have."""
-    lse.masked_fill_(massless, -torch.inf)
-    entropy.masked_fill_(massless, 0)
-
-
-def check_rows(
-    name: str,
-    values: Tensor,  # [N]
-) -> None:
-    """Raise if the value of a row of logits is not finite.
-
-    Raises:
-        NonFiniteRowError: naming the first such row.
-    """
-    if not checks_enabled(values.device):
-        return
-    bad = values.isfinite().logical_not_()
-    if bad.any():
-        row = int(bad.int().argmax())
-        raise NonFiniteRowError(f"{name}: row {row} is all -inf, or holds NaN or +inf")
-
-
-def check_positive(name: str, values: Tensor, *, zero_included: bool = False) -> None:
-    """Raise if a value is not above 0 (or 0, where that is welcome), or float32 cannot hold it.
-
-    Raises:
-        ValueError: naming the argument.
-    """
-    if not checks_enabled(values.device):
-        return
-    enough = values >= (0 if zero_included else FLOAT32_TINY)
-    if not (enough & (values <= FLOAT32_MAX)).all():
-        sign = ">=" if zero_included else ">"
-        raise ValueError(f"{name}: expected finite numbers {sign} 0, in the range of float32")
-
-
 def flush_tiny(values: Tensor) -> Tensor:
     """0 for numbers whose reciprocal their dtype cannot hold."""
     return values.masked_fill(values.abs() < torch.finfo(values.dtype).tiny, 0)
-
-
-def check_steps(step: Tensor) -> None:
-    """Raise if a step is outside [0, 2^32), which is all that the noise counter holds of it.
-
-    Raises:
-        ValueError: naming the argument and the step.
-    """
-    if not checks_enabled(step.device) or step.numel() == 0:
-        return
-    low, high = (int(x) for x in torch.aminmax(step))
-    if low < 0 or high >= 1 << 32:
-        got = low if low < 0 else high
-        raise ValueError(f"step: expected values in [0, 2^32), got {got}")
-
-
-def check_ids(name: str, ids: Tensor, vocab: int) -> None:
-    """Raise if an id is outside [0, vocab).
-
-    Raises:
-        IndexError: naming the argument and the id.
-    """
-    if not checks_enabled(ids.device) or ids.numel() == 0:
-        return
-    low, high = (int(x) for x in torch.aminmax(ids))
-    if low < 0 or high >= vocab:
-        got = low if low < 0 else high
-        raise IndexError(f"{name}: expected values in [0, {vocab}), got {got}")
 
 
 def top_ids(

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from lepo_kernels.backends.reference.numerics import check_ids, check_steps
+from lepo_kernels.backends.checks import check_ids, check_steps
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

@@ -11,22 +11,15 @@ import math
 import torch
 from torch import Tensor
 
-from lepo_kernels.backends.reference.numerics import (
-    accumulation_dtype,
-    check_ids,
-    check_positive,
-    check_rows,
-    flush_tiny,
-    row_statistics,
-    top_ids,
-)
+from lepo_kernels.backends.checks import check_ids, check_positive, check_rows, check_survivors
+from lepo_kernels.backends.reference.numerics import flush_tiny, row_statistics, top_ids
 from lepo_kernels.backends.reference.philox import (
     exponential_from_words,
     gumbel_noise,
     normal_noise,
     philox_words,
 )
-from lepo_kernels.validation import checks_enabled
+from lepo_kernels.dtypes import accumulation_dtype
 
 # A round of Marsaglia-Tsang accepts with probability above 0.95: 8 rounds fail once in 10^10.
 _GAMMA_ROUNDS = 8
@@ -64,12 +57,12 @@ def sample_latent(
         a.index_fill_(1, exclude_ids, -torch.inf)
     ids = top_ids(a, top_k)
     kept = a.gather(1, ids)
-    if exclude_ids is not None:
-        _check_survivors(kept)
     mask = _filter(kept, top_p, min_p)
     kept = kept.masked_fill(~mask, -torch.inf)
     ids = torch.where(mask, ids, ids[:, :1])
     kept_lse = kept.logsumexp(dim=-1)
+    if exclude_ids is not None:
+        check_survivors(kept_lse)
     shadow = ids[:, 0].clone()
     if row_keys is None:
         row_keys = torch.arange(len(logits), device=logits.device)
@@ -208,12 +201,3 @@ def _weigh(
     soft = (gaps / torch.where(tau == 0, 1, tau)).softmax(dim=-1)
     hard = (ids == token[:, None]) & (scores > -torch.inf)
     return torch.where(tau == 0, hard.to(soft.dtype), soft)
-
-
-def _check_survivors(kept: Tensor) -> None:
-    if not checks_enabled(kept.device):
-        return
-    empty = kept[:, 0] == -torch.inf
-    if empty.any():
-        row = int(empty.int().argmax())
-        raise ValueError(f"exclude_ids: leaves nothing to sample in row {row} of logits")

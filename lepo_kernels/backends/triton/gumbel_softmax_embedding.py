@@ -26,7 +26,7 @@ import torch
 import triton
 from torch import Tensor
 
-from lepo_kernels.backends.layout import dense_rows
+from lepo_kernels.backends.rows import dense_rows
 from lepo_kernels.backends.triton.common.launching import UNFUSED, device_of
 from lepo_kernels.backends.triton.gumbel_softmax.backward import (
     Upstream,

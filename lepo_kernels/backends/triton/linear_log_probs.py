@@ -1,7 +1,7 @@
 """Triton kernels of selected log-probabilities, in one of two ways.
 
 Contract: ``chunks`` are torch's matrix products with row kernels (head/rows.py) on the
-logits between them, as `lepo_kernels.backends.chunked_head` says: the best products, but each logit
+logits between them, as `lepo_kernels.backends.gpu.head` says: the best products, but each logit
 goes to memory and back several times, and the backward pass waits once for the GPU to learn how
 many rows it may leave out. ``tiles`` (head/tiles.py) have products of their own, the forward pass
 without logits in memory, and never wait. Which one is taken depends on the device, the dtype, D and
@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lepo_kernels.backends import chunked_head
-from lepo_kernels.backends.chunked_head import RowKernels
+from lepo_kernels.backends.gpu import head as gpu_head
+from lepo_kernels.backends.gpu import logits as gpu_logits
+from lepo_kernels.backends.gpu.row_kernels import RowKernels
 from lepo_kernels.backends.triton.head import rows, strategies, tiles
 
 
@@ -36,8 +37,8 @@ def row_kernels() -> RowKernels:
 
 STRATEGIES = {
     "chunks": Strategy(
-        functools.partial(chunked_head.linear_log_probs, row_kernels()),
-        functools.partial(chunked_head.linear_log_probs_backward, row_kernels()),
+        functools.partial(gpu_head.linear_log_probs, row_kernels()),
+        functools.partial(gpu_head.linear_log_probs_backward, row_kernels()),
     ),
     "tiles": Strategy(
         tiles.linear_log_probs,
@@ -105,7 +106,7 @@ def gather_log_probs(
     inv_temperature: Tensor,  # [N] or [1]
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """Selected logits, log-sum-exp and entropy of ``logits / T``."""
-    return chunked_head.gather_log_probs(row_kernels(), logits, ids, inv_temperature)
+    return gpu_logits.gather_log_probs(row_kernels(), logits, ids, inv_temperature)
 
 
 def gather_log_probs_backward(
@@ -119,7 +120,7 @@ def gather_log_probs_backward(
     entropy: Tensor,  # [N]
 ) -> Tensor:  # [N, V]
     """Gradient of the logits, in their dtype."""
-    return chunked_head.gather_log_probs_backward(
+    return gpu_logits.gather_log_probs_backward(
         row_kernels(),
         grad_logits,
         grad_lse,

@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from lepo_kernels.backends.reference.numerics import check_ids
+from lepo_kernels.backends.checks import check_ids
 from lepo_kernels.backends.triton.common.launching import FUSED, device_of
 from lepo_kernels.backends.triton.latent.mixture_kernels import (
     mix_kernel,

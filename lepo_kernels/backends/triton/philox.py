@@ -7,7 +7,7 @@ import torch
 import triton
 from torch import Tensor
 
-from lepo_kernels.backends.reference.numerics import check_ids, check_steps
+from lepo_kernels.backends.checks import check_ids, check_steps
 from lepo_kernels.backends.triton.common.launching import FUSED, device_of, step_of
 from lepo_kernels.backends.triton.common.philox_kernels import philox_words_kernel
 from lepo_kernels.validation import INDEX_DTYPES, MAX_DRAWS, MAX_IDS, check_integer, check_tensor

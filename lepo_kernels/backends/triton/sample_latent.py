@@ -18,8 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lepo_kernels.backends.draw_checks import check_draw
-from lepo_kernels.backends.reference.numerics import check_positive
+from lepo_kernels.backends.checks import check_draw, check_positive
 from lepo_kernels.backends.triton.common.launching import device_of
 from lepo_kernels.backends.triton.latent.draw import (
     NOISES,

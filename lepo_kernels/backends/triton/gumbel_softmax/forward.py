@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from lepo_kernels.backends.reference.numerics import check_rows
+from lepo_kernels.backends.checks import check_rows
 from lepo_kernels.backends.triton.common.launching import UNFUSED
 from lepo_kernels.backends.triton.gumbel_softmax.launching import (
     COMBINE,

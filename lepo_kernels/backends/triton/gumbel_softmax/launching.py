@@ -16,7 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
-from lepo_kernels.backends.reference.numerics import check_positive, check_steps
+from lepo_kernels.backends.checks import check_positive, check_steps
 from lepo_kernels.backends.triton.common import launching
 from lepo_kernels.backends.triton.common.launching import UNFUSED, programs_wanted, step_of
 from lepo_kernels.validation import check_tensor

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lepo_kernels.backends.layout import dense_rows
+from lepo_kernels.backends.rows import dense_rows
 from lepo_kernels.backends.triton.common.launching import size_of
 from lepo_kernels.backends.triton.gumbel_softmax.launching import size_beside_floats
 from lepo_kernels.validation import FLOAT_DTYPES, check_tensor

@@ -6,7 +6,8 @@ Contract: that of rows.py, which launches them.
 import triton
 import triton.language as tl
 
-from lepo_kernels.backends.chunked_head import STATE, UNIT
+from lepo_kernels.backends.gpu.blocks import UNIT
+from lepo_kernels.backends.gpu.row_kernels import STATE
 from lepo_kernels.backends.triton.common.logit_kernels import (
     LOWEST,
     biased,

@@ -20,7 +20,7 @@ from typing import Any
 import triton
 from torch import Tensor
 
-from lepo_kernels.backends.chunked_head import UNIT
+from lepo_kernels.backends.gpu.blocks import UNIT
 from lepo_kernels.backends.triton.common.launching import FUSED, device_of, step_of
 from lepo_kernels.backends.triton.head.row_kernels import (
     merge_states_kernel,

@@ -6,7 +6,7 @@ Contract: that of tiles.py, which launches them.
 import triton
 import triton.language as tl
 
-from lepo_kernels.backends.chunked_head import STATE
+from lepo_kernels.backends.gpu.row_kernels import STATE
 from lepo_kernels.backends.triton.common.logit_kernels import (
     LOWEST,
     biased,

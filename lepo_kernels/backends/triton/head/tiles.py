@@ -23,22 +23,10 @@ import torch
 import triton
 from torch import Tensor
 
-from lepo_kernels.backends.chunked_head import (
-    STATE,
-    HeadPart,
-    Rows,
-    Upstream,
-    blocks_of,
-    head_parts,
-)
-from lepo_kernels.backends.layout import dense_rows
-from lepo_kernels.backends.reference.numerics import (
-    check_ids,
-    check_positive,
-    check_rows,
-    fill_empty_sums,
-    has_coefficients,
-)
+from lepo_kernels.backends.checks import check_ids, check_positive, check_rows
+from lepo_kernels.backends.gpu.blocks import HeadPart, Rows, Upstream, blocks_of, head_parts
+from lepo_kernels.backends.gpu.row_kernels import STATE
+from lepo_kernels.backends.rows import dense_rows, fill_empty_sums, has_coefficients
 from lepo_kernels.backends.triton.common import launching
 from lepo_kernels.backends.triton.common.launching import (
     FUSED,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lepo_kernels.backends.reference.numerics import per_row
+from lepo_kernels.backends.rows import per_row
 from lepo_kernels.backends.triton.common.launching import step_of
 from lepo_kernels.backends.triton.latent.row_kernels import CATEGORICAL
 

@@ -1,0 +1,101 @@
+"""How the [N, V] logits of a head are cut, and what belongs to a block of them."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lepo_kernels.backends.rows import per_row
+
+# The row kernels' unit of summation: where the vocabulary may be cut.
+UNIT = 512
+# More rows would not make the products faster, and leave narrower parts of the vocabulary.
+MOST_ROWS = 8192
+
+
+class Blocks(NamedTuple):
+    """How [N, V] logits are cut so that no block is too large."""
+
+    rows: list[slice]
+    columns: list[slice]
+
+
+def blocks_of(rows: int, vocab: int, chunk_size: int) -> Blocks:
+    """Cut into blocks of at most ``chunk_size * vocab`` logits, of like sizes."""
+    entries = chunk_size * vocab
+    height = max(1, min(rows, MOST_ROWS, entries // min(vocab, UNIT)))
+    # In units; a vocabulary of less than one is not cut.
+    width = max(1, entries // height // UNIT)
+    return Blocks(
+        even_slices(rows, height, 1),
+        even_slices(vocab, width * UNIT, UNIT),
+    )
+
+
+def even_slices(count: int, most: int, unit: int) -> list[slice]:
+    """Slices of at most ``most``, a multiple of ``unit``, cut at multiples of it."""
+    pieces = -(-count // most)
+    size = -(-count // (max(pieces, 1) * unit)) * unit
+    return [slice(first, min(first + size, count)) for first in range(0, count, max(size, 1))]
+
+
+class HeadPart(NamedTuple):
+    """The part of a language-model head that belongs to ``columns`` of the vocabulary."""
+
+    columns: slice
+    weight: Tensor  # [C, D]
+    bias: Tensor | None  # [C] float32
+    softcap: float
+
+
+def head_parts(
+    columns: list[slice],
+    lm_head: Tensor,  # [V, D]
+    bias: Tensor | None,  # [V]
+    softcap: float | None,
+) -> Iterator[HeadPart]:
+    """Cut a head at ``columns``."""
+    wide = None if bias is None else bias.float().contiguous()
+    for part in columns:
+        part_bias = None if wide is None else wide[part]
+        yield HeadPart(part, lm_head[part], part_bias, softcap or 0.0)
+
+
+class Rows(NamedTuple):
+    """What the kernels read of each row."""
+
+    hidden: Tensor  # [M, D]
+    ids: Tensor  # [M, K] int64
+    inv_temperature: Tensor  # [M] or [1]
+
+    def block(self, rows: slice) -> "Rows":
+        """Some of them."""
+        return Rows(self.hidden[rows], self.ids[rows], per_row(self.inv_temperature, rows))
+
+
+class Upstream(NamedTuple):
+    """The upstream gradients of each row, and its statistics."""
+
+    grad_logits: Tensor  # [M, K]
+    grad_lse: Tensor  # [M]
+    grad_entropy: Tensor  # [M]
+    lse: Tensor  # [M]
+    entropy: Tensor  # [M]
+
+    def block(self, rows: slice) -> "Upstream":
+        """Of some of the rows."""
+        return Upstream(*(x[rows] for x in self))
+
+
+def may_wait(like: Tensor) -> bool:
+    """Whether the host may wait for the GPU."""
+    return not (like.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def take_rows(
+    x: Tensor,  # [N, ...]
+    rows: Tensor | None,  # [M]
+) -> Tensor:  # [M, ...] or [N, ...]
+    """Some of the rows; None stands for all."""
+    return x if rows is None or len(rows) == len(x) else x[rows]
