@@ -104,7 +104,7 @@ test: lint $(NATIVE)
 		$(MARKS_$(TESTS)) $(PYTEST_ARGS)
 
 LANE_TORCH ?= $(shell grep '^torch==' $(LOCKED))
-LANE_TESTS ?= tests/rollout tests/trainer tests/ops
+LANE_TESTS ?= tests/rollout tests/trainer tests/ops tests/formulas
 
 # The native library of this tree serves the lanes as it is: one build is for every torch.
 test-newest:

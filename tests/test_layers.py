@@ -1,4 +1,4 @@
-"""Imports in the package go downwards: from what users call, through dispatch, to the kernels."""
+"""Imports go downwards, from what users call to the kernels; names say what is where."""
 
 import ast
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import lepo_kernels
+from lepo_kernels import dispatch
 
 ROOT = Path(lepo_kernels.__file__).parent
 # From the bottom. What is on one floor does not import from another part of that floor.
@@ -92,3 +93,13 @@ def test_names_of_triton_files_say_host_or_kernel():
         != (functions_of(file) if file.stem.endswith("_kernels") else set())
     }
     assert mixed == set()
+
+
+def test_an_op_leads_to_its_tests_in_one_guess():
+    files = (ROOT.parent / "tests" / "ops").glob("test_*.py")
+    stems = {file.stem.removeprefix("test_") for file in files}
+    families = {family for family, _ in dispatch.KERNELS.values()}
+    assert stems >= families
+    names = (*dispatch.BACKENDS, "gpu", "kernels")
+    special = {f"{family}_{name}" for family in families for name in names}
+    assert {stem for stem in stems if stem.startswith(tuple(families))} <= families | special

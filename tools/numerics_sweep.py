@@ -23,13 +23,15 @@ import pytest
 
 VARIABLE = "LEPO_NUMERIC_SEED"
 FILES = (
+    "tests/formulas/test_lepo_gradient.py",
+    "tests/formulas/test_lepo_objective.py",
+    "tests/formulas/test_scores.py",
     "tests/ops/test_gumbel_softmax_embedding.py",
     "tests/ops/test_gumbel_softmax_embedding_cpu.py",
     "tests/ops/test_latent_step.py",
-    "tests/ops/test_lepo_gradient.py",
     "tests/ops/test_lepo_loss.py",
-    "tests/ops/test_lepo_loss_chunked.py",
-    "tests/ops/test_lepo_loss_fused.py",
+    "tests/ops/test_lepo_loss_gpu.py",
+    "tests/ops/test_lepo_loss_kernels.py",
     "tests/ops/test_linear_gumbel_softmax_embedding.py",
     "tests/ops/test_linear_log_probs.py",
     "tests/ops/test_linear_log_probs_cpu.py",
@@ -37,7 +39,6 @@ FILES = (
     "tests/ops/test_mix_embeddings_cpu.py",
     "tests/ops/test_sample_latent.py",
     "tests/ops/test_sample_latent_cpu.py",
-    "tests/ops/test_scores.py",
     "tests/parallel/test_one_rank.py",
     "tests/rollout/test_lm_head.py",
     "tests/rollout/test_policy_log_probs.py",

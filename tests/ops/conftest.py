@@ -17,7 +17,7 @@ GPU_BACKENDS = {"cuda": cuda_backend, "triton": triton_backend}
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marks = metafunc.definition.iter_markers("parametrize")
     if "backend" in metafunc.fixturenames and not any("backend" in mark.args[0] for mark in marks):
-        names = backends_of(metafunc.module.__name__)
+        names = backends_to_try(metafunc.module.__name__)
         metafunc.parametrize("backend", names, indirect=True)
 
 
@@ -37,7 +37,7 @@ def is_simulated(backend: str | None) -> bool:
     return backend in GPU_BACKENDS and not GPU_BACKENDS[backend].has_gpu()
 
 
-def backends_of(module: str) -> list[str]:
+def backends_to_try(module: str) -> list[str]:
     """The backends for the tests in this file: those that serve every op of its family."""
     stem = module.rsplit(".", 1)[-1].removeprefix("test_")
     ops = [op for op, (family, _) in dispatch.KERNELS.items() if stem.startswith(family)]

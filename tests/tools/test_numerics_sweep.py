@@ -1,5 +1,7 @@
 """The sweep counts what passed and failed per code path, and names the seeds of what failed."""
 
+from pathlib import Path
+
 from tests.seeds import VARIABLE
 from tools import numerics_sweep
 
@@ -15,6 +17,11 @@ def test_path():
 def test_opcheck():
     assert False
 """
+
+
+def test_the_files_that_it_runs_are_there():
+    root = Path(__file__).parents[2]
+    assert {file for file in numerics_sweep.FILES if not (root / file).is_file()} == set()
 
 
 def test_the_table_has_every_seed_of_a_path(tmp_path, capsys):
