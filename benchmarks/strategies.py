@@ -124,7 +124,7 @@ def measured(
                 print(f"[{count}, {width}] x [{vocab}, {width}] {dtype}: {figures}", flush=True)
                 fastest = min(STRATEGIES, key=lambda name: times[name])
                 line[strategies.class_of("V", vocab, strategies.VOCABS)] = fastest
-        family[launching.size_of(dtype)] = entries
+        family[launching.dtype_class(dtype)] = entries
     return family
 
 

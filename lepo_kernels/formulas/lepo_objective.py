@@ -1,4 +1,4 @@
-"""P6, the epilogue: LEPO's loss of latent and discrete rows from selected log-probabilities.
+"""`lepo_objective`: LEPO's loss of latent and discrete rows from selected log-probabilities.
 
 Plain torch on [N, K]. `lepo_kernels.lepo_loss` puts it on top of hidden states and a head.
 """

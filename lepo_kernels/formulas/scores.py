@@ -1,4 +1,4 @@
-"""P4: what each method's loss needs of the policy, from selected logits and log-sum-exp.
+"""Scores: what each method's loss needs of the policy, from selected logits and log-sum-exp.
 
 Plain torch on [N] and [N, K], differentiable in the policy's quantities (`linear_log_probs`) and in
 nothing else: what the rollout stored (weights, perturbed scores, embeddings) is constant. A new

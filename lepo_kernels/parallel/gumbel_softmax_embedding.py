@@ -1,4 +1,4 @@
-"""P5 over a vocabulary of which each rank holds a part: of the logits, and of the table.
+"""`gumbel_softmax_embedding` over a vocabulary of which each rank has a part of logits and table.
 
 Design note: noise goes by vocabulary id, so the ranks draw that of the whole. Each mixes its part;
 one all-reduce of ``9 R`` float64 numbers a row tells all ranks how much each part weighs, as the op

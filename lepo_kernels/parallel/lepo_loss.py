@@ -1,4 +1,4 @@
-"""P6 over a head of which each rank holds a part of the vocabulary: P3, and the loss on top.
+"""`lepo_loss` over a head of which each rank holds a part of the vocabulary.
 
 The loss is plain torch on numbers that all ranks have, so it needs no collective of its own.
 """

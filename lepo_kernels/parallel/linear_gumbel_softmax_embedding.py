@@ -1,4 +1,4 @@
-"""P5 from hidden states, over a head and a table of which each rank holds a part of the vocabulary.
+"""`linear_gumbel_softmax_embedding` over head and table, of which each rank has a part of the ids.
 
 Design note: as `lepo_kernels.parallel.gumbel_softmax_embedding`, whose collectives these are, but
 each rank forms the logits of its part from hidden states that all ranks have. So the backward pass

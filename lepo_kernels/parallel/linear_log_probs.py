@@ -1,4 +1,4 @@
-"""P3 over a head of which each rank holds a part of the vocabulary.
+"""`linear_log_probs` over a head of which each rank holds a part of the vocabulary.
 
 Design note: each rank computes the selected logits, log-sum-exp and entropy of its part, and one
 all-reduce of ``2 R + K`` numbers a row lets all ranks join them. With R ranks' ``lse_r``, ``H_r``:

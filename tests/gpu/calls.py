@@ -13,7 +13,7 @@ from tests.ops.native_cases import NATIVE_OPS, Case, cases, same_bits
 
 
 def widths_on(device: torch.device) -> tuple[int, ...]:
-    """Some vectors of 16 bytes and a rest; more than the 64 entries that P1's fast path can keep.
+    """Some vectors of 16 bytes and a rest; more than the 64 entries of the draw's fast path.
 
     On a GPU also some tiles of any kernel and a rest: the simulator would take seconds for them.
     """

@@ -20,7 +20,7 @@ from tests.tolerances import assert_no_worse_than_plain
 
 
 def plain(logits, embedding, tau, temperature=1.0, seed=0, row_keys=None, step=0, first_id=0):
-    """The same with all noise and weights at hand, in the dtype of the inputs."""
+    """The same from precomputed noise and weights, in the dtype of the inputs."""
     rows, vocab = logits.shape
     keys = torch.arange(rows) if row_keys is None else row_keys
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32

@@ -43,7 +43,7 @@ def head(hidden, lm_head, bias=None, softcap=None):
 
 
 def dense(hidden, lm_head, embedding, bias=None, *, softcap=None, tau=0.5, **options):
-    """The same with all logits, noise and weights at hand."""
+    """The same from precomputed logits, noise and weights."""
     table = lm_head if embedding is None else embedding
     return plain(head(hidden, lm_head, bias, softcap), table, tau, **options)
 

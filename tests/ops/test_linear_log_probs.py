@@ -17,7 +17,7 @@ from tests.tolerances import assert_no_worse_than_plain
 
 
 def plain(hidden, lm_head, ids, bias=None, softcap=None, inv_temperature=1.0):
-    """The same quantities with all logits at hand, in the dtype of the inputs."""
+    """The same quantities from precomputed logits, in the dtype of the inputs."""
     logits = hidden @ lm_head.T
     if bias is not None:
         logits = logits + bias

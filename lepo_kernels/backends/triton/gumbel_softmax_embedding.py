@@ -48,9 +48,9 @@ from lepo_kernels.backends.triton.gumbel_softmax.launching import (
     chunk_width,
     chunks_of,
     draws_of,
+    dtype_class_beside_floats,
     is_split,
     options,
-    size_beside_floats,
 )
 from lepo_kernels.backends.triton.gumbel_softmax.statistics_kernels import noisy_scores_kernel
 from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
@@ -180,7 +180,7 @@ def _logits_gradient(
     weights: Tensor,  # [N, chunk] or [0], written
 ) -> None:
     rows, vocab = logits.shape
-    tiles = options(LOGITS_GRADIENT, size_beside_floats(embedding), rows, embedding.device)
+    tiles = options(LOGITS_GRADIENT, dtype_class_beside_floats(embedding), rows, embedding.device)
     row_blocks = triton.cdiv(rows, tiles["ROWS"])
     logits_gradient_kernel[(row_blocks * triton.cdiv(chunk.ids, tiles["IDS"]),)](
         logits,

@@ -69,7 +69,7 @@ def linear_gumbel_softmax_embedding(
     rows = len(hidden)
     draws = draws_of(rows, tau, temperature, seed, row_keys, step, first_id)
     check_values(draws)
-    tiles = options(LINEAR_SCORES, head.size_with_table, rows, hidden.device)
+    tiles = options(LINEAR_SCORES, head.dtype_class_with_table, rows, hidden.device)
     row_blocks = triton.cdiv(rows, tiles["ROWS"])
 
     def write_scores(chunk: Chunk, scores: Scores) -> None:

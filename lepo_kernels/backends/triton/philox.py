@@ -8,7 +8,7 @@ import triton
 from torch import Tensor
 
 from lepo_kernels.backends.checks import check_ids, check_steps
-from lepo_kernels.backends.triton.common.launching import FUSED, device_of, step_of
+from lepo_kernels.backends.triton.common.launching import FUSED, device_of, stride_of
 from lepo_kernels.backends.triton.common.philox_kernels import philox_words_kernel
 from lepo_kernels.validation import INDEX_DTYPES, MAX_DRAWS, MAX_IDS, check_integer, check_tensor
 
@@ -40,7 +40,7 @@ def philox_words(
                 seed,
                 row_keys.contiguous(),
                 step.contiguous(),
-                step_of(step),
+                stride_of(step),
                 ids.contiguous(),
                 0 if ids.shape[0] == 1 else entries,
                 draw,

@@ -38,16 +38,16 @@ def device_family(device: torch.device) -> str:
     return families.get(capability, "other")
 
 
-def size_of(dtype: torch.dtype) -> str:
-    """Of a number in a table of tiles."""
+def dtype_class(dtype: torch.dtype) -> str:
+    """The class of a dtype in tables of tiles and strategies."""
     return "float" if dtype == torch.float32 else "half"
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """Of a product of this dtype; that of halves is exact anyway."""
+    """The input precision of a product of this dtype; that of halves is exact anyway."""
     return "tf32x3" if dtype == torch.float32 and not torch.version.hip else "ieee"
 
 
-def step_of(per_row: Tensor) -> int:
-    """From the value of one row to that of the next: a single value is that of all."""
+def stride_of(per_row: Tensor) -> int:
+    """The stride from the value of one row to the next: a single value is that of all."""
     return 0 if per_row.numel() == 1 else 1

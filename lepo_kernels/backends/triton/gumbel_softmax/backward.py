@@ -16,9 +16,9 @@ from lepo_kernels.backends.triton.gumbel_softmax.launching import (
     COMBINE,
     Chunk,
     Draws,
+    dtype_class_beside_floats,
     is_split,
     options,
-    size_beside_floats,
 )
 from lepo_kernels.backends.triton.gumbel_softmax.statistics_kernels import STATISTICS
 from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
@@ -111,7 +111,7 @@ def table_gradient(
 ) -> None:
     """The chunk's rows of it."""
     width = dembedding.shape[1]
-    size, device = size_beside_floats(dembedding), dembedding.device
+    size, device = dtype_class_beside_floats(dembedding), dembedding.device
     tiles = options(TABLE_GRADIENT, size, len(weights), device, COLUMNS=width)
     column_blocks = triton.cdiv(width, tiles["COLUMNS"])
     dense_table_gradient_kernel[(column_blocks * triton.cdiv(chunk.ids, tiles["IDS"]),)](

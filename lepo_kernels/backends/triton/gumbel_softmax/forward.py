@@ -20,10 +20,10 @@ from lepo_kernels.backends.triton.gumbel_softmax.launching import (
     Chunk,
     Draws,
     chunks_of,
+    dtype_class_beside_floats,
     ids_per_split,
     is_split,
     options,
-    size_beside_floats,
 )
 from lepo_kernels.backends.triton.gumbel_softmax.mixture_kernels import (
     combine_mixtures_kernel,
@@ -139,7 +139,7 @@ class _Mixer:
         self.draws, self.embedding = draws, embedding
         self.rows, self.width, device = len(draws.row_keys), embedding.shape[1], embedding.device
         self.options = options(
-            MIX, size_beside_floats(embedding), self.rows, device, COLUMNS=self.width
+            MIX, dtype_class_beside_floats(embedding), self.rows, device, COLUMNS=self.width
         )
         self.row_blocks = triton.cdiv(self.rows, self.options["ROWS"])
         self.column_blocks = triton.cdiv(self.width, self.options["COLUMNS"])

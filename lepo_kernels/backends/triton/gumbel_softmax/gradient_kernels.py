@@ -30,9 +30,9 @@ def upstream_kernel(
     grad_log_prob: tl.tensor,  # [N]
     grad_log_density: tl.tensor,  # [N]
     tau: tl.tensor,  # [N] or [1]
-    tau_step: tl.tensor,
+    stride_tau: tl.tensor,
     temperature: tl.tensor,  # [N] or [1]
-    temperature_step: tl.tensor,
+    stride_temperature: tl.tensor,
     mixed: tl.tensor,  # [N, D]
     deviation: tl.tensor,  # [N, D]
     statistics: tl.tensor,  # [N, 8]
@@ -63,7 +63,7 @@ def upstream_kernel(
             tl.store(low + at, de_low, mask=inside)
         else:
             tl.store(high + at, de, mask=inside)
-    _, hard = inverse_tau(tau, tau_step, row)
+    _, hard = inverse_tau(tau, stride_tau, row)
     dlogp = tl.load(grad_log_prob + row).to(tl.float32)
     dlogq = tl.load(grad_log_density + row).to(tl.float32)
     # A single entry has no density, and the limit of tau = 0 has no gradient.
@@ -73,7 +73,7 @@ def upstream_kernel(
     tl.store(out + 1, tl.sum(peak_pull, axis=0))
     tl.store(out + 2, dlogp)
     tl.store(out + 3, dlogq)
-    tl.store(out + 4, inverse_of(temperature, temperature_step, row))
+    tl.store(out + 4, inverse_of(temperature, stride_temperature, row))
     active = (tl.max(used, axis=0) > 0) | (dlogp != 0) | (dlogq != 0)
     tl.store(idle + row, 1 - active.to(tl.int8))
 
@@ -84,11 +84,11 @@ def weights_of(
     ids: tl.tensor,  # [IDS]
     rows: tl.tensor,  # [ROWS] int64
     tau: tl.tensor,  # [N] or [1]
-    tau_step: tl.tensor,
+    stride_tau: tl.tensor,
     statistics: tl.tensor,  # [N, 8]
 ) -> tl.tensor:  # [ROWS, IDS]
     """``z`` of scores; a peak of -1 is not among them."""
-    inverse, hard = inverse_tau(tau, tau_step, rows)
+    inverse, hard = inverse_tau(tau, stride_tau, rows)
     known = statistics + rows * STATISTICS
     q_max = tl.load(known).to(tl.float32)
     scale = tl.load(known + 1).to(tl.float32)
@@ -123,12 +123,12 @@ def gradient_per_weight(
     ids: tl.tensor,  # [IDS]
     rows: tl.tensor,  # [ROWS] int64
     tau: tl.tensor,  # [N] or [1]
-    tau_step: tl.tensor,
+    stride_tau: tl.tensor,
     statistics: tl.tensor,  # [N, 8]
     upstream: tl.tensor,  # [N, 5]
 ) -> tl.tensor:  # [ROWS, IDS]
     """The factor of the weights in it."""
-    inverse, hard = inverse_tau(tau, tau_step, rows)
+    inverse, hard = inverse_tau(tau, stride_tau, rows)
     above = upstream + rows * UPSTREAM
     at_peak = ids[None, :] == tl.load(statistics + rows * STATISTICS + 4).to(tl.int32)[:, None]
     pull = tl.where(at_peak, -tl.load(above + 1)[:, None], pull - tl.load(above)[:, None])
@@ -163,11 +163,11 @@ def logits_gradient_kernel(
     logits: tl.tensor,  # [N, V]
     row_stride: tl.tensor,
     tau: tl.tensor,  # [N] or [1]
-    tau_step: tl.tensor,
+    stride_tau: tl.tensor,
     seed: tl.tensor,  # []
     row_keys: tl.tensor,  # [N]
     step: tl.tensor,  # [N] or [1]
-    step_step: tl.tensor,
+    stride_step: tl.tensor,
     first_id: tl.tensor,
     statistics: tl.tensor,  # [N, 8]
     embedding: tl.tensor,  # [V, D]
@@ -212,17 +212,17 @@ def logits_gradient_kernel(
             mask = active[:, None] & (columns < width)[None, :]
             pull, small = add_pull(pull, small, table, high, low, at, mask, SPLIT, PRECISION)
         pull += small
-        warmth = tl.load(upstream + rows * UPSTREAM + 4)
-        a = logits_tile(logits, row_stride, rows, ids, past) * warmth[:, None]
-        x = exponential_tile(seed, row_keys, step, step_step, rows, first_id + start, ROWS, IDS)
+        inv_temperature = tl.load(upstream + rows * UPSTREAM + 4)
+        a = logits_tile(logits, row_stride, rows, ids, past) * inv_temperature[:, None]
+        x = exponential_tile(seed, row_keys, step, stride_step, rows, first_id + start, ROWS, IDS)
         q = a - tl.log(x)
         da = gradient_beside_weights(a, x, rows, statistics, upstream)
-        z = weights_of(q, ids, rows, tau, tau_step, statistics)
+        z = weights_of(q, ids, rows, tau, stride_tau, statistics)
         if WEIGHTS:
             at = weights + place.to(tl.int64)[:, None] * chunk + (ids - first)[None, :]
             tl.store(at, z, mask=stored)
-        da += z * gradient_per_weight(pull, ids, rows, tau, tau_step, statistics, upstream)
-        da = tl.where(active[:, None], da * warmth[:, None], 0.0)
+        da += z * gradient_per_weight(pull, ids, rows, tau, stride_tau, statistics, upstream)
+        da = tl.where(active[:, None], da * inv_temperature[:, None], 0.0)
     out = dlogits + rows[:, None] * vocab + ids.to(tl.int64)[None, :]
     tl.store(out, da.to(dlogits.dtype.element_ty), mask=stored)
 
@@ -232,13 +232,13 @@ def weights_kernel(
     logits: tl.tensor,  # [N, V]
     row_stride: tl.tensor,
     tau: tl.tensor,  # [N] or [1]
-    tau_step: tl.tensor,
+    stride_tau: tl.tensor,
     temperature: tl.tensor,  # [N] or [1]
-    temperature_step: tl.tensor,
+    stride_temperature: tl.tensor,
     seed: tl.tensor,  # []
     row_keys: tl.tensor,  # [N]
     step: tl.tensor,  # [N] or [1]
-    step_step: tl.tensor,
+    stride_step: tl.tensor,
     first_id: tl.tensor,
     statistics: tl.tensor,  # [N, 8]
     order: tl.tensor,  # [N], rows with gradients first
@@ -260,10 +260,10 @@ def weights_kernel(
     active = place < tl.load(count)
     if tl.sum(active.to(tl.int32)) > 0:
         rows = tl.load(order + tl.minimum(place, total_rows - 1))
-        warmth = inverse_of(temperature, temperature_step, rows)
-        a = logits_tile(logits, row_stride, rows, ids, past) * warmth[:, None]
-        x = exponential_tile(seed, row_keys, step, step_step, rows, first_id + start, ROWS, IDS)
-        z = weights_of(a - tl.log(x), ids, rows, tau, tau_step, statistics)
+        inv_temperature = inverse_of(temperature, stride_temperature, rows)
+        a = logits_tile(logits, row_stride, rows, ids, past) * inv_temperature[:, None]
+        x = exponential_tile(seed, row_keys, step, stride_step, rows, first_id + start, ROWS, IDS)
+        z = weights_of(a - tl.log(x), ids, rows, tau, stride_tau, statistics)
         at = weights + place.to(tl.int64)[:, None] * chunk + (ids - first)[None, :]
         tl.store(at, z, mask=active[:, None] & (ids < past)[None, :])
 

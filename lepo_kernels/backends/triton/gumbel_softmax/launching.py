@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lepo_kernels.backends.checks import check_positive, check_steps
 from lepo_kernels.backends.triton.common import launching
-from lepo_kernels.backends.triton.common.launching import UNFUSED, programs_wanted, step_of
+from lepo_kernels.backends.triton.common.launching import UNFUSED, programs_wanted, stride_of
 from lepo_kernels.validation import check_tensor
 
 CHUNK = {"ENTRIES": 1 << 24, "LEAST_IDS": 2048}
@@ -45,15 +45,15 @@ class Draws:
 
     def tau_arguments(self) -> tuple[Any, ...]:
         """Arguments of a kernel, ``tau`` and its step."""
-        return self.tau, step_of(self.tau)
+        return self.tau, stride_of(self.tau)
 
     def temperature_arguments(self) -> tuple[Any, ...]:
         """Arguments of a kernel, ``temperature`` and its step."""
-        return self.temperature, step_of(self.temperature)
+        return self.temperature, stride_of(self.temperature)
 
     def noise_arguments(self) -> tuple[Any, ...]:
         """Arguments of a kernel, from the seed to the first id."""
-        return self.seed, self.row_keys, self.step, step_of(self.step), self.first_id
+        return self.seed, self.row_keys, self.step, stride_of(self.step), self.first_id
 
     def arguments(self) -> tuple[Any, ...]:
         """All of them, in this order."""
@@ -118,7 +118,7 @@ def is_split(table: Tensor) -> bool:
     return table.dtype == torch.bfloat16
 
 
-def size_beside_floats(table: Tensor) -> str:
+def dtype_class_beside_floats(table: Tensor) -> str:
     """Of the factors, in a table of tiles, where those beside rows of ``table`` are float32."""
     return "half" if is_split(table) else "float"
 

@@ -13,10 +13,10 @@ from lepo_kernels.backends.triton.gumbel_softmax.launching import (
     COMBINE,
     Chunk,
     Draws,
+    dtype_class_beside_floats,
     ids_per_split,
     is_split,
     options,
-    size_beside_floats,
 )
 from lepo_kernels.backends.triton.gumbel_softmax.linear_gradient_kernels import (
     bias_gradient_kernel,
@@ -67,7 +67,7 @@ def logits_gradient(
 ) -> None:
     """Gradient of the logits and weights of a chunk."""
     rows = len(head.hidden)
-    tiles = options(LINEAR_LOGITS_GRADIENT, head.size_with_table, rows, head.hidden.device)
+    tiles = options(LINEAR_LOGITS_GRADIENT, head.dtype_class_with_table, rows, head.hidden.device)
     row_blocks = triton.cdiv(rows, tiles["ROWS"])
     linear_logits_gradient_kernel[(row_blocks * triton.cdiv(chunk.ids, tiles["IDS"]),)](
         *head.arguments(),
@@ -101,7 +101,9 @@ class StatesGradient:
     def __init__(self, head: Head, upstream: Upstream, chunk_ids: int) -> None:
         self.head, self.upstream = head, upstream
         self.rows, device = len(head.hidden), head.hidden.device
-        self.options = options(HIDDEN_GRADIENT, head.size, self.rows, device, COLUMNS=head.width)
+        self.options = options(
+            HIDDEN_GRADIENT, head.dtype_class, self.rows, device, COLUMNS=head.width
+        )
         self.row_blocks = triton.cdiv(self.rows, self.options["ROWS"])
         self.column_blocks = triton.cdiv(head.width, self.options["COLUMNS"])
         blocks = max(1, self.row_blocks * self.column_blocks)
@@ -155,7 +157,7 @@ def head_gradient(
     dlm_head: Tensor,  # [V, D], written
 ) -> None:
     """A chunk's rows of the gradient of the head; of a tied one, of both its uses."""
-    size = size_beside_floats(head.table) if head.tied else head.size
+    size = dtype_class_beside_floats(head.table) if head.tied else head.dtype_class
     rows, device = len(head.hidden), head.hidden.device
     tiles = options(HEAD_GRADIENT, size, rows, device, COLUMNS=head.width)
     column_blocks = triton.cdiv(head.width, tiles["COLUMNS"])

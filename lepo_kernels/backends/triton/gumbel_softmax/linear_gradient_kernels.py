@@ -34,11 +34,11 @@ def linear_logits_gradient_kernel(
     bias: tl.tensor,  # [V] or None
     softcap: tl.tensor,  # a number or None
     tau: tl.tensor,  # [N] or [1]
-    tau_step: tl.tensor,
+    stride_tau: tl.tensor,
     seed: tl.tensor,  # []
     row_keys: tl.tensor,  # [N]
     step: tl.tensor,  # [N] or [1]
-    step_step: tl.tensor,
+    stride_step: tl.tensor,
     first_id: tl.tensor,
     statistics: tl.tensor,  # [N, 8]
     embedding: tl.tensor,  # [V, E]
@@ -96,18 +96,18 @@ def linear_logits_gradient_kernel(
                 mask = active[:, None] & (columns < width)[None, :]
                 pull, small = add_pull(pull, small, table, high, low, at, mask, SPLIT, PRECISION)
         pull += small
-        warmth = tl.load(upstream + rows * UPSTREAM + 4)
-        a = logits * warmth[:, None]
-        x = exponential_tile(seed, row_keys, step, step_step, rows, first_id + start, ROWS, IDS)
+        inv_temperature = tl.load(upstream + rows * UPSTREAM + 4)
+        a = logits * inv_temperature[:, None]
+        x = exponential_tile(seed, row_keys, step, stride_step, rows, first_id + start, ROWS, IDS)
         q = a - tl.log(x)
         da = gradient_beside_weights(a, x, rows, statistics, upstream)
-        per_weight = gradient_per_weight(pull, ids, rows, tau, tau_step, statistics, upstream)
-        slope = warmth[:, None]
+        per_weight = gradient_per_weight(pull, ids, rows, tau, stride_tau, statistics, upstream)
+        slope = inv_temperature[:, None]
         if softcap is not None:
             # Of the logits again, so that no tile of them is kept beside the tempered ones.
-            share = a * (1.0 / (warmth * softcap))[:, None]
+            share = a * (1.0 / (inv_temperature * softcap))[:, None]
             slope *= 1.0 - share * share
-        z = weights_of(q, ids, rows, tau, tau_step, statistics)
+        z = weights_of(q, ids, rows, tau, stride_tau, statistics)
         da = da * slope + z * (per_weight * slope)
         at = place.to(tl.int64)[:, None] * chunk + (ids - first)[None, :]
         mask = active[:, None] & (ids < past)[None, :]

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from lepo_kernels.backends.rows import dense_rows
-from lepo_kernels.backends.triton.common.launching import size_of
-from lepo_kernels.backends.triton.gumbel_softmax.launching import size_beside_floats
+from lepo_kernels.backends.triton.common.launching import dtype_class
+from lepo_kernels.backends.triton.gumbel_softmax.launching import dtype_class_beside_floats
 from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
 
 
@@ -33,15 +33,15 @@ class Head:
         return self.lm_head.shape[1]
 
     @property
-    def size(self) -> str:
+    def dtype_class(self) -> str:
         """Of states and head in a table of tiles: products take them as they are."""
-        return size_of(self.lm_head.dtype)
+        return dtype_class(self.lm_head.dtype)
 
     @property
-    def size_with_table(self) -> str:
+    def dtype_class_with_table(self) -> str:
         """Where logits and the table meet in a kernel."""
-        is_mixed = self.size == "half" and size_beside_floats(self.table) == "float"
-        return "mixed" if is_mixed else self.size
+        is_mixed = self.dtype_class == "half" and dtype_class_beside_floats(self.table) == "float"
+        return "mixed" if is_mixed else self.dtype_class
 
     def arguments(self) -> tuple[Any, ...]:
         """Arguments of a kernel, from the states to the cap."""

@@ -22,7 +22,7 @@ def mix_beside_peak_kernel(
     scores: tl.tensor,  # [N, chunk]
     chunk: tl.tensor,
     tau: tl.tensor,  # [N] or [1]
-    tau_step: tl.tensor,
+    stride_tau: tl.tensor,
     known: tl.tensor,  # [N, 10]
     carry: tl.tensor,  # [N, 2]
     old_peaks: tl.tensor,  # [N] int32
@@ -68,7 +68,7 @@ def mix_beside_peak_kernel(
         total += weight[:, None] * old.to(tl.float32)
     # A sum of its own: Triton would give chained products different layouts, and convert the sums.
     small = tl.zeros((ROWS, COLUMNS), tl.float32)
-    inverse, hard = inverse_tau(tau, tau_step, rows)
+    inverse, hard = inverse_tau(tau, stride_tau, rows)
     q_max = finite(tl.load(known + rows * KNOWN).to(tl.float32))
     peak = tl.load(known + rows * KNOWN + 9).to(tl.int32)
     # So that its weights are 0 beside the peak.

@@ -78,13 +78,13 @@ def noisy_scores_kernel(
     logits: tl.tensor,  # [N, V]
     row_stride: tl.tensor,
     tau: tl.tensor,  # [N] or [1]
-    tau_step: tl.tensor,
+    stride_tau: tl.tensor,
     temperature: tl.tensor,  # [N] or [1]
-    temperature_step: tl.tensor,
+    stride_temperature: tl.tensor,
     seed: tl.tensor,  # []
     row_keys: tl.tensor,  # [N]
     step: tl.tensor,  # [N] or [1]
-    step_step: tl.tensor,
+    stride_step: tl.tensor,
     first_id: tl.tensor,
     scores: tl.tensor,  # [N, chunk], written
     parts: tl.tensor,  # [N, 9, tiles], written
@@ -105,10 +105,10 @@ def noisy_scores_kernel(
     rows = tl.minimum(wanted, total_rows - 1).to(tl.int64)
     start = first + tile * IDS
     ids = start + tl.arange(0, IDS)
-    warmth = inverse_of(temperature, temperature_step, rows)
-    a = logits_tile(logits, row_stride, rows, ids, past) * warmth[:, None]
-    x = exponential_tile(seed, row_keys, step, step_step, rows, first_id + start, ROWS, IDS)
-    inverse, _ = inverse_tau(tau, tau_step, rows)
+    inv_temperature = inverse_of(temperature, stride_temperature, rows)
+    a = logits_tile(logits, row_stride, rows, ids, past) * inv_temperature[:, None]
+    x = exponential_tile(seed, row_keys, step, stride_step, rows, first_id + start, ROWS, IDS)
+    inverse, _ = inverse_tau(tau, stride_tau, rows)
     store_scores(
         a, x, inverse, rows, wanted < total_rows, ids, first, past,
         scores, chunk, parts, peaks, tile, tiles,
@@ -125,13 +125,13 @@ def linear_noisy_scores_kernel(
     bias: tl.tensor,  # [V] or None
     softcap: tl.tensor,  # a number or None
     tau: tl.tensor,  # [N] or [1]
-    tau_step: tl.tensor,
+    stride_tau: tl.tensor,
     temperature: tl.tensor,  # [N] or [1]
-    temperature_step: tl.tensor,
+    stride_temperature: tl.tensor,
     seed: tl.tensor,  # []
     row_keys: tl.tensor,  # [N]
     step: tl.tensor,  # [N] or [1]
-    step_step: tl.tensor,
+    stride_step: tl.tensor,
     first_id: tl.tensor,
     scores: tl.tensor,  # [N, chunk], written
     parts: tl.tensor,  # [N, 9, tiles], written
@@ -160,10 +160,10 @@ def linear_noisy_scores_kernel(
         head = table_tile(lm_head, lm_head_row, ids, past, columns, head_width)
         logits = add_logits(logits, hidden, hidden_row, head, rows, columns, head_width, PRECISION)
     logits = capped(logits, bias, softcap, ids, past)
-    a = logits * inverse_of(temperature, temperature_step, rows)[:, None]
+    a = logits * inverse_of(temperature, stride_temperature, rows)[:, None]
     a = tl.where((ids < past)[None, :], a, -float("inf"))
-    x = exponential_tile(seed, row_keys, step, step_step, rows, first_id + start, ROWS, IDS)
-    inverse, _ = inverse_tau(tau, tau_step, rows)
+    x = exponential_tile(seed, row_keys, step, stride_step, rows, first_id + start, ROWS, IDS)
+    inverse, _ = inverse_tau(tau, stride_tau, rows)
     store_scores(
         a, x, inverse, rows, wanted < total_rows, ids, first, past,
         scores, chunk, parts, peaks, tile, tiles,
@@ -175,7 +175,7 @@ def fold_statistics_kernel(
     parts: tl.tensor,  # [N, 9, tiles]
     peaks: tl.tensor,  # [N, tiles] int32
     tau: tl.tensor,  # [N] or [1]
-    tau_step: tl.tensor,
+    stride_tau: tl.tensor,
     known: tl.tensor,  # [N, 10] float64, read unless this is the first chunk, and written
     carry: tl.tensor,  # [N, 2], written: what the sums shrink by, and the old peak's weight
     old_peaks: tl.tensor,  # [N] int32, written
@@ -189,7 +189,7 @@ def fold_statistics_kernel(
 ) -> None:
     """One row per program: the tiles of a chunk, and what is known of those before it."""
     row = tl.program_id(0).to(tl.int64)
-    inverse, hard = inverse_tau(tau, tau_step, row)
+    inverse, hard = inverse_tau(tau, stride_tau, row)
     at, old, later = parts + row * PARTS * tiles, known + row * KNOWN, first > 0
     q_new, beside_new, a_new, mass_new, shifted_new, at_peak_new, peak_new = _tiles_of(
         at, peaks + row * tiles, inverse, tiles, TILES
@@ -237,7 +237,7 @@ def fold_statistics_kernel(
     total = 1.0 + others
     mean = tl.where(hard, at_peak - a_max, shifted / total)
     tl.store(log_prob + row, (mean - tl.log(mass)).to(tl.float32) + valid)
-    density = _log_density(count, sum_x, sum_log_x, tl.load(tau + row * tau_step), hard)
+    density = _log_density(count, sum_x, sum_log_x, tl.load(tau + row * stride_tau), hard)
     tl.store(log_density + row, density.to(tl.float32) + valid)
     out = statistics + row * STATISTICS
     tl.store(out, q_max.to(tl.float64) + valid)

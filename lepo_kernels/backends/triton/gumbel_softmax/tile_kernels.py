@@ -13,11 +13,11 @@ _TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 @triton.jit
 def inverse_tau(
     tau: tl.tensor,  # [N] or [1] float64
-    tau_step: tl.tensor,
+    stride_tau: tl.tensor,
     rows: tl.tensor,  # [ROWS] int64
 ) -> tl.tensor:  # [ROWS], [ROWS] bool
     """1 / tau, 1 where that is infinite, and where it is: such rows are one-hot."""
-    values = tl.load(tau + rows * tau_step).to(tl.float32)
+    values = tl.load(tau + rows * stride_tau).to(tl.float32)
     hard = tl.abs(values) < _TINY
     return 1.0 / tl.where(hard, 1.0, values), hard
 
@@ -27,14 +27,14 @@ def exponential_tile(
     seed: tl.tensor,  # []
     row_keys: tl.tensor,  # [N]
     step: tl.tensor,  # [N] or [1]
-    step_step: tl.tensor,
+    stride_step: tl.tensor,
     rows: tl.tensor,  # [ROWS] int64
     first_id: tl.tensor,
     ROWS: tl.constexpr,
     IDS: tl.constexpr,
 ) -> tl.tensor:  # [ROWS, IDS]
     """``X = exp(-g)`` of neighbouring ids."""
-    steps, keys = tl.load(step + rows * step_step), tl.load(row_keys + rows)
+    steps, keys = tl.load(step + rows * stride_step), tl.load(row_keys + rows)
     return exponential(words_tile(tl.load(seed), steps, keys, first_id, ROWS, IDS))
 
 

@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from lepo_kernels.backends.triton.common import launching
-from lepo_kernels.backends.triton.common.launching import FUSED, precision_of, size_of
+from lepo_kernels.backends.triton.common.launching import FUSED, dtype_class, precision_of
 from lepo_kernels.backends.triton.head.product_kernels import (
     head_product_kernel,
     rows_product_kernel,
@@ -108,7 +108,7 @@ def add_head_product(
 
 
 def _tiles(da: Tensor, width: int) -> dict[str, Any]:
-    options = dict(_TILES[launching.device_family(da.device)][size_of(da.dtype)])
+    options = dict(_TILES[launching.device_family(da.device)][dtype_class(da.dtype)])
     if width % options["WIDE"] != 0:
         options["WIDE"] = min(options["WIDE"], 128)
     return {**options, "PRECISION": precision_of(da.dtype)}

@@ -29,7 +29,7 @@ def summarise_kernel(
     bias: tl.tensor,  # [C]
     softcap: tl.tensor,
     inv_temperature: tl.tensor,  # [R] or [1]
-    inv_temperature_step: tl.tensor,
+    stride_inv_temperature: tl.tensor,
     ids: tl.tensor,  # [R, K]
     first: tl.tensor,  # the id of the first column
     states: tl.tensor,  # [R, units, 3], written
@@ -44,7 +44,7 @@ def summarise_kernel(
     """Some units of a row per program."""
     row = tl.program_id(0).to(tl.int64)
     begin = tl.program_id(1) * UNITS * _UNIT
-    scale = tl.load(inv_temperature + row * inv_temperature_step)
+    scale = tl.load(inv_temperature + row * stride_inv_temperature)
     unit = tl.arange(0, UNITS)
     column = begin + unit[:, None] * _UNIT + tl.arange(0, _UNIT)[None, :]
     inside = column < columns
@@ -104,7 +104,7 @@ def row_gradient_kernel(
     bias: tl.tensor,  # [C]
     softcap: tl.tensor,
     inv_temperature: tl.tensor,  # [R] or [1]
-    inv_temperature_step: tl.tensor,
+    stride_inv_temperature: tl.tensor,
     ids: tl.tensor,  # [R, K]
     first: tl.tensor,  # the id of the first column
     alpha: tl.tensor,  # [R, K]
@@ -140,7 +140,7 @@ def row_gradient_kernel(
     if active:
         x = tl.load(logits + row * row_stride + column, mask=inside, other=0.0).to(tl.float32)
         x = capped(biased(x, bias, column, inside, HAS_BIAS), softcap, CAPPED)
-        scale = tl.load(inv_temperature + row * inv_temperature_step)
+        scale = tl.load(inv_temperature + row * stride_inv_temperature)
         of_lse, of_entropy = tl.load(lse + row), tl.load(entropy + row)
         gradient = softmax_gradient(x * scale, of_lse, of_entropy, of_gamma, of_eta)
         if selects:

@@ -21,7 +21,7 @@ import triton
 from torch import Tensor
 
 from lepo_kernels.backends.gpu.blocks import UNIT
-from lepo_kernels.backends.triton.common.launching import FUSED, device_of, step_of
+from lepo_kernels.backends.triton.common.launching import FUSED, device_of, stride_of
 from lepo_kernels.backends.triton.head.row_kernels import (
     merge_states_kernel,
     row_gradient_kernel,
@@ -121,14 +121,14 @@ def _head_arguments(
     softcap: float,
     inv_temperature: Tensor,  # [R] or [1]
 ) -> tuple[Any, ...]:
-    """Arguments of a kernel, from the logits to the step of the temperature."""
+    """Arguments of a kernel, from the logits to the stride of the temperature."""
     return (
         logits,
         logits.stride(0),
         inv_temperature if bias is None else bias,
         softcap,
         inv_temperature,
-        step_of(inv_temperature),
+        stride_of(inv_temperature),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lepo_kernels.backends.triton.common import launching
-from lepo_kernels.backends.triton.common.launching import size_of
+from lepo_kernels.backends.triton.common.launching import dtype_class
 
 TABLE = Path(__file__).with_name("strategies.json")
 # The largest D and V of each class; what is larger is in the last class.
@@ -24,7 +24,7 @@ VOCABS = (65536,)
 def choice(device: torch.device, dtype: torch.dtype, width: int, vocab: int) -> str:
     """The strategy for products of this dtype and [V, D] head."""
     family = launching.device_family(device)
-    rows = _table()[family][size_of(dtype)]
+    rows = _table()[family][dtype_class(dtype)]
     name: str = rows[class_of("D", width, WIDTHS)][class_of("V", vocab, VOCABS)]
     return name
 

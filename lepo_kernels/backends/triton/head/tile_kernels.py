@@ -81,7 +81,7 @@ def head_states_kernel(
     bias: tl.tensor,  # [V] float32
     softcap: tl.tensor,
     inv_temperature: tl.tensor,  # [N] or [1]
-    inv_temperature_step: tl.tensor,
+    stride_inv_temperature: tl.tensor,
     selection: tl.tensor,  # [N, K] int32
     states: tl.tensor,  # [N, blocks of ids, 3], written
     selected: tl.tensor,  # [N, K], written
@@ -112,7 +112,7 @@ def head_states_kernel(
         PRECISION,
     )  # fmt: skip
     pieces = pieces_of(tile, ROWS, IDS, PIECES)
-    scale = tl.load(inv_temperature + rows * inv_temperature_step)[:, None]
+    scale = tl.load(inv_temperature + rows * stride_inv_temperature)[:, None]
     largest = tl.full((ROWS,), LOWEST, tl.float32)
     mass = tl.zeros((ROWS,), tl.float32)
     weighted = tl.zeros((ROWS,), tl.float32)
@@ -150,7 +150,7 @@ def head_logit_gradient_kernel(
     bias: tl.tensor,  # [C]
     softcap: tl.tensor,
     inv_temperature: tl.tensor,  # [R] or [1]
-    inv_temperature_step: tl.tensor,
+    stride_inv_temperature: tl.tensor,
     selection: tl.tensor,  # [R, K] int32
     first_id: tl.tensor,  # of the C
     alpha: tl.tensor,  # [R, K]
@@ -195,7 +195,7 @@ def head_logit_gradient_kernel(
         PRECISION,
     )  # fmt: skip
     pieces = pieces_of(tile, ROWS, IDS, PIECES)
-    scale = tl.load(inv_temperature + rows * inv_temperature_step)[:, None]
+    scale = tl.load(inv_temperature + rows * stride_inv_temperature)[:, None]
     of_lse, of_entropy = tl.load(lse + rows)[:, None], tl.load(entropy + rows)[:, None]
     of_gamma, of_eta = tl.load(gamma + rows)[:, None], tl.load(eta + rows)[:, None]
     for piece in tl.static_range(PIECES):

@@ -31,9 +31,9 @@ from lepo_kernels.backends.triton.common import launching
 from lepo_kernels.backends.triton.common.launching import (
     FUSED,
     device_of,
+    dtype_class,
     precision_of,
-    size_of,
-    step_of,
+    stride_of,
 )
 from lepo_kernels.backends.triton.head import products
 from lepo_kernels.backends.triton.head.rows import statistics
@@ -274,7 +274,7 @@ def _tiles(
     hidden: Tensor,  # [N, D]
 ) -> dict[str, Any]:
     """Tiles for this device, dtype and D."""
-    options = dict(_TILES[launching.device_family(hidden.device)][size_of(hidden.dtype)])
+    options = dict(_TILES[launching.device_family(hidden.device)][dtype_class(hidden.dtype)])
     even = hidden.shape[1] % options["WIDTH"] == 0
     if not even:
         # Masks take registers, too.
@@ -289,7 +289,7 @@ def _head_arguments(
     softcap: float | None,
     inv_temperature: Tensor,  # [R] or [1]
 ) -> tuple[Any, ...]:
-    """Arguments of a kernel, from the hidden states to the step of the temperature."""
+    """Arguments of a kernel, from the hidden states to the stride of the temperature."""
     scale = inv_temperature.contiguous()
     return (
         hidden,
@@ -299,7 +299,7 @@ def _head_arguments(
         scale if bias is None else bias,
         softcap or 0.0,
         scale,
-        step_of(scale),
+        stride_of(scale),
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lepo_kernels.backends.rows import per_row
-from lepo_kernels.backends.triton.common.launching import step_of
+from lepo_kernels.backends.triton.common.launching import stride_of
 from lepo_kernels.backends.triton.latent.row_kernels import CATEGORICAL
 
 NOISES = {"none": 0, "gumbel": 1, "gaussian": 2, "dirichlet": 3, "categorical": 4}
@@ -64,11 +64,11 @@ class Draw:
     def tempered(self) -> tuple[Any, ...]:
         """Arguments of a kernel, from the logits to the excluded ids."""
         stride = self.logits.stride(0)
-        return self.logits, stride, self.temperature, step_of(self.temperature), self.dropped
+        return self.logits, stride, self.temperature, stride_of(self.temperature), self.dropped
 
     def key(self) -> tuple[Any, ...]:
         """Arguments of a kernel that the noise depends on."""
-        return self.seed, self.row_keys, self.step, step_of(self.step)
+        return self.seed, self.row_keys, self.step, stride_of(self.step)
 
     def filters(self) -> dict[str, bool]:
         """Options of a kernel: which filters there are."""

@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from lepo_kernels.backends.triton.common.launching import UNFUSED, step_of
+from lepo_kernels.backends.triton.common.launching import UNFUSED, stride_of
 from lepo_kernels.backends.triton.latent.draw import Draw, Outputs
 from lepo_kernels.backends.triton.latent.narrow_kernels import narrow_latent_kernel
 from lepo_kernels.backends.triton.latent.row_kernels import CATEGORICAL
@@ -77,7 +77,7 @@ def launch_narrow(
         blocks,
         groups,
         draw.tau,
-        step_of(draw.tau),
+        stride_of(draw.tau),
         *draw.key(),
         *fields,
         rows,
@@ -166,7 +166,7 @@ def launch_wide(
     wide_weigh_kernel[grid](
         *(ids, scores, kept_count),
         draw.tau,
-        step_of(draw.tau),
+        stride_of(draw.tau),
         *(weights, token),
         rows,
         top_k,

@@ -100,7 +100,7 @@ def _write_weights(
     good: tl.tensor,  # [ROWS] bool
     first_id: tl.tensor,  # [ROWS]
     tau: tl.tensor,  # [N] or [1]
-    tau_step: tl.tensor,
+    stride_tau: tl.tensor,
     rows: tl.tensor,  # [ROWS]
     there: tl.tensor,  # [ROWS] bool
     ids: tl.tensor,  # [N, width], written, as all below
@@ -117,7 +117,7 @@ def _write_weights(
     picked = place_of(best)
     tl.store(count + rows, tl.where(good, kept_count, 0), mask=there)
     tl.store(token + rows, tl.where(good, picked, 0).to(tl.int64), mask=there)
-    divisor, hard = tau_of(tau, tau_step, rows)
+    divisor, hard = tau_of(tau, stride_tau, rows)
     soft = soft_weights(score, kept, value_of(best), divisor)
     soft = soft / ordered_sum(soft, KEPT)[:, None]
     one_hot = tl.where(kept & (id == picked[:, None]), 1.0, 0.0)
@@ -136,17 +136,17 @@ def narrow_latent_kernel(
     logits: tl.tensor,  # [N, V]
     row_stride: tl.tensor,
     temperature: tl.tensor,  # [N] or [1]
-    temperature_step: tl.tensor,
+    stride_temperature: tl.tensor,
     dropped: tl.tensor,  # [V] int8, or None
     units: tl.tensor,  # [N, 3, unit_count]
     blocks: tl.tensor,  # [N, blocks of group_count groups]
     groups: tl.tensor,  # [N, group_count]
     tau: tl.tensor,  # [N] or [1]
-    tau_step: tl.tensor,
+    stride_tau: tl.tensor,
     seed: tl.tensor,  # []
     row_keys: tl.tensor,  # [N], or None to number the rows
     step: tl.tensor,  # [N] or [1]
-    step_step: tl.tensor,
+    stride_step: tl.tensor,
     ids: tl.tensor,  # [N, width], written, as all below
     weights: tl.tensor,  # [N, width]
     scores: tl.tensor,  # [N, width]
@@ -182,7 +182,7 @@ def narrow_latent_kernel(
     tl.store(lse + rows, lse_of_row, mask=there)
     tl.store(entropy + rows, entropy_of_row, mask=there)
     keys = best_of_rows(
-        logits, row_stride, temperature, temperature_step, dropped, blocks, groups, rows, vocab,
+        logits, row_stride, temperature, stride_temperature, dropped, blocks, groups, rows, vocab,
         group_count, GROUPS, KEPT,
     )  # fmt: skip
     values, id = value_of(keys), place_of(keys)
@@ -202,7 +202,7 @@ def narrow_latent_kernel(
     nan = float("nan")
     tl.store(kept_lse + rows, tl.where(good, top + tl.log(kept_mass), nan), mask=there)
     tl.store(shadow + rows, first_id.to(tl.int64), mask=there)
-    steps, row_key = step_and_key(step, step_step, row_keys, rows, 0)
+    steps, row_key = step_and_key(step, stride_step, row_keys, rows, 0)
     seed_number = tl.load(seed)
     if NOISE == CATEGORICAL:
         _write_draws(
@@ -220,6 +220,6 @@ def narrow_latent_kernel(
             seed_number, steps, row_key, NOISE,
         )  # fmt: skip
         _write_weights(
-            values, id, place, score, kept, kept_count, good, first_id, tau, tau_step, rows, there,
-            ids, weights, scores, values_at, count, token, width, KEPT,
+            values, id, place, score, kept, kept_count, good, first_id, tau, stride_tau, rows,
+            there, ids, weights, scores, values_at, count, token, width, KEPT,
         )  # fmt: skip

@@ -33,7 +33,7 @@ def rows_of(
 @triton.jit
 def step_and_key(
     step: tl.tensor,  # [N] or [1]
-    step_step: tl.tensor,
+    stride_step: tl.tensor,
     row_keys: tl.tensor,  # [N], or None to number the rows
     rows: tl.tensor,  # [ROWS] int64
     first_row: tl.tensor,
@@ -42,7 +42,7 @@ def step_and_key(
     keys = rows + first_row
     if row_keys is not None:
         keys = tl.load(row_keys + rows)
-    return tl.load(step + rows * step_step), keys
+    return tl.load(step + rows * stride_step), keys
 
 
 @triton.jit
@@ -131,11 +131,11 @@ def perturbed(
 @triton.jit
 def tau_of(
     tau: tl.tensor,  # [N] or [1]
-    tau_step: tl.tensor,
+    stride_tau: tl.tensor,
     rows: tl.tensor,  # [ROWS] int64
 ) -> tl.tensor:  # [ROWS], [ROWS] bool
     """Divisors, and which rows have all their weight on the token."""
-    values = tl.load(tau + rows * tau_step).to(tl.float32)
+    values = tl.load(tau + rows * stride_tau).to(tl.float32)
     hard = values < _TINY
     return tl.where(hard, 1.0, values), hard
 

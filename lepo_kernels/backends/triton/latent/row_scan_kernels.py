@@ -32,11 +32,11 @@ _MOST_NEGATIVE_SHIFT = tl.constexpr(-128.0)
 @triton.jit
 def inverse_of(
     temperature: tl.tensor,  # [N] or [1]
-    temperature_step: tl.tensor,
+    stride_temperature: tl.tensor,
     rows: tl.tensor,  # [ROWS] int64
 ) -> tl.tensor:  # [ROWS]
     """1 / temperature, rounded as the reference rounds it."""
-    values = tl.load(temperature + rows * temperature_step).to(tl.float32)
+    values = tl.load(temperature + rows * stride_temperature).to(tl.float32)
     return tl.div_rn(tl.full(values.shape, 1.0, tl.float32), values)
 
 
@@ -58,7 +58,7 @@ def row_scan_kernel(
     logits: tl.tensor,  # [N, V]
     row_stride: tl.tensor,
     temperature: tl.tensor,  # [N] or [1]
-    temperature_step: tl.tensor,
+    stride_temperature: tl.tensor,
     dropped: tl.tensor,  # [V] int8, or None
     units: tl.tensor,  # [N, 3, tiles * IDS / UNIT], written
     blocks: tl.tensor,  # [N, tiles * IDS / BLOCK], written
@@ -79,7 +79,7 @@ def row_scan_kernel(
     inside = ids < vocab
     at = logits + rows[:, None] * row_stride + ids
     x = tl.load(at, mask=inside, other=-float("inf")).to(tl.float32)
-    a = x * inverse_of(temperature, temperature_step, rows)[:, None]
+    a = x * inverse_of(temperature, stride_temperature, rows)[:, None]
 
     per_row: tl.constexpr = IDS // UNIT
     entries = tl.reshape(a, (ROWS * per_row, UNIT))
@@ -146,7 +146,7 @@ def best_of_rows(
     logits: tl.tensor,  # [N, V]
     row_stride: tl.tensor,
     temperature: tl.tensor,  # [N] or [1]
-    temperature_step: tl.tensor,
+    stride_temperature: tl.tensor,
     dropped: tl.tensor,  # [V] int8, or None
     blocks: tl.tensor,  # [N, group_count * GROUP_BLOCKS]
     groups: tl.tensor,  # [N, group_count]
@@ -180,6 +180,6 @@ def best_of_rows(
     inside = ids < vocab
     at = logits + rows[:, None, None] * row_stride + ids
     x = tl.load(at, mask=inside, other=-float("inf")).to(tl.float32)
-    a = x * inverse_of(temperature, temperature_step, rows)[:, None, None]
+    a = x * inverse_of(temperature, stride_temperature, rows)[:, None, None]
     keys = key_of(kept_entries(a, dropped, ids, inside), ids)
     return largest(tl.reshape(keys, (ROWS, KEPT * BLOCK)), KEPT * BLOCK, KEPT)

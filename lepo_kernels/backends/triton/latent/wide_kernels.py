@@ -40,7 +40,7 @@ def wide_keys_kernel(
     logits: tl.tensor,  # [N, V]
     row_stride: tl.tensor,
     temperature: tl.tensor,  # [N] or [1]
-    temperature_step: tl.tensor,
+    stride_temperature: tl.tensor,
     dropped: tl.tensor,  # [V] int8, or None
     keys: tl.tensor,  # [N, V], written
     total_rows: tl.tensor,
@@ -54,7 +54,7 @@ def wide_keys_kernel(
     ids = (tl.program_id(0) % tiles * IDS + tl.arange(0, IDS))[None, :]
     inside = ids < vocab
     x = tl.load(logits + rows[:, None] * row_stride + ids, mask=inside, other=0.0).to(tl.float32)
-    a = x * inverse_of(temperature, temperature_step, rows)[:, None]
+    a = x * inverse_of(temperature, stride_temperature, rows)[:, None]
     found = key_of(kept_entries(a, dropped, ids, inside), ids)
     tl.store(keys + rows[:, None] * vocab + ids, found, mask=inside & there[:, None])
 
@@ -160,7 +160,7 @@ def wide_perturb_kernel(
     seed: tl.tensor,  # []
     row_keys: tl.tensor,  # [N], or None to number the rows
     step: tl.tensor,  # [N] or [1]
-    step_step: tl.tensor,
+    stride_step: tl.tensor,
     ids: tl.tensor,  # [N, top_k], written, as all below
     scores: tl.tensor,  # [N, top_k]
     values_at: tl.tensor,  # [N, top_k]
@@ -183,7 +183,7 @@ def wide_perturb_kernel(
     kept, good = place < count[:, None], (count > 0)[:, None]
     first_key = tl.load(keys + rows * top_k)
     mass, sigma = tl.load(numbers + rows * 2), tl.load(numbers + rows * 2 + 1)
-    steps, row_key = step_and_key(step, step_step, row_keys, rows, first_row)
+    steps, row_key = step_and_key(step, stride_step, row_keys, rows, first_row)
     score = perturbed(
         values, id, kept, value_of(first_key), mass, sigma, noise_scale, clamp_low, clamp_high,
         tl.load(seed), steps, row_key, NOISE,
@@ -215,7 +215,7 @@ def wide_weigh_kernel(
     scores: tl.tensor,  # [N, top_k]
     kept_count: tl.tensor,  # [N]
     tau: tl.tensor,  # [N] or [1]
-    tau_step: tl.tensor,
+    stride_tau: tl.tensor,
     weights: tl.tensor,  # [N, top_k], written, as all below
     token: tl.tensor,  # [N]
     total_rows: tl.tensor,
@@ -234,7 +234,7 @@ def wide_weigh_kernel(
         best_keys = tl.maximum(best_keys, key_of(score, id.to(tl.int32)))
     best_key = tl.max(best_keys, axis=1)
     picked, best = place_of(best_key), value_of(best_key)
-    divisor, hard = tau_of(tau, tau_step, rows)
+    divisor, hard = tau_of(tau, stride_tau, rows)
     total = tl.zeros((ROWS, ENTRIES), tl.float64)
     for first in range(0, tl.max(count), ENTRIES):
         place = first + tl.arange(0, ENTRIES)[None, :]
@@ -262,7 +262,7 @@ def wide_draws_kernel(
     seed: tl.tensor,  # []
     row_keys: tl.tensor,  # [N], or None to number the rows
     step: tl.tensor,  # [N] or [1]
-    step_step: tl.tensor,
+    stride_step: tl.tensor,
     ids: tl.tensor,  # [N, width], written, as all below
     weights: tl.tensor,  # [N, width]
     scores: tl.tensor,  # [N, width]
@@ -281,7 +281,7 @@ def wide_draws_kernel(
     rows, there = rows_of(tl.program_id(0), total_rows, ROWS)
     draw = tl.program_id(1)
     found = tl.load(kept_count + rows)
-    steps, row_key = step_and_key(step, step_step, row_keys, rows, first_row)
+    steps, row_key = step_and_key(step, stride_step, row_keys, rows, first_row)
     seed_number = tl.load(seed)
     best = tl.full((ROWS, ENTRIES), NO_KEY, tl.int64)
     for first in range(0, tl.max(found), ENTRIES):
