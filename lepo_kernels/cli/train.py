@@ -34,7 +34,7 @@ from lepo_kernels.report.tables import completions_table, evaluation_table
 from lepo_kernels.tasks import Task
 from lepo_kernels.trainer.checkpoint import CheckpointError, find_checkpoint
 from lepo_kernels.trainer.config import LEPOConfig
-from lepo_kernels.trainer.processes import first_process_decides
+from lepo_kernels.trainer.processes import first_process_decides, process_group_ends
 from lepo_kernels.trainer.trainer import LEPOTrainer
 
 # What the last table shows of a completion; a line without is a damaged one.
@@ -78,7 +78,7 @@ def run(words: list[str]) -> None:
         TaskError: the task cannot be had.
         RunEnded: SIGTERM or SIGHUP ended it; a SystemExit with status 128 + the signal's number.
     """
-    with contextlib.ExitStack() as until_the_end:
+    with process_group_ends(), contextlib.ExitStack() as until_the_end:
         try:
             _run(words, until_the_end)
         except (FolderInUseError, CheckpointError) as error:

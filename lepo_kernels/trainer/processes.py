@@ -1,9 +1,14 @@
-"""What the processes of a run decide together."""
+"""What the processes of a run decide together, and how they end."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import torch.distributed as dist
+from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
+
+from lepo_kernels.trainer.stopping import RunEnded
 
 T = TypeVar("T")
 
@@ -28,3 +33,27 @@ def first_process_decides(args: Any, decide: Callable[[], T]) -> T:
         raise error
     decided: T = result
     return decided
+
+
+@contextlib.contextmanager
+def process_group_ends() -> Iterator[None]:
+    """Destroy the process group after the block, when every process has reached its end.
+
+    PyTorch asks for this before a process exits: the threads of a group that still exists may
+    abort the process while Python shuts down. Without a group nothing happens. After an exception
+    other than `RunEnded`, which all processes raise together, the group is left alone: other
+    processes may be waiting in a collective, and NCCL's shutdown would wait for them.
+    """
+    try:
+        yield
+        if _is_initialized():
+            PartialState().wait_for_everyone()
+            dist.destroy_process_group()
+    except RunEnded:
+        if _is_initialized():
+            dist.destroy_process_group()
+        raise
+
+
+def _is_initialized() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -266,7 +266,10 @@ def test_log_sum_exps_and_entropies_are_joined():
     torch.testing.assert_close(entropy, -torch.xlogy(shares, shares).sum(1))
 
 
-def test_the_example_runs(group):
+def test_the_example_runs_and_ends_its_group(group, monkeypatch):
+    ended = []
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: ended.append(True))
     code = (Path(__file__).parents[2] / "docs" / "vocab-parallel.md").read_text()
     (example,) = re.findall(r"^```python\n(.*?)^```", code, re.DOTALL | re.MULTILINE)
     exec(compile(example, "vocab-parallel.md", "exec"), {})
+    assert ended

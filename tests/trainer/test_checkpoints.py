@@ -5,8 +5,6 @@ import json
 import logging
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +20,7 @@ from lepo_kernels.trainer.checkpoint import (
 )
 from lepo_kernels.trainer.manifest import MANIFEST, damage, read_manifest
 from tests.tiny import tiny_model
+from tests.torchrun import run_processes
 
 # Four updates per rollout, so that a checkpoint holds every kind of file.
 SETTINGS = {
@@ -290,14 +289,11 @@ trainer.train(resume_from_checkpoint=resume)
 
 @pytest.mark.slow
 def test_two_processes_go_on_inside_a_rollout(tmp_path):
-    root = Path(__file__).parents[2]
     script = tmp_path / "run.py"
-    script.write_text(f"import sys; sys.path.insert(0, {str(root)!r})\n" + TWO_PROCESSES)
+    script.write_text(TWO_PROCESSES)
 
     def train(folder, *words):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc_per_node", "2", str(script), str(tmp_path / folder), *words]
-        subprocess.run(command, check=True, timeout=300, cwd=root)
+        run_processes(script, str(tmp_path / folder), *words)
 
     train("whole", "3")
     train("torn", "2")

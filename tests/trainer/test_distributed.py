@@ -1,13 +1,12 @@
 """Two processes train as one does: same prompts, same noise, same loss."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from tests.torchrun import run_processes
 
 RUN = """
 import sys
@@ -41,16 +40,11 @@ if trainer.is_world_process_zero():
 @pytest.mark.slow
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
 def test_two_processes_equal_one(tmp_path, loss_type):
-    root = Path(__file__).parents[2]
     script = tmp_path / "run.py"
-    script.write_text(f"import sys; sys.path.insert(0, {str(root)!r})\n" + RUN)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    for folder, command, size in (
-        ("one", [sys.executable], 16),
-        ("two", [*torchrun, "--nproc_per_node", "2"], 8),
-    ):
-        arguments = [str(script), str(tmp_path / folder), loss_type, str(size)]
-        subprocess.run([*command, *arguments], check=True, timeout=300, cwd=root)
+    script.write_text(RUN)
+    for folder, processes, size in (("one", 1, 16), ("two", 2, 8)):
+        words = (str(tmp_path / folder), loss_type, str(size))
+        run_processes(script, *words, processes=processes)
     one, two = (
         load_file(tmp_path / folder / "final" / "model.safetensors") for folder in ("one", "two")
     )

@@ -2,9 +2,6 @@
 
 import copy
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +12,7 @@ from lepo_kernels.report.run_folder import NONFINITE_BATCH, RunFolder
 from lepo_kernels.trainer.experience import Experience
 from lepo_kernels.trainer.update_guard import MOST_KEPT, NonFiniteError, check_weights, reward_cause
 from tests.tiny import tiny_model
+from tests.torchrun import run_processes
 
 CHECKPOINTS = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4}
 
@@ -343,12 +341,9 @@ with open(f"{sys.argv[1]}/said_{args.process_index}", "w") as file:
 @pytest.mark.parametrize("skip", ["stop", "skip"])
 def test_all_processes_stop_for_one(tmp_path, skip):
     """A loss that is bad on one process stops, or is skipped by, all of them alike."""
-    root = Path(__file__).parents[2]
     script = tmp_path / "run.py"
-    script.write_text(f"import sys; sys.path.insert(0, {str(root)!r})\n" + RUN)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, "--nproc_per_node", "2", str(script), str(tmp_path), skip]
-    subprocess.run(command, check=True, timeout=300, cwd=root)
+    script.write_text(RUN)
+    run_processes(script, str(tmp_path), skip)
     for process in (0, 1):
         said = (tmp_path / f"said_{process}").read_text()
         if skip == "skip":
