@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from lepo_kernels.suggest import did_you_mean
 
 # Another tool's name -> ours.
-SAME = {
+ALIASES = {
     "lr": "learning_rate",
     "batch_size": "per_device_train_batch_size",
     "train_batch_size": "per_device_train_batch_size",
@@ -69,7 +69,7 @@ SAME = {
 }
 
 # Another tool's name -> why there is nothing like it here.
-NOT_HERE = {
+UNSUPPORTED = {
     "use_vllm": "rollouts run on the policy itself; there is no vLLM engine",
     "vllm_mode": "rollouts run on the policy itself; there is no vLLM engine",
     "reward_model": "rewards are functions: a task has its own, LEPOTrainer takes any",
@@ -91,8 +91,8 @@ def hint(name: str, known: Iterable[str], command: str) -> str:
     known = set(known)
     # Case and dashes are no reason not to understand.
     plain = name.lower().replace("-", "_")
-    if plain in NOT_HERE:
-        return NOT_HERE[plain]
-    if SAME.get(plain) in known:
-        return f"it is called {SAME[plain]!r} here"
+    if plain in UNSUPPORTED:
+        return UNSUPPORTED[plain]
+    if ALIASES.get(plain) in known:
+        return f"it is called {ALIASES[plain]!r} here"
     return did_you_mean(name, known, otherwise=f"lepo {command} --help lists them")

@@ -8,11 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from lepo_kernels.cli.carried import announce, settings_of_model
 from lepo_kernels.cli.errors import UsageError
 from lepo_kernels.cli.loading import evaluation_task, load_for_inference, task_options
 from lepo_kernels.cli.options import EvalOptions, EvaluationOptions, ModelOptions, TaskOptions
 from lepo_kernels.cli.parsing import parse, peek
+from lepo_kernels.cli.saved_settings import announce, model_settings
 from lepo_kernels.console import make_console, say, shows_progress
 from lepo_kernels.report.json_text import json_text
 from lepo_kernels.report.tables import evaluation_table
@@ -34,15 +34,15 @@ def run(words: list[str]) -> None:
         TaskError: the task cannot be had.
     """
     kinds = (ModelOptions, TaskOptions, EvalOptions, EvaluationOptions)
-    carried = settings_of_model(peek("eval", words, ("model", "task", "eval_task")))
-    parsed = parse("eval", kinds, words, carried=carried)
+    saved = model_settings(peek("eval", words, ("model", "task", "eval_task")))
+    parsed = parse("eval", kinds, words, saved=saved)
     model_options, tasks, options, settings = parsed.options
     if settings.eval_num_samples < 1 and not settings.eval_greedy:
         raise UsageError("eval_num_samples: expected at least 1 when eval_greedy is off")
     console = make_console()
-    announce(console, model_options.model, carried, parsed)
+    announce(console, model_options.model, saved, parsed)
     tasks = task_options(parsed, tasks)
-    if "task" in parsed.spoken and "eval_task" not in parsed.spoken:
+    if "task" in parsed.cli_given and "eval_task" not in parsed.cli_given:
         tasks = replace(tasks, eval_task=None)
     task = evaluation_task(tasks, settings.seed)
     model, tokenizer = load_for_inference(model_options, settings.use_cpu, console)

@@ -3,18 +3,18 @@
 from dataclasses import replace
 from typing import Any
 
-from lepo_kernels.cli.carried import announce, settings_of_model
 from lepo_kernels.cli.errors import UsageError
 from lepo_kernels.cli.loading import load_for_inference, task_options
 from lepo_kernels.cli.options import GenerateOptions, ModelOptions, SamplingOptions, TaskOptions
 from lepo_kernels.cli.parsing import Parsed, mapping, parse, peek
+from lepo_kernels.cli.saved_settings import announce, model_settings
 from lepo_kernels.console import as_text, make_console
 from lepo_kernels.report.tables import soft_steps_table
 from lepo_kernels.rollout.latent_generate import latent_generate
 from lepo_kernels.tasks import system_prompt_of
 from lepo_kernels.tasks.task import chat_prompt
 from lepo_kernels.trainer.generation import generation_config
-from lepo_kernels.trainer.prompts import encode_prompts, latent_steps, spoken_texts
+from lepo_kernels.trainer.prompts import answer_texts, encode_prompts, latent_steps
 from lepo_kernels.trainer.servable import check_policy
 
 FORMATS = ("chat", "text")
@@ -29,8 +29,8 @@ def run(words: list[str]) -> None:
         UsageError: an option is wrong, or the model cannot be loaded.
     """
     kinds = (GenerateOptions, ModelOptions, SamplingOptions, TaskOptions)
-    carried = settings_of_model(peek("generate", words, ("model", "task")))
-    parsed = parse("generate", kinds, words, carried=carried, hidden=HIDDEN)
+    saved = model_settings(peek("generate", words, ("model", "task")))
+    parsed = parse("generate", kinds, words, saved=saved, hidden=HIDDEN)
     options, model_options, sampling, tasks = parsed.options
     options = replace(options, system_prompt=_system_prompt(parsed, options, tasks))
     if options.prompt is None:
@@ -41,7 +41,7 @@ def run(words: list[str]) -> None:
         wanted = " or ".join(FORMATS)
         raise UsageError(f"prompt_format: expected {wanted}, got {options.prompt_format!r}")
     console = make_console()
-    announce(console, model_options.model, carried, parsed)
+    announce(console, model_options.model, saved, parsed)
     model, tokenizer = load_for_inference(model_options, sampling.use_cpu, console)
     try:
         config = generation_config(sampling, model, tokenizer)
@@ -61,7 +61,7 @@ def run(words: list[str]) -> None:
             seed=sampling.seed,
             progress=lambda done, total: status.update(f"generating {done}/{total} ..."),
         )
-    for sample, text in enumerate(spoken_texts(tokenizer, rollout)):
+    for sample, text in enumerate(answer_texts(tokenizer, rollout)):
         if options.num_samples > 1:
             console.rule(f"sample {sample + 1}")
         steps = latent_steps(tokenizer, rollout, sample, options.show_tokens)
@@ -72,7 +72,7 @@ def run(words: list[str]) -> None:
 
 def _system_prompt(parsed: Parsed, options: GenerateOptions, tasks: TaskOptions) -> str | None:
     """The system turn that was asked for, or that of the task, or the one the model came with."""
-    named = {**parsed.from_file, **dict.fromkeys(parsed.spoken)}
+    named = {**parsed.from_file, **dict.fromkeys(parsed.cli_given)}
     if "system_prompt" in named or "task" not in named:
         return options.system_prompt
     return system_prompt_of(

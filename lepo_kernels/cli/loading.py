@@ -108,9 +108,9 @@ def load_for_inference(options: ModelOptions, use_cpu: bool, console: Console) -
 
 def task_options(parsed: Parsed, options: TaskOptions) -> TaskOptions:
     """The task's options, without the parameters that the file has for another task."""
-    below = {**parsed.carried, **parsed.from_file}
-    another = "task" in parsed.spoken and options.task != below.get("task")
-    if another and "task_params" not in parsed.spoken:
+    below = {**parsed.saved, **parsed.from_file}
+    another = "task" in parsed.cli_given and options.task != below.get("task")
+    if another and "task_params" not in parsed.cli_given:
         return replace(options, task_params=None)
     return options
 

@@ -1,7 +1,8 @@
-"""Settings from the command line, from a YAML file, and from a model's or a run's folder.
+"""Options from the command line, from a YAML file, and from the settings saved with a model or run.
 
-The first wins over the second, that over the third. The file's keys are the options' names.
-Whatever is wrong is said by its key, before any work.
+As in TRL's parser, the values of the file (and below them the saved ones) become the parser's
+defaults, and the command line overrides them. The file's keys are the options' names. Errors name
+the key, and are raised before any work.
 """
 
 import argparse
@@ -11,13 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
-import yaml
 from transformers import HfArgumentParser
 
 from lepo_kernels.cli.aliases import hint
-from lepo_kernels.cli.carried import NOTHING, Carried
 from lepo_kernels.cli.errors import UsageError
 from lepo_kernels.cli.options import ALL
+from lepo_kernels.cli.saved_settings import NO_SETTINGS, SavedSettings
+from lepo_kernels.cli.yaml_file import read_yaml
 
 NULL = ("null", "none")
 _SWITCH = {"true": True, "false": None}
@@ -29,26 +30,20 @@ class Parsed:
 
     Attributes:
         options: one instance per dataclass asked for.
-        given: the settings that the command line, the file or a folder set, with their values.
-        spoken: names of those that the command line set.
+        given: the settings that the command line, the file or the saved settings set, with their
+            values.
+        cli_given: names of those that the command line sets.
         from_file: those that the file sets, as it has them.
-        carried: those that the folder sets, as it has them.
-        taken: those of the folder's that count, since neither of the others sets them.
+        saved: the saved settings, as they were read.
+        taken: the saved settings that neither the file nor the command line overrides.
     """
 
     options: tuple[Any, ...]
     given: dict[str, Any]
-    spoken: set[str]
+    cli_given: set[str]
     from_file: dict[str, Any]
-    carried: Mapping[str, Any]
+    saved: Mapping[str, Any]
     taken: dict[str, Any]
-
-
-class _Parser(HfArgumentParser):
-    """Says an error in one line: the usage line would be pages long."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
 
 
 def parse(
@@ -56,7 +51,7 @@ def parse(
     kinds: tuple[type, ...],
     words: list[str],
     *,
-    carried: Carried = NOTHING,
+    saved: SavedSettings = NO_SETTINGS,
     defaults: dict[str, Any] | None = None,
     hidden: tuple[str, ...] = (),
 ) -> Parsed:
@@ -66,9 +61,9 @@ def parse(
         command: the subcommand, for the help text.
         kinds: the dataclasses that hold its options.
         words: the command line after the subcommand.
-        carried: settings of a folder, below the file and the command line.
+        saved: settings below the file and the command line.
         defaults: replace the options' own defaults, below all of these.
-        hidden: options that ``--help`` passes over.
+        hidden: options that ``--help`` leaves out.
 
     Raises:
         UsageError: the file cannot be read, a key is unknown, or a value does not fit.
@@ -76,62 +71,45 @@ def parse(
     """
     parser = _make_parser(command, kinds, hidden)
     from_file, words = _split_file(words, command)
-    hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
-    dests = {option: action.dest for action in parser._actions for option in action.option_strings}
-    actions = {action.dest: action for action in reversed(parser._actions)}
-
-    words, nulls = _take_nulls(words, hints)
-    spoken = _named_in(words, dests) | nulls.keys()
+    cli_given = parser.options_in(words)
+    in_file = {key: value for key, value in from_file.items() if key not in cli_given}
     taken = {
         key: value
-        for key, value in carried.values.items()
-        if key in hints and key not in from_file.keys() | spoken
+        for key, value in saved.values.items()
+        if key in parser.hints and key not in from_file and key not in cli_given
     }
-    _check_carried(parser, carried, taken, actions, hints)
-    layers = {**(defaults or {}), **taken, **from_file}
-    from_yaml, direct = _as_words(
-        {key: value for key, value in layers.items() if key in hints and key not in spoken},
-        actions,
-        hints,
-    )
-    namespace, rest = parser.parse_known_args([*from_yaml, *words])
+    parser.set_defaults(**(defaults or {}))
+    parser.set_yaml_defaults(taken, source=saved.source)
+    parser.set_yaml_defaults(in_file)
+    namespace, rest = parser.parse_known_args(words)
     if rest:
-        raise UsageError(_unknown_word(rest[0], dests, command))
-    values = {**vars(namespace), **direct, **nulls}
-    _take_switches(values, parser)
+        raise UsageError(_unknown_word(rest[0], parser.hints, command))
+    values = vars(namespace)
     try:
         options = parser.parse_dict(values)
     except (ValueError, TypeError, ImportError) as error:
         raise UsageError(str(error)) from error
-    names = (from_file.keys() | spoken | taken.keys()) & hints.keys()
-    given = {name: values[name] for name in values if name in names}
-    return Parsed(options, given, spoken, from_file, carried.values, taken)
+    names = from_file.keys() | cli_given | taken.keys()
+    given = {name: value for name, value in values.items() if name in names}
+    return Parsed(options, given, cli_given, from_file, saved.values, taken)
 
 
 def peek(command: str, words: list[str], names: tuple[str, ...]) -> dict[str, Any]:
     """Some settings as the command line or the file has them, before all are parsed.
 
-    What they say decides which settings come with the model or the run. One that is not set, or set
-    to null, is left out.
+    They decide which settings are saved with the model or the run. One that is not set, or set to
+    null, is left out.
 
     Raises:
         UsageError: the file cannot be read.
     """
     from_file, words = _split_file(words, command)
-    found = {name: from_file[name] for name in names if name in from_file}
-    for position, word in enumerate(words):
-        option, equals, value = word.partition("=")
-        name = option.removeprefix("--").replace("-", "_")
-        if option.startswith("--") and name in names:
-            # An option without a value is a flag; parse() refuses it where it is none.
-            following = [*words[position + 1 :], "--"][0]
-            bare = "true" if following.startswith("--") else following
-            found[name] = value if equals else bare
-    return {
-        name: value
-        for name, value in found.items()
-        if value is not None and str(value).lower() not in NULL
-    }
+    parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for name in names:
+        # An option without a value is a flag; parse() refuses it where it is none.
+        parser.add_argument(*_spellings(name), dest=name, nargs="?", const="true")
+    found = {**from_file, **vars(parser.parse_known_args(words)[0])}
+    return {name: found[name] for name in names if not _is_null(found.get(name))}
 
 
 def mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:
@@ -151,12 +129,80 @@ def mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:
     return decoded
 
 
+class _Parser(HfArgumentParser):
+    """HfArgumentParser whose defaults may come from YAML, and whose options may be set to null.
+
+    Attributes:
+        hints: the type hint of each option.
+    """
+
+    def __init__(self, kinds: tuple[type, ...] = (), **kwargs: Any) -> None:
+        super().__init__(kinds, **kwargs)
+        options = {action.dest for action in self._actions}
+        hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
+        self.hints = {name: hint for name, hint in hints.items() if name in options}
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the message alone: the usage line would be pages long."""
+        raise UsageError(message)
+
+    def options_in(self, words: list[str]) -> set[str]:
+        """The options that a command line sets."""
+        named = {word.partition("=")[0] for word in words}
+        return {a.dest for a in self._actions if named.intersection(a.option_strings)}
+
+    def set_yaml_defaults(self, settings: Mapping[str, Any], source: Path | None = None) -> None:
+        """Make the settings that this command has the defaults of their options.
+
+        Args:
+            settings: as YAML or JSON gives them.
+            source: a file to name in errors, where the person named only its folder.
+
+        Raises:
+            UsageError: a value does not fit its option's type.
+        """
+        # Of two actions for one option, --no_x is the later one.
+        actions = {action.dest: action for action in reversed(self._actions)}
+        try:
+            for key, value in settings.items():
+                if key in self.hints:
+                    self.set_defaults(**{key: self._converted(actions[key], value)})
+        except (UsageError, argparse.ArgumentError) as error:
+            raise UsageError(str(error) if source is None else f"{source}: {error}") from error
+
+    def _converted(self, action: argparse.Action, value: Any) -> Any:
+        """A YAML value as the option has it: texts and numbers as if typed at the command line."""
+        if value is None and not self._may_be_none(action):
+            raise UsageError(f"{action.dest}: can't be null")
+        if isinstance(value, list) and action.nargs == "+":
+            return super()._get_values(action, list(map(str, value)))
+        if isinstance(value, list | dict) and type(value) not in self._types(action):
+            raise UsageError(f"{action.dest}: expected one value, got {value!r}")
+        if value is None or isinstance(value, list | dict):
+            return value
+        return super()._get_values(action, [str(value)])
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """argparse's conversion of an option's words, plus ``--key null``."""
+        if len(arg_strings) == 1 and _is_null(arg_strings[0]) and self._may_be_none(action):
+            return None
+        return super()._get_values(action, arg_strings)
+
+    def _may_be_none(self, action: argparse.Action) -> bool:
+        return type(None) in self._types(action)
+
+    def _types(self, action: argparse.Action) -> set[Any]:
+        """The plain types of an option's (union) type hint."""
+        hint = self.hints.get(action.dest)
+        return {getattr(part, "__origin__", part) for part in (get_args(hint) or (hint,))}
+
+
 def _make_parser(command: str, kinds: tuple[type, ...], hidden: tuple[str, ...]) -> _Parser:
     parser = _Parser(
         kinds,
         prog=f"lepo {command}",
         usage=f"lepo {command} [CONFIG.yaml] [--key value ...]",
-        description="Options can also stand in CONFIG.yaml, as 'key: value'; the command line "
+        description="Options can also be set in CONFIG.yaml, as 'key: value'; the command line "
         "wins, and 'null' unsets an option.",
         epilog="Every setting of transformers' TrainingArguments is an option, too."
         if command == "train"
@@ -170,6 +216,8 @@ def _make_parser(command: str, kinds: tuple[type, ...], hidden: tuple[str, ...])
             action.help = argparse.SUPPRESS
         # One spelling of each option is enough to read; the others work all the same.
         action.metavar = action.dest.upper() if action.metavar is None else action.metavar
+        if action.nargs == "?" and action.type is str:
+            action.type = _text_or_switch
     return parser
 
 
@@ -185,114 +233,36 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
         return f"{action.option_strings[0]} {action.metavar}"
 
 
+def _text_or_switch(text: str) -> str | bool | None:
+    """The type of transformers' texts that are also switches (``--fsdp true``)."""
+    return _SWITCH.get(text.lower(), text)
+
+
 def _split_file(words: list[str], command: str) -> tuple[dict[str, Any], list[str]]:
     """The settings of the file that the words begin with, if they do, and the other words."""
-    if words and not words[0].startswith("-"):
-        return _read_yaml(Path(words[0]), command), words[1:]
-    return {}, words
-
-
-def _check_carried(
-    parser: _Parser,
-    carried: Carried,
-    taken: dict[str, Any],
-    actions: dict[str, argparse.Action],
-    hints: dict[str, Any],
-) -> None:
-    """Say where a value that does not fit comes from: the person named only a folder."""
-    try:
-        parser.parse_known_args(_as_words(taken, actions, hints)[0])
-    except UsageError as error:
-        raise UsageError(f"{carried.source}: {error}") from error
-
-
-def _read_yaml(file: Path, command: str) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"can't read {file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} is not YAML: {error}") from error
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict):
-        raise UsageError(f"{file}: expected lines of 'key: value', got {type(settings).__name__}")
+    if not words or words[0].startswith("-"):
+        return {}, words
+    file = Path(words[0])
+    settings = read_yaml(file)
     known = {field.name for kind in ALL for field in dataclasses.fields(kind) if field.init}
     for key in settings:
         if key not in known:
-            raise UsageError(f"{file}: unknown key {key!r}; {hint(str(key), known, command)}")
-    return settings
+            raise UsageError(f"{file}: unknown key {key!r}; {hint(key, known, command)}")
+    return settings, words[1:]
 
 
-def _named_in(words: list[str], dests: dict[str, str]) -> set[str]:
-    """The settings that the command line names."""
-    options = {word.partition("=")[0] for word in words}
-    return {dests[option] for option in options if option in dests}
+def _spellings(name: str) -> tuple[str, ...]:
+    """An option's spellings, as HfArgumentParser has them."""
+    return tuple(dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")))
 
 
-def _take_nulls(words: list[str], hints: dict[str, Any]) -> tuple[list[str], dict[str, None]]:
-    """Take ``--key null`` out of the command line where None is welcome: argparse can't say it."""
-    kept: list[str] = []
-    nulls: dict[str, None] = {}
-    rest = [part for word in words for part in _split_assignment(word)]
-    while rest:
-        word = rest.pop(0)
-        name = word.removeprefix("--").replace("-", "_")
-        if word.startswith("--") and rest and rest[0].lower() in NULL and _takes_none(hints, name):
-            rest.pop(0)
-            nulls[name] = None
-        else:
-            kept.append(word)
-    return (kept, nulls) if nulls else (words, nulls)
+def _is_null(value: Any) -> bool:
+    return value is None or str(value).lower() in NULL
 
 
-def _split_assignment(word: str) -> list[str]:
-    name, equals, value = word.partition("=")
-    return [name, value] if word.startswith("--") and equals and value.lower() in NULL else [word]
-
-
-def _takes_none(hints: dict[str, Any], name: str) -> bool:
-    return type(None) in get_args(hints.get(name))
-
-
-def _as_words(
-    settings: dict[str, Any], actions: dict[str, argparse.Action], hints: dict[str, Any]
-) -> tuple[list[str], dict[str, Any]]:
-    """Settings as command-line words, and those that have no words: None, mappings, lists."""
-    words: list[str] = []
-    direct: dict[str, Any] = {}
-    for key, value in settings.items():
-        action = actions[key]
-        if value is None:
-            if not _takes_none(hints, key):
-                raise UsageError(f"{key}: can't be null")
-            direct[key] = None
-        elif isinstance(value, list) and action.nargs == "+" and value:
-            words += [f"--{key}", *map(str, value)]
-        elif isinstance(value, list | dict):
-            if type(value) not in _types_in(hints[key]):
-                raise UsageError(f"{key}: expected one value, got {value!r}")
-            direct[key] = value
-        else:
-            words.append(f"--{key}={value}")
-    return words, direct
-
-
-def _take_switches(values: dict[str, Any], parser: _Parser) -> None:
-    """Read true and false where transformers has a text that is also a switch (``--fsdp true``)."""
-    for action in parser._actions:
-        value = values.get(action.dest)
-        if action.nargs == "?" and action.type is str and isinstance(value, str):
-            values[action.dest] = _SWITCH.get(value.lower(), value)
-
-
-def _types_in(hint: Any) -> set[Any]:
-    """The plain types of a (union) type hint."""
-    return {getattr(part, "__origin__", part) for part in (get_args(hint) or (hint,))}
-
-
-def _unknown_word(word: str, dests: dict[str, str], command: str) -> str:
+def _unknown_word(word: str, known: Mapping[str, Any], command: str) -> str:
     if not word.startswith("-"):
         return f"unexpected argument {word!r}"
-    name = word.partition("=")[0].lstrip("-").replace("-", "_")
-    return f"unknown option {word.partition('=')[0]}; {hint(name, dests.values(), command)}"
+    option = word.partition("=")[0]
+    name = option.lstrip("-").replace("-", "_")
+    return f"unknown option {option}; {hint(name, known, command)}"

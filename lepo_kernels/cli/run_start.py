@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lepo_kernels.cli.carried import NOTHING, Carried, read_values
 from lepo_kernels.cli.errors import UsageError
 from lepo_kernels.cli.parsing import Parsed, mapping, peek
+from lepo_kernels.cli.saved_settings import NO_SETTINGS, SavedSettings, read_values
 from lepo_kernels.report.run_folder import CONFIG, RunFolder
 from lepo_kernels.trainer.checkpoint import last_complete_checkpoint
 from lepo_kernels.trainer.config import LEPOConfig
@@ -48,13 +48,13 @@ class Start:
         folder: the run's.
         resume: None for a new run, `LATEST` for the newest checkpoint of ``folder``, or a
             checkpoint.
-        carried: the settings of the run that is resumed.
+        saved: the settings of the run that is resumed.
         note: what a person should know of the choice; empty if nothing.
     """
 
     folder: Path
     resume: str | None = None
-    carried: Carried = NOTHING
+    saved: SavedSettings = NO_SETTINGS
     note: str = ""
 
 
@@ -79,7 +79,7 @@ def find_start(words: list[str]) -> Start:
         anew = str(named.get("overwrite_output_dir", "false")).lower() not in ("false", "no", "0")
         return Start(folder) if anew else _automatic(folder, words)
     if resume == LATEST:
-        return Start(folder, LATEST, _carried(folder, None, words))
+        return Start(folder, LATEST, _saved_settings(folder, None, words))
     checkpoint = Path(str(resume))
     if "output_dir" not in named:
         folder = checkpoint.parent
@@ -87,7 +87,7 @@ def find_start(words: list[str]) -> Start:
         raise UsageError(
             f"output_dir: {folder} holds another run than {checkpoint}; name another folder"
         )
-    return Start(folder, str(checkpoint), _carried(checkpoint.parent, checkpoint, words))
+    return Start(folder, str(checkpoint), _saved_settings(checkpoint.parent, checkpoint, words))
 
 
 def default_folder(task: str | None) -> str:
@@ -109,7 +109,7 @@ def refuse_changes(
     Raises:
         UsageError: naming each setting that must not change.
     """
-    before, now = (_comparable(part) for part in (start.carried.values, settings))
+    before, now = (_comparable(part) for part in (start.saved.values, settings))
     try:
         held = changes(before, now) + held_changes(checkpoint, settings_of(args))
     except ValueError as error:
@@ -122,12 +122,12 @@ def refuse_changes(
 def described(checkpoint: Path, start: Start, parsed: Parsed) -> str:
     """One line on what a resumed run goes on from, and with which settings."""
     text = f"Going on from {checkpoint}"
-    if start.carried.source is not None:
+    if start.saved.source is not None:
         set_here = {name: parsed.given[name] for name in parsed.given if name not in parsed.taken}
         said = ", ".join(f"{n}={v!r}" for n, v in set_here.items() if n not in OF_THE_CALL)
-        text += f" with the settings of {start.carried.source}"
+        text += f" with the settings of {start.saved.source}"
         text += f"; set here: {said}" if said else ""
-        left = start.carried.passed_over
+        left = start.saved.passed_over
         text += f"; not taken, since they publish: {', '.join(left)}" if left else ""
     return text
 
@@ -137,7 +137,7 @@ def _automatic(folder: Path, words: list[str]) -> Start:
     place, number = folder, 1
     while RunFolder(place).holds_a_run():
         if last_complete_checkpoint(place) is not None:
-            return Start(place, LATEST, _carried(place, None, words))
+            return Start(place, LATEST, _saved_settings(place, None, words))
         number += 1
         place = folder.with_name(f"{folder.name}-{number}")
     if number == 1:
@@ -146,7 +146,7 @@ def _automatic(folder: Path, words: list[str]) -> Start:
     return Start(place, note=note)
 
 
-def _carried(folder: Path, checkpoint: Path | None, words: list[str]) -> Carried:
+def _saved_settings(folder: Path, checkpoint: Path | None, words: list[str]) -> SavedSettings:
     """The settings of the run in a folder.
 
     Args:
@@ -159,7 +159,7 @@ def _carried(folder: Path, checkpoint: Path | None, words: list[str]) -> Carried
     sources = [folder / CONFIG, *([] if checkpoint is None else [checkpoint / FILE])]
     sources = [source for source in sources if source.is_file()]
     if not sources:
-        return NOTHING
+        return NO_SETTINGS
     values: dict[str, Any] = {}
     # The run's own file counts: it knows how an earlier resume changed what may change.
     for source in reversed(sources):
@@ -171,7 +171,7 @@ def _carried(folder: Path, checkpoint: Path | None, words: list[str]) -> Carried
         if name not in OF_THE_CALL and not name.startswith(_PUBLISHING)
     }
     publishing = [n for n, v in values.items() if n.startswith(_PUBLISHING) and v]
-    return Carried(sources[0], kept, tuple(publishing))
+    return SavedSettings(sources[0], kept, tuple(publishing))
 
 
 def _newest_with_settings(folder: Path) -> Path | None:
@@ -208,8 +208,8 @@ def _refuse_code(values: dict[str, Any], source: Path, words: list[str]) -> None
 
 def _is_named(words: list[str], name: str) -> bool:
     """Whether the command line has the option, with null as its value, too, or the file does."""
-    spoken = {word.partition("=")[0].replace("-", "_") for word in words}
-    return f"__{name}" in spoken or name in peek("train", words, (name,))
+    cli_given = {word.partition("=")[0].replace("-", "_") for word in words}
+    return f"__{name}" in cli_given or name in peek("train", words, (name,))
 
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:

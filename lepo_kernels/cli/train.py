@@ -25,20 +25,17 @@ from lepo_kernels.cli.options import ModelOptions, TaskOptions, TrainOptions
 from lepo_kernels.cli.parsing import Parsed, mapping, parse
 from lepo_kernels.cli.requirements import check_requirements
 from lepo_kernels.cli.resuming import how_to_go_on
+from lepo_kernels.cli.run_results import show_results
 from lepo_kernels.cli.run_start import LATEST, described, find_start, refuse_changes
 from lepo_kernels.console import make_console, say
 from lepo_kernels.report.callbacks import ProgressCallback, RunFolderCallback, clock
-from lepo_kernels.report.run_folder import CONFIG, CURVES, RunFolder, read_rows
+from lepo_kernels.report.run_folder import CONFIG, CURVES, RunFolder
 from lepo_kernels.report.run_lock import FolderInUseError, RunLock
-from lepo_kernels.report.tables import completions_table, evaluation_table
 from lepo_kernels.tasks import Task
 from lepo_kernels.trainer.checkpoint import CheckpointError, find_checkpoint
 from lepo_kernels.trainer.config import LEPOConfig
 from lepo_kernels.trainer.processes import first_process_decides, process_group_ends
 from lepo_kernels.trainer.trainer import LEPOTrainer
-
-# What the last table shows of a completion; a line without is a damaged one.
-_SHOWN_OF_RECORD = (("problem", int), ("completion", str), ("reward", int | float | None))
 
 # Settings of TrainingArguments that --help shows; it passes over the many others.
 SHOWN = (
@@ -97,7 +94,7 @@ def _run(words: list[str], until_the_end: contextlib.ExitStack) -> None:
         "train",
         (ModelOptions, TaskOptions, TrainOptions, LEPOConfig),
         words,
-        carried=begin.carried,
+        saved=begin.saved,
         defaults=_defaults(),
         hidden=_hidden(),
     )
@@ -156,7 +153,7 @@ def _run(words: list[str], until_the_end: contextlib.ExitStack) -> None:
             progress.close()
     if trainer.is_world_process_zero():
         recorder.draw(folder)
-        _show_results(console, folder, eval_task, options.show_samples)
+        show_results(console, folder, eval_task, options.show_samples)
         gone = clock(time.monotonic() - start)
         say(
             console,
@@ -301,50 +298,3 @@ def _was_evaluated(trainer: LEPOTrainer) -> bool:
     history = trainer.state.log_history
     last = trainer.state.global_step
     return any(log["step"] == last and "eval_runtime" in log for log in history)
-
-
-def _show_results(console: Console, folder: RunFolder, task: Task, rows: int) -> None:
-    """Accuracies before and after, and what the model said to the same problems."""
-    evaluations = [log for log in folder.metrics() if "eval_runtime" in log]
-    if not evaluations:
-        return
-    first, last = evaluations[0], evaluations[-1]
-    titles = {f"step {log['step']}": log for log in (first, last)}
-    console.print(
-        evaluation_table(
-            {
-                title: {
-                    name.removeprefix("eval_"): value
-                    for name, value in log.items()
-                    if name.startswith("eval_")
-                    and name != "eval_runtime"
-                    and isinstance(value, int | float)
-                }
-                for title, log in titles.items()
-            }
-        )
-    )
-    samples = {title: _evaluated(folder, log["step"]) for title, log in titles.items()}
-    problems = [
-        index
-        for index in range(min(rows, len(task.eval_dataset)))
-        if all(index in by_problem for by_problem in samples.values())
-    ]
-    if not problems:
-        return
-    questions = [task.eval_dataset[index]["prompt"][-1]["content"] for index in problems]
-    columns = {
-        title: [by_problem[index] for index in problems] for title, by_problem in samples.items()
-    }
-    console.print(completions_table(questions, columns))
-
-
-def _evaluated(folder: RunFolder, step: int) -> dict[int, dict[str, Any]]:
-    """By problem a completion of the evaluation at a step, the greedy one if there is one."""
-    file = folder.folder / "evaluations.jsonl"
-    found: dict[int, dict[str, Any]] = {}
-    for record in read_rows(file) if file.exists() else ():
-        is_whole = all(isinstance(record.get(name), kind) for name, kind in _SHOWN_OF_RECORD)
-        if record["step"] == step and is_whole:
-            found.setdefault(record["problem"], record)
-    return found

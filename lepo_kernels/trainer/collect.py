@@ -16,7 +16,7 @@ from lepo_kernels.trainer.advantages import Advantages, group_advantages
 from lepo_kernels.trainer.agreement import SamplingAgreement
 from lepo_kernels.trainer.config import LEPOConfig
 from lepo_kernels.trainer.experience import Experience, step_log_probs
-from lepo_kernels.trainer.prompts import as_completion, encode_prompts, spoken_ids, spoken_texts
+from lepo_kernels.trainer.prompts import answer_ids, answer_texts, as_completion, encode_prompts
 from lepo_kernels.trainer.rewards import Rewards
 from lepo_kernels.trainer.stopping import StopSignals
 from lepo_kernels.trainer.token_weights import token_weights
@@ -102,7 +102,7 @@ class Collector:
         sampled = time.perf_counter()
 
         self._tell("rewards")
-        texts = spoken_texts(self.tokenizer, rollout)
+        texts = answer_texts(self.tokenizer, rollout)
         rewards = self._reward(repeated, texts, rollout)
         total = self.rewards.total(rewards)
         grouped = group_advantages(
@@ -180,7 +180,7 @@ class Collector:
             if name != "prompt"
         }
         completions = [as_completion(p, t) for p, t in zip(prompts, texts, strict=True)]
-        return self.rewards(prompts, completions, spoken_ids(rollout), columns)
+        return self.rewards(prompts, completions, answer_ids(rollout), columns)
 
     def _prepare(
         self,

@@ -12,12 +12,12 @@ from lepo_kernels.rollout.latent_generate import latent_generate
 from lepo_kernels.trainer.dataset_checks import check_dataset, check_prompts
 from lepo_kernels.trainer.model_limits import limits_of
 from lepo_kernels.trainer.prompts import (
+    answer_ids,
+    answer_texts,
     as_completion,
     encode_prompts,
     latent_steps,
     prompt_text,
-    spoken_ids,
-    spoken_texts,
 )
 from lepo_kernels.trainer.rewards import RewardFunction, Rewards
 
@@ -197,12 +197,12 @@ def _evaluate_batch(
     )
     examples = [dataset[problem] for problem in problems for _ in range(samples)]
     prompts = [example["prompt"] for example in examples]
-    texts = spoken_texts(tokenizer, rollout)
+    texts = answer_texts(tokenizer, rollout)
     completions = [as_completion(p, t) for p, t in zip(prompts, texts, strict=True)]
     columns = {
         name: [example[name] for example in examples] for name in examples[0] if name != "prompt"
     }
-    totals = rewards.total(rewards(prompts, completions, spoken_ids(rollout), columns)).tolist()
+    totals = rewards.total(rewards(prompts, completions, answer_ids(rollout), columns)).tolist()
     logged = rewards.log.metrics(own=[*metric_names(True, num_samples), "runtime"])
     lengths = rollout.completion_mask.sum(-1).tolist()
     return [

@@ -133,7 +133,7 @@ def encode_prompts(
     return ids, mask
 
 
-def spoken_ids(rollout: LatentRollout) -> list[list[int]]:
+def answer_ids(rollout: LatentRollout) -> list[list[int]]:
     """Per sample, the ids of its discrete steps: what it said after thinking, EOS included."""
     spoken = rollout.completion_mask & ~rollout.latent_mask
     return [
@@ -142,10 +142,10 @@ def spoken_ids(rollout: LatentRollout) -> list[list[int]]:
     ]
 
 
-def spoken_texts(tokenizer: Any, rollout: LatentRollout) -> list[str]:
+def answer_texts(tokenizer: Any, rollout: LatentRollout) -> list[str]:
     """Per sample, the text of its discrete steps, without special tokens."""
     return [
-        str(text) for text in tokenizer.batch_decode(spoken_ids(rollout), skip_special_tokens=True)
+        str(text) for text in tokenizer.batch_decode(answer_ids(rollout), skip_special_tokens=True)
     ]
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from lepo_kernels.cli.main import main
-from lepo_kernels.cli.train import _evaluated
+from lepo_kernels.cli.run_results import _sample_of_each_problem
 from lepo_kernels.report.run_folder import RunFolder
 from lepo_kernels.report.tables import completions_table
 from lepo_kernels.trainer.trainer import LEPOTrainer
@@ -100,9 +100,9 @@ def test_damaged_evaluations_are_left_out(tmp_path: Path) -> None:
     lines += [{**whole, "problem": []}, {**whole, "completion": 1}, {**whole, "reward": "x"}, whole]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "evaluations.jsonl").write_text("no json\n" + text)
-    assert _evaluated(RunFolder(tmp_path), 2) == {0: whole}
+    assert _sample_of_each_problem(RunFolder(tmp_path), 2) == {0: whole}
     completions_table(["x"], {"step 2": [{**whole, "reward": None}]})  # no function gave one
-    assert _evaluated(RunFolder(tmp_path / "nowhere"), 2) == {}
+    assert _sample_of_each_problem(RunFolder(tmp_path / "nowhere"), 2) == {}
 
 
 def test_a_home_folder_in_a_file_is_found(

@@ -100,18 +100,20 @@ def test_unknown_keys(
 
 def test_aliases_name_settings_that_there_are() -> None:
     known = {field.name for kind in ALL for field in dataclasses.fields(kind)}
-    assert set(aliases.SAME.values()) <= known
-    assert not aliases.NOT_HERE.keys() & known
+    assert set(aliases.ALIASES.values()) <= known
+    assert not aliases.UNSUPPORTED.keys() & known
     # A name of ours for all commands needs no other.
-    assert not aliases.SAME.keys() & {field.name for field in dataclasses.fields(LEPOConfig)}
+    assert not aliases.ALIASES.keys() & {field.name for field in dataclasses.fields(LEPOConfig)}
 
 
 def test_true_and_false_switch_a_setting_that_is_also_a_text() -> None:
     parser = parsing._make_parser("train", (LEPOConfig,), ())
     for said, read in (("true", True), ("False", None), ("full_shard", "full_shard")):
-        values = {"fsdp": said, "output_dir": "true"}
-        parsing._take_switches(values, parser)
-        assert values == {"fsdp": read, "output_dir": "true"}
+        values, _ = parser.parse_known_args(["--fsdp", said, "--output_dir", "true"])
+        assert (values.fsdp, values.output_dir) == (read, "true")
+        parser.set_yaml_defaults({"fsdp": said, "output_dir": "true"})
+        values, _ = parser.parse_known_args([])
+        assert (values.fsdp, values.output_dir) == (read, "true")
 
 
 def test_packages_of_settings_are_looked_for_first(

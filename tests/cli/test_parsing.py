@@ -7,6 +7,7 @@ import pytest
 from lepo_kernels.cli.errors import UsageError
 from lepo_kernels.cli.options import GenerateOptions, ModelOptions, SamplingOptions, TaskOptions
 from lepo_kernels.cli.parsing import Parsed, mapping, parse
+from lepo_kernels.cli.saved_settings import SavedSettings
 from lepo_kernels.trainer.config import LEPOConfig
 
 
@@ -54,6 +55,31 @@ def test_values_without_words(tmp_path: Path) -> None:
     assert parsed(tmp_path, None, "--no_shuffle").options[0].shuffle is False
 
 
+def test_a_file_may_hold_what_looks_like_an_option(tmp_path: Path) -> None:
+    found = parsed(tmp_path, "names: ['-x', --rate]\nlimit: -3\ntable: --number")
+    assert found.options[0] == Options(names=["-x", "--rate"], limit=-3, table="--number")
+    assert found.cli_given == set()
+
+
+def test_help_shows_the_values_of_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parsed(tmp_path, "table: '{\"a\": 5}'", "--help")
+    assert '(default: {"a": 5})' in capsys.readouterr().out
+
+
+def test_a_saved_value_that_does_not_fit_is_said_with_its_file(tmp_path: Path) -> None:
+    saved = SavedSettings(Path("model/lepo_config.json"), {"number": "x", "elsewhere": 1})
+    with pytest.raises(UsageError, match=r"model/lepo_config.json: .*--number: invalid int"):
+        parsed(tmp_path, None, saved=saved)
+    # What the command line or the file overrides need not fit.
+    for text, words in ((None, ("--number", "2")), ("number: 2", ())):
+        found = parsed(tmp_path, text, *words, saved=saved)
+        assert found.options[0].number == 2
+        assert found.taken == {}
+
+
 def test_defaults_stand_below_the_file(tmp_path: Path) -> None:
     found = parsed(tmp_path, "rate: 1.0", defaults={"rate": 2.0, "number": 5})
     assert found.options[0] == Options(number=5, rate=1.0)
@@ -78,6 +104,8 @@ def test_keys_of_other_commands_are_passed_over(tmp_path: Path) -> None:
         ("flag: maybe", [], "--flag.*maybe"),
         ("- a\n- b", [], "expected lines of 'key: value', got list"),
         ("a: [1", [], "is not YAML"),
+        ("number: 2026-13-01", [], "is not YAML: month must be"),
+        ("[" * 3000, [], "is not YAML"),
         (None, ["nowhere.yaml"], "can't read nowhere.yaml: No such file"),
         (None, ["--number", "1", "2"], "unexpected argument '2'"),
     ],

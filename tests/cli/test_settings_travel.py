@@ -321,7 +321,7 @@ def test_completions_are_printed_without_escapes(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "lepo_kernels.cli.generate.spoken_texts", lambda *_: ["\x1b]0;owned\x07\u202e"]
+        "lepo_kernels.cli.generate.answer_texts", lambda *_: ["\x1b]0;owned\x07\u202e"]
     )
     assert main(["generate", "--model", str(run), "--prompt", "1"]) == 0
     shown = capsys.readouterr().out

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from rich.console import Console
 
 from lepo_kernels.cli.errors import UsageError
@@ -24,6 +23,7 @@ from lepo_kernels.cli.options import (
     GenerateOptions,
     TaskOptions,
 )
+from lepo_kernels.cli.yaml_file import read_yaml
 from lepo_kernels.console import say
 from lepo_kernels.report.run_folder import CONFIG
 from lepo_kernels.tasks import system_prompt_of
@@ -39,7 +39,7 @@ TAKEN = (*TASK, *PROMPTS, *SAMPLING, *EVALUATION)
 
 
 @dataclass(frozen=True)
-class Carried:
+class SavedSettings:
     """Settings of a folder.
 
     Attributes:
@@ -53,10 +53,10 @@ class Carried:
     passed_over: tuple[str, ...] = ()
 
 
-NOTHING = Carried()
+NO_SETTINGS = SavedSettings()
 
 
-def settings_of_model(named: Mapping[str, Any]) -> Carried:
+def model_settings(named: Mapping[str, Any]) -> SavedSettings:
     """The settings that come with the model.
 
     Where another task is asked for, nothing that belongs to the model's own task is taken.
@@ -69,37 +69,37 @@ def settings_of_model(named: Mapping[str, Any]) -> Carried:
     """
     source = _source(named.get("model"))
     if source is None:
-        return NOTHING
+        return NO_SETTINGS
     values = _read(source)
     left = _of_another_task(values, named)
     passed_over = [name for name in values if name not in TAKEN and values[name] is not None]
     kept = {name: value for name, value in values.items() if name in TAKEN and name not in left}
-    return Carried(source, kept, tuple(passed_over))
+    return SavedSettings(source, kept, tuple(passed_over))
 
 
-def announce(console: Console, model: str | None, carried: Carried, parsed: "Parsed") -> None:
+def announce(console: Console, model: str | None, saved: SavedSettings, parsed: "Parsed") -> None:
     """Say which settings come from where.
 
     Args:
         console: where to say it.
         model: the model's name.
-        carried: what came with it.
+        saved: what came with it.
         parsed: the command's options, and what was taken for them.
     """
     taken = parsed.taken
-    if carried.source is None:
+    if saved.source is None:
         text = f"No settings came with {model}: what is not set here is as by default"
     else:
         defaults = _defaults()
         special = {name: value for name, value in taken.items() if value != defaults.get(name)}
         said = ", ".join(f"{name}={value!r}" for name, value in special.items())
         others = len(taken) - len(special)
-        text = f"Settings from {carried.source}: {said or 'none'}"
+        text = f"Settings from {saved.source}: {said or 'none'}"
         text += f"; {others} more are as by default" if others else ""
         # A run's file holds the settings of its training, too, which mean nothing here.
         asked = {option.name for part in parsed.options for option in fields(part)} - {"model"}
         elsewhere = {option.name for kind in ALL for option in fields(kind)} - asked
-        refused = [name for name in carried.passed_over if name not in elsewhere]
+        refused = [name for name in saved.passed_over if name not in elsewhere]
         text += f"; not taken: {', '.join(refused)}" if refused else ""
     say(console, text)
 
@@ -114,19 +114,13 @@ def read_values(source: Path, sections: tuple[str, ...]) -> dict[str, Any]:
     Raises:
         UsageError: it cannot be read, or holds something else.
     """
-    if source.name == FILE:
-        try:
-            found = read_settings(source)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-        return {name: value for section in sections for name, value in found[section].items()}
+    if source.name != FILE:
+        return read_yaml(source)
     try:
-        values = yaml.safe_load(source.read_text(encoding="utf-8")) or {}
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UsageError(f"{source}: can't be read: {error}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{source}: expected lines of 'key: value', got {type(values).__name__}")
-    return {str(name): value for name, value in values.items()}
+        found = read_settings(source)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return {name: value for section in sections for name, value in found[section].items()}
 
 
 def _source(model: str | None) -> Path | None:
