@@ -18,6 +18,7 @@ from lepo_kernels.report.json_text import json_text
 from lepo_kernels.report.tables import evaluation_table
 from lepo_kernels.trainer.dataset_checks import check_dataset, check_prompts
 from lepo_kernels.trainer.evaluation import EvaluationResult, evaluate_checked
+from lepo_kernels.trainer.evaluation_settings import check_evaluation_settings
 from lepo_kernels.trainer.generation import generation_config
 from lepo_kernels.trainer.model_limits import limits_of
 from lepo_kernels.trainer.rewards import Rewards
@@ -37,8 +38,10 @@ def run(words: list[str]) -> None:
     saved = model_settings(peek("eval", words, ("model", "task", "eval_task")))
     parsed = parse("eval", kinds, words, saved=saved)
     model_options, tasks, options, settings = parsed.options
-    if settings.eval_num_samples < 1 and not settings.eval_greedy:
-        raise UsageError("eval_num_samples: expected at least 1 when eval_greedy is off")
+    try:
+        check_evaluation_settings(settings)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
     console = make_console()
     announce(console, model_options.model, saved, parsed)
     tasks = task_options(parsed, tasks)

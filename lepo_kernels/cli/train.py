@@ -30,11 +30,16 @@ from lepo_kernels.cli.run_start import LATEST, described, find_start, refuse_cha
 from lepo_kernels.console import make_console, say
 from lepo_kernels.report.callbacks import ProgressCallback, RunFolderCallback, clock
 from lepo_kernels.report.run_folder import CONFIG, CURVES, RunFolder
-from lepo_kernels.report.run_lock import FolderInUseError, RunLock
+from lepo_kernels.report.run_lock import FolderInUseError
 from lepo_kernels.tasks import Task
-from lepo_kernels.trainer.checkpoint import CheckpointError, find_checkpoint
+from lepo_kernels.trainer.checkpoint import find_checkpoint
+from lepo_kernels.trainer.checkpoint_saving import CheckpointError
 from lepo_kernels.trainer.config import LEPOConfig
-from lepo_kernels.trainer.processes import first_process_decides, process_group_ends
+from lepo_kernels.trainer.processes import (
+    alone_in_folder,
+    first_process_decides,
+    process_group_ends,
+)
 from lepo_kernels.trainer.trainer import LEPOTrainer
 
 # Settings of TrainingArguments that --help shows; it passes over the many others.
@@ -103,7 +108,8 @@ def _run(words: list[str], until_the_end: contextlib.ExitStack) -> None:
     tasks = task_options(parsed, tasks)
     args.output_dir, args.resume_from_checkpoint = str(begin.folder), begin.resume
     folder = RunFolder(args.output_dir)
-    _lock(folder, args, until_the_end)
+    # From before anything is removed to after all is saved.
+    until_the_end.enter_context(alone_in_folder(args))
     resume = _checkpoint(args, folder)
     if resume is None and folder.holds_a_run() and not options.overwrite_output_dir:
         raise UsageError(
@@ -160,13 +166,6 @@ def _run(words: list[str], until_the_end: contextlib.ExitStack) -> None:
             f"Done in {gone}. {folder.folder} holds the model, {CONFIG}, metrics.jsonl, {CURVES}, "
             "completions.jsonl and evaluations.jsonl",
         )
-
-
-def _lock(folder: RunFolder, args: LEPOConfig, until_the_end: contextlib.ExitStack) -> None:
-    """Keep other runs out of the folder from before anything is removed to after all is saved."""
-    lock = RunLock(folder.folder)
-    first_process_decides(args, lock.acquire)
-    until_the_end.callback(lock.release)
 
 
 def _defaults() -> dict[str, Any]:

@@ -48,13 +48,13 @@ class RunFolder:
         return self.folder / METRICS
 
     def checkpoints(self) -> list[Path]:
-        """The checkpoints in it, oldest first."""
-        found = [
-            path
+        """The folders checkpoint-N in it, in the order of N; complete or not."""
+        numbered = [
+            (int(path.name.removeprefix("checkpoint-")), path)
             for path in self.folder.glob("checkpoint-*")
-            if path.is_dir() and path.name.rpartition("-")[2].isdigit()
+            if path.name.removeprefix("checkpoint-").isdecimal() and path.is_dir()
         ]
-        return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+        return [path for _, path in sorted(numbered)]
 
     def holds_a_run(self) -> bool:
         """Whether an earlier run left metrics or checkpoints here."""

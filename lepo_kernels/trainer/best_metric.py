@@ -4,7 +4,7 @@ from typing import Any
 
 from lepo_kernels.suggest import did_you_mean
 from lepo_kernels.trainer.config import LEPOConfig
-from lepo_kernels.trainer.evaluation import metric_names
+from lepo_kernels.trainer.evaluation_metrics import metric_names
 
 _PREFIX = "eval_"
 

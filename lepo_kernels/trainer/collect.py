@@ -16,7 +16,8 @@ from lepo_kernels.trainer.advantages import Advantages, group_advantages
 from lepo_kernels.trainer.agreement import SamplingAgreement
 from lepo_kernels.trainer.config import LEPOConfig
 from lepo_kernels.trainer.experience import Experience, step_log_probs
-from lepo_kernels.trainer.prompts import answer_ids, answer_texts, as_completion, encode_prompts
+from lepo_kernels.trainer.prompts import encode_prompts
+from lepo_kernels.trainer.reward_step import RewardedRollout, reward_rollout
 from lepo_kernels.trainer.rewards import Rewards
 from lepo_kernels.trainer.stopping import StopSignals
 from lepo_kernels.trainer.token_weights import token_weights
@@ -29,18 +30,15 @@ class Collected:
     Attributes:
         experience: in training order.
         metrics: one value per name, for logging.
-        prompts, texts: per sample of ``rollout``, groups side by side.
-        rewards: [B, F] by function, NaN where one did not apply.
+        rewarded: prompts, texts and rewards per sample of ``rollout``, groups side by side.
         advantages: [B].
-        rollout: the samples in the order of ``prompts`` and ``texts``.
+        rollout: the samples in the order of ``rewarded``.
         extra: per sample of ``rollout``, what reward functions logged, by column.
     """
 
     experience: Experience
     metrics: dict[str, float]
-    prompts: list[Any]
-    texts: list[str]
-    rewards: Tensor
+    rewarded: RewardedRollout
     advantages: Tensor
     rollout: LatentRollout
     extra: dict[str, list[Any]] = field(default_factory=dict)
@@ -97,19 +95,17 @@ class Collector:
         start = time.perf_counter()
         group = self.args.num_generations
         repeated = [example for example in examples for _ in range(group)]
-        prompts = [example["prompt"] for example in repeated]
         rollout = self._sample(policy, [e["prompt"] for e in examples], rollout_index)
         sampled = time.perf_counter()
 
         self._tell("rewards")
-        texts = answer_texts(self.tokenizer, rollout)
-        rewards = self._reward(repeated, texts, rollout)
-        total = self.rewards.total(rewards)
+        rewarded = reward_rollout(self.rewards, self.tokenizer, repeated, rollout)
+        total = rewarded.totals
         grouped = group_advantages(
             total, group, self.args.scale_rewards, batch=self._rewards_of_all_processes(total)
         )
         metrics = {
-            **self._reward_metrics(rewards, grouped),
+            **self._reward_metrics(rewarded, grouped),
             **rollout_metrics(rollout, grouped.advantages),
             "rollout_time": sampled - start,
         }
@@ -119,9 +115,7 @@ class Collector:
         metrics["prepare_time"] = time.perf_counter() - sampled
         metrics |= self.rewards.log.metrics(own=metrics)
         extra = self.rewards.log.columns
-        return Collected(
-            experience, metrics, prompts, texts, rewards, grouped.advantages, rollout, extra
-        )
+        return Collected(experience, metrics, rewarded, grouped.advantages, rollout, extra)
 
     def _sample(self, policy: Any, prompts: list[Any], rollout_index: int) -> LatentRollout:
         """Sample ``num_generations`` completions per prompt, as many groups at once as may be."""
@@ -169,18 +163,6 @@ class Collector:
         if self.accelerator.num_processes == 1:
             return total
         return torch.tensor(gather_object(total.tolist()), dtype=total.dtype)
-
-    def _reward(
-        self, examples: list[dict[str, Any]], texts: list[str], rollout: LatentRollout
-    ) -> Tensor:  # [B, F]
-        prompts = [example["prompt"] for example in examples]
-        columns = {
-            name: [example[name] for example in examples]
-            for name in examples[0]
-            if name != "prompt"
-        }
-        completions = [as_completion(p, t) for p, t in zip(prompts, texts, strict=True)]
-        return self.rewards(prompts, completions, answer_ids(rollout), columns)
 
     def _prepare(
         self,
@@ -237,9 +219,10 @@ class Collector:
             ]
         )
 
-    def _reward_metrics(self, rewards: Tensor, grouped: Advantages) -> dict[str, float]:
+    def _reward_metrics(self, rewarded: RewardedRollout, grouped: Advantages) -> dict[str, float]:
+        rewards = rewarded.rewards
         metrics = {
-            "reward": float(self.rewards.total(rewards).nanmean()),
+            "reward": float(rewarded.totals.nanmean()),
             "reward_std": float(grouped.group_std.mean()),
             "frac_reward_zero_std": float((grouped.group_std == 0).double().mean()),
         }

@@ -1,7 +1,8 @@
 """`LEPOConfig`: every setting of `LEPOTrainer`, on top of transformers' `TrainingArguments`.
 
-Ranges stand where a setting is used first: those of sampling in `LatentGenerationConfig`, those of
-the loss in `formulas.lepo_objective`, those of rewards in `trainer.rewards`; here they are asked.
+Each range is stated once, where a setting is used first: those of sampling in
+`LatentGenerationConfig`, those of the loss in `formulas.lepo_objective`, those of rewards in
+`trainer.rewards`, those of evaluations in `trainer.evaluation_settings`. This file calls them.
 """
 
 import math
@@ -15,11 +16,11 @@ from lepo_kernels.formulas.lepo_objective import check_settings
 from lepo_kernels.rollout.config import CACHES, NOISES
 from lepo_kernels.trainer.advantages import SCALE_REWARDS
 from lepo_kernels.trainer.distribution import check_settings as check_distribution
+from lepo_kernels.trainer.evaluation_settings import check_evaluation_settings
 from lepo_kernels.trainer.rewards import check_timeout, check_weights
 from lepo_kernels.trainer.sampling import check_sampling
 from lepo_kernels.trainer.token_weights import LOSS_TYPES
 from lepo_kernels.validation import (
-    FLOAT32_MAX,
     check_choice,
     check_integer,
     check_number,
@@ -29,14 +30,11 @@ from lepo_kernels.validation import (
 # The least that each whole number of the trainer's own may be.
 AT_LEAST = {
     "per_device_train_batch_size": 1,
-    "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
     "steps_per_generation": 1,
     "num_generations": 2,
     "num_iterations": 1,
-    "max_completion_length": 1,
     "max_prompt_length": 1,
-    "eval_num_samples": 0,
     "num_completions_to_print": 0,
 }
 
@@ -320,19 +318,12 @@ class LEPOConfig(TrainingArguments):
         # The trainer has reference log-probs whenever beta asks for them.
         some = torch.empty(0)
         check_settings(self.beta, self.epsilon, upper, self.delta, self.latent_kl, some)
-        check_number("success_threshold", self.success_threshold, -FLOAT32_MAX, FLOAT32_MAX)
+        check_evaluation_settings(self)
         check_weights(self.reward_weights)
         check_timeout(self.reward_timeout)
         for name in ("sampling_logp_difference_warning", "sampling_logp_difference_error"):
             if getattr(self, name) is not None:
                 check_positive_number(name, getattr(self, name))
-        if self.latent_length >= self.max_completion_length:
-            raise ValueError(
-                f"latent_length: {self.latent_length} leaves no room for an answer within "
-                f"max_completion_length = {self.max_completion_length}"
-            )
-        if self.eval_num_samples == 0 and not self.eval_greedy:
-            raise ValueError("eval_num_samples: expected at least 1 when eval_greedy is off, got 0")
         for setting in fields(self):
             value = getattr(self, setting.name)
             # transformers checks few of its own numbers, and NaN passes every comparison it makes.

@@ -10,15 +10,11 @@ import torch
 from lepo_kernels.rollout.config import LatentGenerationConfig
 from lepo_kernels.rollout.latent_generate import latent_generate
 from lepo_kernels.trainer.dataset_checks import check_dataset, check_prompts
+from lepo_kernels.trainer.evaluation_metrics import metric_names, summarise
+from lepo_kernels.trainer.evaluation_settings import check_evaluation
 from lepo_kernels.trainer.model_limits import limits_of
-from lepo_kernels.trainer.prompts import (
-    answer_ids,
-    answer_texts,
-    as_completion,
-    encode_prompts,
-    latent_steps,
-    prompt_text,
-)
+from lepo_kernels.trainer.prompts import encode_prompts, latent_steps, prompt_text
+from lepo_kernels.trainer.reward_step import reward_rollout
 from lepo_kernels.trainer.rewards import RewardFunction, Rewards
 
 # Rollouts of the evaluation draw noise from keys that training never uses.
@@ -83,12 +79,12 @@ def evaluate_policy(
             that it raises ends the evaluation.
 
     Raises:
-        TypeError, ValueError: neither greedy nor sampled completions are asked for, or something is
-            wrong with the dataset: see `check_dataset` and `check_prompts`.
+        TypeError, ValueError: an argument is out of range, neither greedy nor sampled completions
+            are asked for, or something is wrong with the dataset: see `check_dataset` and
+            `check_prompts`.
         RewardError: see `Rewards`.
     """
-    if num_samples < 1 and not greedy:
-        raise ValueError("num_samples: expected at least 1 when greedy is off, got 0")
+    check_evaluation(num_samples, greedy, batch_size, success_threshold)
     rewards = reward_funcs if isinstance(reward_funcs, Rewards) else Rewards(reward_funcs)
     check_dataset("dataset", dataset, rewards)
     limits = limits_of(model, generation.max_new_tokens)
@@ -196,20 +192,15 @@ def _evaluate_batch(
         progress=step_progress,
     )
     examples = [dataset[problem] for problem in problems for _ in range(samples)]
-    prompts = [example["prompt"] for example in examples]
-    texts = answer_texts(tokenizer, rollout)
-    completions = [as_completion(p, t) for p, t in zip(prompts, texts, strict=True)]
-    columns = {
-        name: [example[name] for example in examples] for name in examples[0] if name != "prompt"
-    }
-    totals = rewards.total(rewards(prompts, completions, answer_ids(rollout), columns)).tolist()
+    rewarded = reward_rollout(rewards, tokenizer, examples, rollout)
+    totals = rewarded.totals.tolist()
     logged = rewards.log.metrics(own=[*metric_names(True, num_samples), "runtime"])
     lengths = rollout.completion_mask.sum(-1).tolist()
     return [
         {
             "problem": problem,
-            "prompt": prompt_text(tokenizer, prompts[index]),
-            "completion": texts[index],
+            "prompt": prompt_text(tokenizer, rewarded.prompts[index]),
+            "completion": rewarded.texts[index],
             "reward": None if math.isnan(totals[index]) else totals[index],
             "greedy": not config.do_sample,
             "length": lengths[index],
@@ -219,81 +210,3 @@ def _evaluate_batch(
         }
         for index, problem in enumerate(p for p in problems for _ in range(samples))
     ]
-
-
-def summarise(records: list[dict[str, Any]], success_threshold: float = 0.5) -> dict[str, float]:
-    """Metrics of evaluation records; a missing reward (None or NaN) counts as 0."""
-    metrics: dict[str, float] = {}
-    greedy = [record for record in records if record["greedy"]]
-    if greedy:
-        metrics["greedy_accuracy"] = _mean([_reward(r) >= success_threshold for r in greedy])
-        metrics["greedy_reward"] = _mean([_reward(r) for r in greedy])
-        metrics["greedy_length"] = _mean([r["length"] for r in greedy])
-    per_problem: dict[int, list[float]] = {}
-    for record in records:
-        if not record["greedy"]:
-            per_problem.setdefault(record["problem"], []).append(_reward(record))
-    if per_problem:
-        samples = min(len(drawn) for drawn in per_problem.values())
-        solved = [
-            (len(drawn), sum(reward >= success_threshold for reward in drawn))
-            for drawn in per_problem.values()
-        ]
-        metrics[f"mean@{samples}"] = _mean([some / drawn for drawn, some in solved])
-        metrics[f"reward@{samples}"] = _mean([_mean(drawn) for drawn in per_problem.values()])
-        for k in _powers_of_two(samples):
-            metrics[f"pass@{k}"] = _mean([pass_at_k(drawn, some, k) for drawn, some in solved])
-    return {**metrics, **_logged(records)}
-
-
-def metric_names(greedy: bool, num_samples: int) -> list[str]:
-    """The metrics that an evaluation has in any case, in the order of `summarise`."""
-    names = ["greedy_accuracy", "greedy_reward", "greedy_length"] if greedy else []
-    if num_samples > 0:
-        names += [f"mean@{num_samples}", f"reward@{num_samples}"]
-        names += [f"pass@{k}" for k in _powers_of_two(num_samples)]
-    return names
-
-
-def _logged(records: list[dict[str, Any]]) -> dict[str, float]:
-    """The metrics that reward functions logged, averaged over the completions they stand for."""
-    values: dict[str, list[float]] = {}
-    for record in records:
-        for name, value in record.get("metrics", {}).items():
-            values.setdefault(name, []).append(value)
-    return {name: _mean(some) for name, some in values.items()}
-
-
-def pass_at_k(samples: int, solved: int, k: int) -> float:
-    """Unbiased probability that one of k samples solves: ``1 - C(n - c, k) / C(n, k)``.
-
-    Source: Chen et al., arXiv 2107.03374.
-
-    Args:
-        samples: n completions of a problem.
-        solved: c of them that solve it.
-        k: at most n.
-
-    Raises:
-        ValueError: k is not in [1, n], or c not in [0, n].
-    """
-    if not 1 <= k <= samples:
-        raise ValueError(f"k: expected an int in [1, {samples}], got {k}")
-    if not 0 <= solved <= samples:
-        raise ValueError(f"solved: expected an int in [0, {samples}], got {solved}")
-    return 1.0 - math.comb(samples - solved, k) / math.comb(samples, k)
-
-
-def _powers_of_two(limit: int) -> list[int]:
-    """1, 2, 4, ... and the limit itself."""
-    powers = [1 << bit for bit in range(limit.bit_length()) if 1 << bit <= limit]
-    return powers if powers[-1] == limit else [*powers, limit]
-
-
-def _reward(record: dict[str, Any]) -> float:
-    reward = record["reward"]
-    return 0.0 if reward is None or math.isnan(reward) else float(reward)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

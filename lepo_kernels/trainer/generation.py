@@ -4,7 +4,7 @@ from typing import Any
 
 from lepo_kernels.rollout.config import LatentGenerationConfig, end_tokens
 from lepo_kernels.trainer.config import LEPOConfig
-from lepo_kernels.trainer.sampling import sampling_settings
+from lepo_kernels.trainer.sampling import check_sampling, sampling_settings
 
 
 def generation_config(args: LEPOConfig, model: Any, tokenizer: Any) -> LatentGenerationConfig:
@@ -21,12 +21,7 @@ def generation_config(args: LEPOConfig, model: Any, tokenizer: Any) -> LatentGen
     suffix: list[int] = []
     if args.latent_suffix and args.latent_length > 0:
         suffix = tokenizer(args.latent_suffix, add_special_tokens=False)["input_ids"]
-    if args.latent_length + len(suffix) >= args.max_completion_length:
-        raise ValueError(
-            f"latent_suffix: {args.latent_length} latent steps and {len(suffix)} tokens of suffix "
-            f"leave no room for an answer within max_completion_length = "
-            f"{args.max_completion_length}"
-        )
+    check_sampling(args, len(suffix))
     return LatentGenerationConfig(
         **sampling_settings(args),
         latent_suffix_ids=tuple(suffix),

@@ -7,8 +7,15 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lepo_kernels.rollout._modules import unwrap_model
 from lepo_kernels.tasks.hub import reach_model
-from lepo_kernels.trainer.adapters import holds_adapter, load_adapter
+from lepo_kernels.trainer.adapters import (
+    check_trainable,
+    holds_adapter,
+    load_adapter,
+    put_on_adapter,
+)
+from lepo_kernels.trainer.distribution import check_model
 
 
 def load_model(model: Any, settings: dict[str, Any] | None) -> Any:
@@ -53,6 +60,26 @@ def load_tokenizer(model: Any, tokenizer: Any, name: str | None = None) -> Any:
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def trainable_policy(model: Any, peft_config: Any) -> Any:
+    """The model, in a new adapter where one is asked for, checked to be one that can be trained.
+
+    Args:
+        model: the loaded model.
+        peft_config: the configuration of a new adapter; None for none.
+
+    Raises:
+        TypeError, ValueError: it is sharded, is no decoder-only model, or trains nothing.
+    """
+    if peft_config is not None:
+        model = put_on_adapter(model, peft_config)
+    check_model(model)
+    unwrap_model(model)  # refuses what is no decoder-only model, or learns prompts
+    check_trainable(model)
+    # Batches here are lists of dataset rows: transformers cannot count tokens in them.
+    model.warnings_issued = {"estimate_tokens": True}
+    return model
 
 
 def frozen_copy(model: Any) -> Any:

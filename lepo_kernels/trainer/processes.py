@@ -8,6 +8,7 @@ import torch.distributed as dist
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 
+from lepo_kernels.report.run_lock import RunLock
 from lepo_kernels.trainer.stopping import RunEnded
 
 T = TypeVar("T")
@@ -33,6 +34,25 @@ def first_process_decides(args: Any, decide: Callable[[], T]) -> T:
         raise error
     decided: T = result
     return decided
+
+
+@contextlib.contextmanager
+def alone_in_folder(args: Any) -> Iterator[None]:
+    """A block in which no other run writes into ``output_dir``.
+
+    Args:
+        args: the run's `TrainingArguments`.
+
+    Raises:
+        FolderInUseError: another run is using it; raised on every process.
+    """
+    lock = RunLock(args.output_dir)
+    first_process_decides(args, lock.acquire)
+    try:
+        yield
+    finally:
+        if args.process_index == 0:
+            lock.release()
 
 
 @contextlib.contextmanager

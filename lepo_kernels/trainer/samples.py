@@ -36,14 +36,14 @@ class SampleLog:
         self._latest = [
             {
                 "step": step,
-                "prompt": prompt_text(self.tokenizer, collected.prompts[index]),
+                "prompt": prompt_text(self.tokenizer, collected.rewarded.prompts[index]),
                 "completion": text,
                 "latent": latent_steps(self.tokenizer, collected.rollout, index),
-                "rewards": self._named_rewards(collected.rewards[index].tolist()),
+                "rewards": self._named_rewards(collected.rewarded.rewards[index].tolist()),
                 "advantage": float(collected.advantages[index]),
                 **{name: values[index] for name, values in collected.extra.items()},
             }
-            for index, text in enumerate(collected.texts)
+            for index, text in enumerate(collected.rewarded.texts)
         ]
         self._append("completions.jsonl", self._latest)
 

@@ -17,11 +17,15 @@ def sampling_settings(args: Any) -> dict[str, Any]:
     return {**shared, "max_new_tokens": args.max_completion_length}
 
 
-def check_sampling(args: Any) -> None:
+def check_sampling(args: Any, suffix_tokens: int = 0) -> None:
     """Check the settings of ``args`` that say how it samples.
 
+    Args:
+        args: the trainer's settings, or any object with a part of them.
+        suffix_tokens: tokens of ``latent_suffix``, as far as there is a tokenizer.
+
     Raises:
-        TypeError, ValueError: see `LatentGenerationConfig`.
+        TypeError, ValueError: see `LatentGenerationConfig`; or no column is left for an answer.
     """
     try:
         # Which ids end a row is known once there is a tokenizer.
@@ -29,3 +33,9 @@ def check_sampling(args: Any) -> None:
     except (TypeError, ValueError) as error:
         named = str(error).replace("max_new_tokens", "max_completion_length")
         raise type(error)(named) from None
+    if args.latent_length + suffix_tokens >= args.max_completion_length:
+        suffix = f" and {suffix_tokens} tokens of latent_suffix" if suffix_tokens else ""
+        raise ValueError(
+            f"latent_length: {args.latent_length} latent steps{suffix} leave no room for an answer "
+            f"within max_completion_length = {args.max_completion_length}"
+        )

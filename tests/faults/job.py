@@ -51,7 +51,7 @@ PHASES = {
     "update": ("lepo_kernels.trainer.trainer", "LEPOTrainer", "compute_loss"),
     "evaluation": ("lepo_kernels.trainer.trainer", "LEPOTrainer", "evaluate"),
     "save": ("lepo_kernels.trainer.trainer", "LEPOTrainer", "_save_checkpoint"),
-    "manifest": ("lepo_kernels.trainer.trainer", None, "write_manifest"),
+    "manifest": ("lepo_kernels.trainer.checkpoint_saving", None, "write_manifest"),
     "last save": ("lepo_kernels.trainer.trainer", "LEPOTrainer", "save_model"),
 }
 

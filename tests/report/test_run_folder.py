@@ -77,3 +77,14 @@ def test_clear_removes_the_run_and_nothing_else(run: RunFolder) -> None:
     run.clear()
     assert not run.holds_a_run()
     assert sorted(path.name for path in run.folder.iterdir()) == ["checkpoint-best", "mine.txt"]
+
+
+def test_checkpoints_are_numbered_folders_and_nothing_else(tmp_path):
+    for name in ("checkpoint-10", "checkpoint-9", "checkpoint-mine-3", "checkpoint-"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-11").write_text("a file")
+    folder = RunFolder(tmp_path)
+    assert [path.name for path in folder.checkpoints()] == ["checkpoint-9", "checkpoint-10"]
+    folder.clear()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"checkpoint-mine-3", "checkpoint-", "checkpoint-11"}

@@ -75,11 +75,11 @@ def test_the_reference_is_the_policy_at_the_start(make_trainer, name):
     # k3 of rounding differences; see test_dropout.py.
     assert kls(trainer)[0] == pytest.approx(0.0, abs=1e-6)
     assert kls(trainer)[-1] > 1e-5
-    rollout = trainer._experience.rollout
+    rollout = trainer._run.experience.rollout
     expected = step_log_probs(start, rollout, 1.0, 8)
     moved = step_log_probs(trainer.model, rollout, 1.0, 8)
     before = weights(trainer.model)
-    with trainer._reference_for(trainer.model) as reference:
+    with trainer.reference.of(trainer.model) as reference:
         got = step_log_probs(reference, rollout, 1.0, 8)
     # The same function by the same kernels.
     assert torch.equal(got[0], expected[0])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lepo_kernels.trainer.evaluation import metric_names, summarise
+from lepo_kernels.trainer.evaluation_metrics import metric_names, summarise
 from lepo_kernels.trainer.trainer import LEPOTrainer
 from tests.trainer.conftest import problems
 

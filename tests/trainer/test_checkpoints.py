@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import os
 import re
 import shutil
 from pathlib import Path
@@ -11,13 +12,15 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from lepo_kernels.trainer import checkpoint_saving
 from lepo_kernels.trainer.checkpoint import (
-    CheckpointError,
     find_checkpoint,
     is_complete,
     last_complete_checkpoint,
-    load_experience,
+    trim_checkpoints,
 )
+from lepo_kernels.trainer.checkpoint_saving import CheckpointError
+from lepo_kernels.trainer.experience_files import load_experience
 from lepo_kernels.trainer.manifest import MANIFEST, damage, read_manifest
 from tests.tiny import tiny_model
 from tests.torchrun import run_processes
@@ -175,10 +178,8 @@ def test_older_checkpoints_stay_until_the_new_one_is_complete(make_trainer, monk
         left.append(last_complete_checkpoint(folder.parent))
         real(folder, **facts)
 
-    from lepo_kernels.trainer import trainer
-
-    real = trainer.write_manifest
-    monkeypatch.setattr(trainer, "write_manifest", spy)
+    real = checkpoint_saving.write_manifest
+    monkeypatch.setattr(checkpoint_saving, "write_manifest", spy)
     make_trainer(**SETTINGS, save_total_limit=1).train()
     run = tmp_path / "run"
     assert left == [None, run / "checkpoint-1", run / "checkpoint-2"]
@@ -207,7 +208,7 @@ def full_disk(*_, **__):
     [
         "transformers.trainer.Trainer._save_optimizer_and_scheduler",
         "lepo_kernels.trainer.trainer.save_experience",
-        "lepo_kernels.trainer.trainer.write_manifest",
+        "lepo_kernels.trainer.checkpoint_saving.write_manifest",
     ],
 )
 def test_a_full_disk_leaves_the_last_good_one(make_trainer, monkeypatch, tmp_path, what):
@@ -303,3 +304,38 @@ def test_two_processes_go_on_inside_a_rollout(tmp_path):
     train("torn", "3", "resume")
     files = [tmp_path / run / "checkpoint-3" / "model.safetensors" for run in ("whole", "torn")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def numbered(folder, *numbers):
+    """Checkpoints, of which the later ones of the list were written later."""
+    made = [folder / f"checkpoint-{number}" for number in numbers]
+    for age, path in enumerate(made):
+        path.mkdir()
+        os.utime(path, (age, age))
+    return made
+
+
+def left_of(folder):
+    return {int(path.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*[0-9]")}
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "left"),
+    # 4 was written last, by a run that was resumed from 3.
+    [
+        (None, None, {1, 2, 3, 4, 5}),
+        (0, None, {1, 2, 3, 4, 5}),
+        (9, None, {1, 2, 3, 4, 5}),
+        (1, None, {4}),
+        (2, None, {4, 5}),
+        (1, 2, {2, 4}),
+        (3, 2, {2, 4, 5}),
+        (1, 4, {4}),
+    ],
+)
+def test_the_checkpoints_written_last_and_the_best_one_stay(tmp_path, limit, best, left):
+    *_, newest = numbered(tmp_path, 1, 2, 3, 5, 4)
+    (tmp_path / "checkpoint-mine").mkdir()
+    trim_checkpoints(newest, limit, None if best is None else str(tmp_path / f"checkpoint-{best}"))
+    assert left_of(tmp_path) == left
+    assert (tmp_path / "checkpoint-mine").exists()

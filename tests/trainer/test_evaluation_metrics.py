@@ -3,7 +3,8 @@ import itertools
 import pytest
 
 from lepo_kernels.rollout.config import LatentGenerationConfig
-from lepo_kernels.trainer.evaluation import evaluate_policy, pass_at_k, summarise
+from lepo_kernels.trainer.evaluation import evaluate_policy
+from lepo_kernels.trainer.evaluation_metrics import pass_at_k, summarise
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.trainer.conftest import problems
 

@@ -16,11 +16,8 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from lepo_kernels.trainer.checkpoint import (
-    is_complete,
-    last_complete_checkpoint,
-    load_experience,
-)
+from lepo_kernels.trainer.checkpoint import is_complete, last_complete_checkpoint
+from lepo_kernels.trainer.experience_files import load_experience
 
 # One rollout serves 2 iterations of 2 updates: checkpoints fall on its edges and inside it.
 SETTINGS = {

@@ -191,7 +191,7 @@ def test_kl_holds_the_policy_near_the_reference(make_trainer):
             kl = [log["kl"] for log in train_logs(trainer)]
             assert kl[0] == pytest.approx(0.0, abs=1e-6)
             assert max(kl) > 0
-            for a, b in zip(trainer.reference.parameters(), start.parameters(), strict=True):
+            for a, b in zip(trainer.reference.model.parameters(), start.parameters(), strict=True):
                 assert torch.equal(a, b)
     assert drift[5.0] < drift[0.0]
 

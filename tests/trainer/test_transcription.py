@@ -135,7 +135,7 @@ def test_loss_and_gradient(make_trainer, loss_type, beta, off_policy):
     old = copy.deepcopy(model)
     reference = perturbed(model, 0.02, seed=1)
     if beta:
-        trainer.reference = reference
+        trainer.reference.model = reference
     experience = trainer._prepare_inputs([trainer.train_dataset[0], trainer.train_dataset[1]])
     if off_policy:
         moved = perturbed(model, 0.01, seed=2)
