@@ -1,55 +1,19 @@
 """`LEPOConfig`: every setting of `LEPOTrainer`, on top of transformers' `TrainingArguments`.
 
-Each range is stated once, where a setting is used first: those of sampling in
-`LatentGenerationConfig`, those of the loss in `formulas.lepo_objective`, those of rewards in
-`trainer.rewards`, those of evaluations in `trainer.evaluation_settings`. This file calls them.
+`config_checks` checks them.
 """
 
-import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
-from lepo_kernels.formulas.lepo_objective import check_settings
 from lepo_kernels.rollout.config import CACHES, NOISES
 from lepo_kernels.trainer.advantages import SCALE_REWARDS
+from lepo_kernels.trainer.config_checks import check_config
 from lepo_kernels.trainer.distribution import check_settings as check_distribution
-from lepo_kernels.trainer.evaluation_settings import check_evaluation_settings
-from lepo_kernels.trainer.rewards import check_timeout, check_weights
-from lepo_kernels.trainer.sampling import check_sampling
 from lepo_kernels.trainer.token_weights import LOSS_TYPES
-from lepo_kernels.validation import (
-    check_choice,
-    check_integer,
-    check_number,
-    check_positive_number,
-)
-
-# The least that each whole number of the trainer's own may be.
-AT_LEAST = {
-    "per_device_train_batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "steps_per_generation": 1,
-    "num_generations": 2,
-    "num_iterations": 1,
-    "max_prompt_length": 1,
-    "num_completions_to_print": 0,
-}
-
-# Settings of TrainingArguments that have no meaning here: name -> the values that switch them off.
-NOT_SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "remove_unused_columns": (False,),
-    "auto_find_batch_size": (False,),
-    "label_smoothing_factor": (0.0,),
-    "include_num_input_tokens_seen": (False, "no"),
-    "neftune_noise_alpha": (),
-    "train_sampling_strategy": ("random",),
-    "prediction_loss_only": (False,),
-    "bf16_full_eval": (False,),
-    "fp16_full_eval": (False,),
-}
 
 
 @dataclass
@@ -201,7 +165,7 @@ class LEPOConfig(TrainingArguments):
     skip_nonfinite_updates: bool = field(
         default=False,
         metadata={
-            "help": "Pass over updates whose loss or gradient is NaN or infinite (they count as "
+            "help": "Skip updates whose loss or gradient is NaN or infinite (they count as "
             "steps, and in the metric skipped_updates), instead of ending the run."
         },
     )
@@ -231,11 +195,7 @@ class LEPOConfig(TrainingArguments):
         super().__post_init__()
         if self.steps_per_generation is None:
             self.steps_per_generation = self.gradient_accumulation_steps
-        self._check_supported()
-        self._check_choices()
-        self._check_duration()
-        self._check_ranges()
-        self._check_batches()
+        check_config(self)
 
     def _choose_best_metric(self) -> None:
         """Compare checkpoints by accuracy: there is no evaluation loss here."""
@@ -249,29 +209,6 @@ class LEPOConfig(TrainingArguments):
             if needed:
                 self.metric_for_best_model = f"eval_{accuracy}"
                 self.greater_is_better = True
-
-    def _check_supported(self) -> None:
-        """Refuse inherited settings that would have no effect, or a wrong one."""
-        for name, neutral in NOT_SUPPORTED.items():
-            value = getattr(self, name, None)
-            if value not in (None, *neutral):
-                raise ValueError(f"{name}: has no meaning for LEPO; leave it out, got {value!r}")
-        optimizer = str(getattr(self.optim, "value", self.optim))
-        if "lomo" in optimizer or "layerwise" in optimizer:
-            raise ValueError(
-                f"optim: {optimizer} applies each gradient as soon as it is there, so that an "
-                "update that is not finite could not be stopped"
-            )
-        if self.enable_jit_checkpoint:
-            raise ValueError(
-                "enable_jit_checkpoint: leave it out; on SIGTERM and SIGHUP LEPOTrainer saves a "
-                "checkpoint by itself, in the middle of a rollout, too"
-            )
-        if self.metric_for_best_model in ("loss", "eval_loss"):
-            raise ValueError(
-                "metric_for_best_model: there is no evaluation loss; "
-                "use eval_greedy_accuracy or eval_mean@k"
-            )
 
     @property
     def device(self) -> Any:
@@ -292,64 +229,3 @@ class LEPOConfig(TrainingArguments):
         assert self.steps_per_generation is not None
         micro_batches = self.num_iterations * self.steps_per_generation
         return int(micro_batches // self.gradient_accumulation_steps)
-
-    def _check_choices(self) -> None:
-        check_choice("scale_rewards", self.scale_rewards, SCALE_REWARDS)
-        check_choice("loss_type", self.loss_type, LOSS_TYPES)
-
-    def _check_duration(self) -> None:
-        """transformers takes zero updates for one, and a negative number for all epochs."""
-        if self.max_steps == 0 or self.max_steps < -1:
-            raise ValueError(
-                "max_steps: expected at least 1, or -1 to train for num_train_epochs, got "
-                f"{self.max_steps}; to evaluate without training use lepo eval, or "
-                "LEPOTrainer.evaluate()"
-            )
-        if self.max_steps == -1:
-            check_number("num_train_epochs", self.num_train_epochs, 0.0, low_included=False)
-
-    def _check_ranges(self) -> None:
-        for name, low in AT_LEAST.items():
-            value = getattr(self, name)
-            if value is not None:
-                check_integer(name, value, low)
-        check_sampling(self)
-        upper = self.epsilon if self.epsilon_high is None else self.epsilon_high
-        # The trainer has reference log-probs whenever beta asks for them.
-        some = torch.empty(0)
-        check_settings(self.beta, self.epsilon, upper, self.delta, self.latent_kl, some)
-        check_evaluation_settings(self)
-        check_weights(self.reward_weights)
-        check_timeout(self.reward_timeout)
-        for name in ("sampling_logp_difference_warning", "sampling_logp_difference_error"):
-            if getattr(self, name) is not None:
-                check_positive_number(name, getattr(self, name))
-        for setting in fields(self):
-            value = getattr(self, setting.name)
-            # transformers checks few of its own numbers, and NaN passes every comparison it makes.
-            if isinstance(value, float) and math.isnan(value):
-                raise ValueError(f"{setting.name}: expected a number, got nan")
-
-    def _check_batches(self) -> None:
-        assert self.steps_per_generation is not None
-        if self.steps_per_generation % self.gradient_accumulation_steps:
-            raise ValueError(
-                f"steps_per_generation: expected a multiple of gradient_accumulation_steps = "
-                f"{self.gradient_accumulation_steps}, got {self.steps_per_generation}"
-            )
-        if not self.disable_dropout and (self.beta > 0 or self.updates_per_rollout > 1):
-            raise ValueError(
-                "disable_dropout: must stay on with beta > 0 or several updates per rollout, which "
-                "compare log-probabilities"
-            )
-        if self.rollout_batch_size is not None and self.rollout_batch_size < self.num_generations:
-            raise ValueError(
-                f"rollout_batch_size: expected at least a group of {self.num_generations}, "
-                f"got {self.rollout_batch_size}"
-            )
-        if self.samples_per_rollout % self.num_generations:
-            raise ValueError(
-                "num_generations: a rollout of per_device_train_batch_size * steps_per_generation "
-                f"= {self.samples_per_rollout} samples does not hold whole groups of "
-                f"{self.num_generations}"
-            )

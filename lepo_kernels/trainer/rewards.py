@@ -1,23 +1,19 @@
 """Reward functions: what they are given, what they may return, and how their rewards add up."""
 
-import copy
 import inspect
 import itertools
 import logging
-import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from decimal import Decimal
-from numbers import Real
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lepo_kernels.trainer.reward_calls import Call, call_all
 from lepo_kernels.trainer.reward_errors import RewardError
 from lepo_kernels.trainer.reward_log import RewardLog
+from lepo_kernels.trainer.reward_values import checked_rewards, own_copy
 from lepo_kernels.validation import FLOAT32_MAX, check_number
 
 __all__ = ["RewardError", "RewardFunction", "Rewards", "check_timeout", "check_weights"]
@@ -28,7 +24,6 @@ RewardFunction = Callable[..., Any]
 ALWAYS_GIVEN = ("prompts", "completions", "completion_ids")
 GIVEN_ON_REQUEST = ("trainer_state", "log_extra", "log_metric")
 
-_ATOMS = frozenset({str, int, float, bool, bytes, type(None)})
 _logger = logging.getLogger(__name__)
 
 
@@ -51,7 +46,7 @@ class Rewards:
 
     Args:
         functions: one function, or several.
-        weights: one per function; None weighs all by 1.
+        weights: one per function; None gives all the weight 1.
         timeout: seconds that a call of one function may take; None for no limit. With a limit,
             plain functions run on a thread of their own, where ``signal.alarm`` does not work; a
             call that exceeds it ends in a RewardError, and its thread is abandoned.
@@ -130,7 +125,7 @@ class Rewards:
     ) -> Tensor:  # [B, F]
         """Rewards of every sample by every function; NaN where a function returned None.
 
-        A sample without any reward is told of once.
+        A sample without any reward is warned of once.
 
         Raises:
             RewardError: a function raised (chained), took longer than ``timeout``, returned the
@@ -149,7 +144,7 @@ class Rewards:
             wanted = {key: offered[key] for key in _on_request(function)}
             calls.append(Call(name, function, {**own_copy(arguments), **wanted}))
         per_function = [
-            _checked(name, returned, len(prompts))
+            checked_rewards(name, returned, len(prompts))
             for name, returned in zip(self.names, call_all(calls, self.timeout), strict=True)
         ]
         self.log = log
@@ -229,22 +224,6 @@ def check_timeout(timeout: Any) -> None:
         check_number("reward_timeout", timeout, 0.0, threading.TIMEOUT_MAX, low_included=False)
 
 
-def own_copy(value: Any) -> Any:
-    """The value with its lists, dicts, sets and arrays copied, at every depth."""
-    kind = type(value)
-    if kind is list:
-        # Most are ids and texts, which a plain copy serves.
-        flat = all(type(item) in _ATOMS for item in value)
-        return value.copy() if flat else [own_copy(item) for item in value]
-    if kind is dict:
-        return {key: own_copy(item) for key, item in value.items()}
-    if kind is tuple:
-        return tuple(own_copy(item) for item in value)
-    if isinstance(value, list | dict | tuple | set | bytearray | np.ndarray):
-        return copy.deepcopy(value)
-    return value.clone() if isinstance(value, Tensor) else value
-
-
 def _on_request(function: RewardFunction) -> list[str]:
     """Which of `GIVEN_ON_REQUEST` a function takes.
 
@@ -261,50 +240,6 @@ def _on_request(function: RewardFunction) -> list[str]:
         named = parameters.keys() - by_position
         taken = [name for name in taken if anything or name in named]
     return taken
-
-
-def _checked(name: str, returned: Any, expected: int) -> list[float]:
-    if hasattr(returned, "tolist"):  # a tensor, an array, a pandas Series
-        returned = returned.tolist()
-    if isinstance(returned, str | bytes | bytearray) or not isinstance(returned, Sequence):
-        raise RewardError(
-            f"reward function {name!r}: expected a list of {expected} rewards, "
-            f"got {type(returned).__name__}"
-        )
-    if len(returned) != expected:
-        raise RewardError(
-            f"reward function {name!r}: expected {expected} rewards, got {len(returned)}"
-        )
-    return [_checked_reward(name, index, reward) for index, reward in enumerate(returned)]
-
-
-def _checked_reward(name: str, index: int, reward: Any) -> float:
-    if reward is None:
-        return float("nan")
-    if isinstance(reward, np.generic) or (
-        isinstance(reward, Tensor | np.ndarray) and math.prod(reward.shape) == 1
-    ):
-        reward = reward.item()
-    if not isinstance(reward, Real | Decimal):
-        raise RewardError(
-            f"reward function {name!r}: reward {index} is a {type(reward).__name__}, not a number"
-        )
-    number = _as_float(reward)
-    if not abs(number) <= FLOAT32_MAX:
-        raise RewardError(
-            f"reward function {name!r}: reward {index} is {number}; expected a number that float32 "
-            f"holds, up to {FLOAT32_MAX:.3g}, or None where the function does not apply"
-        )
-    return number
-
-
-def _as_float(number: Any) -> float:
-    try:
-        return float(number)
-    except OverflowError:  # a large int or Fraction
-        return math.inf if number > 0 else -math.inf
-    except ValueError:  # a signalling NaN of decimal
-        return math.nan
 
 
 def _name(function: RewardFunction) -> str:

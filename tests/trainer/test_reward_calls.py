@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from lepo_kernels.trainer.rewards import RewardError, Rewards, own_copy
+from lepo_kernels.trainer.reward_values import own_copy
+from lepo_kernels.trainer.rewards import RewardError, Rewards
 
 # Far more than a call needs to be given up, far less than the calls here would hang.
 SOON = 20.0

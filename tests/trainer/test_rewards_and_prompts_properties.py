@@ -13,7 +13,8 @@ from lepo_kernels.report.json_text import json_text
 from lepo_kernels.tasks.rewards import exact_answer
 from lepo_kernels.trainer.advantages import group_advantages
 from lepo_kernels.trainer.prompts import prompt_fault, prompt_ids
-from lepo_kernels.trainer.rewards import RewardError, Rewards, own_copy
+from lepo_kernels.trainer.reward_values import own_copy
+from lepo_kernels.trainer.rewards import RewardError, Rewards
 from tests.tiny import tiny_tokenizer
 
 NUMBERS = st.one_of(
