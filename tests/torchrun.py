@@ -31,17 +31,11 @@ def run_processes(script: Path, *words: str, processes: int = 2, timeout: float 
     Raises:
         AssertionError: a process failed, or it took too long; the message ends with the output.
     """
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc_per_node", str(processes)]
-    command += ["-m", "tests.torchrun", str(script), *words]
-    # A process that a signal ends (an abort at exit) leaves the stack of each thread.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    launcher = [sys.executable] if processes == 1 else torchrun(processes)
     with subprocess.Popen(
-        command,
+        [*launcher, "-m", "tests.torchrun", str(script), *words],
         cwd=ROOT,
-        env=environment,
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -56,6 +50,17 @@ def run_processes(script: Path, *words: str, processes: int = 2, timeout: float 
             ended = f"no end within {timeout:g} s"
     assert process.returncode == 0, f"{script.name} {words}: {ended}\n{output[-SHOWN:]}"
     return output
+
+
+def torchrun(processes: int) -> list[str]:
+    """The beginning of a command that starts processes; ``-m MODULE`` follows."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*command, "--nproc_per_node", str(processes)]
+
+
+def environment() -> dict[str, str]:
+    """A process that a signal ends (an abort at exit) leaves the stack of each thread."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
 
 
 @record

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import yaml
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -136,6 +137,11 @@ def to_environment(fault: Fault | None) -> dict[str, str]:
     return {} if fault is None else {FAULT: json.dumps(asdict(fault))}
 
 
-if __name__ == "__main__":
+@record
+def main() -> None:
     told = os.environ.get(FAULT)
     sys.exit(train(sys.argv[1:], None if told is None else Fault(**json.loads(told))))
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from tests.faults.job import Fault, to_environment, train
+from tests.torchrun import environment, torchrun
 
 ROOT = Path(__file__).parents[2]
 LATEST = ("--resume_from_checkpoint", "latest")
@@ -64,21 +65,20 @@ class Run:
 
 def two_processes(config: Path, folder: Path, *words: str, fault: Fault | None = None) -> int:
     """The same by torchrun, as a run of two processes; its exit status."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", "2", "-m", "tests.faults.job"]
+    command = [*torchrun(2), "-m", "tests.faults.job"]
     with folder.with_name(folder.name + ".log").open("w") as log:
         return subprocess.run(
             [*command, str(config), "--output_dir", str(folder), *words],
             cwd=ROOT,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **to_environment(fault), "OMP_NUM_THREADS": "1"},
+            env={**environment(), **to_environment(fault)},
             timeout=300,
             check=False,
         ).returncode
 
 
-def how_to_go_on(folder: Path) -> tuple[str, ...]:
+def how_to_resume(folder: Path) -> tuple[str, ...]:
     """The words with which a person goes on after a fault."""
     if any(folder.glob("checkpoint-*/checkpoint_manifest.json")):
         return LATEST

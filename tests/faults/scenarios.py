@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.job import PHASES, SETTINGS, Fault, write_config
-from tests.faults.runs import LATEST, Run, demand, how_to_go_on, same, two_processes
+from tests.faults.runs import LATEST, Run, demand, how_to_resume, same, two_processes
 
 MANIFEST = "checkpoint_manifest.json"
 
@@ -53,7 +53,7 @@ class Place:
 
 def finish(place: Place, folder: Path, *words: str) -> Path:
     """Go on with a torn run to its end, and compare; its output."""
-    run = Run(place.config, folder, *(words or how_to_go_on(folder)))
+    run = Run(place.config, folder, *(words or how_to_resume(folder)))
     demand(run.wait() == 0, "it cannot be gone on with", run.log)
     same(folder, place.whole)
     return run.log
@@ -68,7 +68,7 @@ def killed(place: Place) -> str:
         run = Run(place.config, folder, *words, fault=fault)
         status = run.wait()
         demand(status in (0, -signal.SIGKILL), f"it ended with {status}, not killed", run.log)
-        words = how_to_go_on(folder)
+        words = how_to_resume(folder)
         faults.append(fault.phase if status else "none")
     finish(place, folder)
     return "+".join(faults)
@@ -85,7 +85,7 @@ def signalled(place: Place) -> str:
     if status == 128 + signum:
         demand(f"{signum.name}: ended at step " in said, "it does not say what it did", run.log)
         if "nothing was trained on yet" not in said:
-            demand(how_to_go_on(folder) == LATEST, "there is no checkpoint", run.log)
+            demand(how_to_resume(folder) == LATEST, "there is no checkpoint", run.log)
     else:  # before or after training there is nothing to save
         demand(status in (0, -signum), f"it ended with {status}", run.log)
     finish(place, folder)
@@ -110,7 +110,7 @@ def damaged(place: Place) -> str:
     said = named.log.read_text()
     demand(message in said and "Traceback" not in said, f"it does not say {message}", named.log)
     log = finish(place, folder, *LATEST)
-    message = f"{checkpoint} is passed over: {file.name} "
+    message = f"{checkpoint} is skipped: {file.name} "
     demand(message in log.read_text(), f"it does not say {message}", log)
     return f"{kind} {file.name}"
 
@@ -158,7 +158,7 @@ def full_disk(place: Place) -> str:
         demand(run.wait() == 2, "it goes on with a full disk", run.log)
         demand("No space left on device" in run.log.read_text(), "it does not say why", run.log)
         subprocess.run(["mount", "-o", "remount,size=1G", str(folder)], check=True)
-        words = how_to_go_on(folder)
+        words = how_to_resume(folder)
         finish(place, folder)
     finally:
         subprocess.run(["umount", str(folder)], check=True)
@@ -224,7 +224,7 @@ def one_of_two(place: Place) -> str:
     status = two_processes(place.config, folder, *words, fault=fault)
     cause = "SIGKILL" if signum == signal.SIGKILL else "SIGTERM: ended at step "
     demand(status == 0 or cause in log.read_text(), f"it does not say {cause}", log)
-    again = two_processes(place.config, folder, *words, *how_to_go_on(folder))
+    again = two_processes(place.config, folder, *words, *how_to_resume(folder))
     demand(again == 0, "two processes cannot go on", log)
     same(folder, whole)
     return f"{signum.name} to rank {fault.rank} in {fault.phase}: {status}"
