@@ -1,4 +1,4 @@
-"""What people write who come from another trainer, and what it is called here."""
+"""Names of other trainers' settings, and what they are called here."""
 
 from collections.abc import Iterable
 
@@ -89,7 +89,7 @@ def hint(name: str, known: Iterable[str], command: str) -> str:
         command: the subcommand whose help lists them.
     """
     known = set(known)
-    # Case and dashes are no reason not to understand.
+    # Case and dashes do not matter.
     plain = name.lower().replace("-", "_")
     if plain in UNSUPPORTED:
         return UNSUPPORTED[plain]

@@ -32,7 +32,7 @@ def run(words: list[str]) -> None:
 
     Raises:
         UsageError: an option is wrong, or the model cannot be loaded.
-        TaskError: the task cannot be had.
+        TaskError: the task cannot be loaded.
     """
     kinds = (ModelOptions, TaskOptions, EvalOptions, EvaluationOptions)
     saved = model_settings(peek("eval", words, ("model", "task", "eval_task")))
@@ -111,7 +111,7 @@ class _Shown:
         self.bar.update(self.task, completed=done, total=total)
 
     def steps(self, done: int, total: int) -> None:
-        """Decoding steps of the completions at hand."""
+        """Decoding steps of the current completions."""
         text = f"step {done}/{total}"
         self.bar.update(self.task, description=f"evaluating, {text}")
         now = time.monotonic()

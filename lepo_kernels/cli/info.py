@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def run(words: list[str]) -> None:
     """Print the description, as tables or as JSON.
 
-    It needs torch alone: this is what tells how an installation went. Tables need rich.
+    It needs torch alone: it reports how an installation went. Tables need rich.
     """
     parser = argparse.ArgumentParser(
         prog="lepo info", description="Show versions, the device, and which kernel serves each op."

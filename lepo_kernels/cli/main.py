@@ -77,7 +77,7 @@ def _run_uninterrupted(command: str, words: list[str]) -> int:
 
 
 def _advice(interrupt: KeyboardInterrupt) -> str:
-    """What a command that was interrupted says about going on."""
+    """What an interrupted command says about resuming."""
     return f"; {interrupt}" if interrupt.args else ""
 
 
@@ -90,7 +90,7 @@ def _help() -> str:
         "commands:",
         *(f"  {name:10}{text}" for name, text in COMMANDS.items()),
         "",
-        "lepo COMMAND --help tells more; lepo --version says which version this is.",
+        "lepo COMMAND --help lists its options; lepo --version shows the version.",
     ]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""What a training run that ended early says about going on."""
+"""How to resume a training run that ended early."""
 
 import shlex
 
@@ -6,12 +6,12 @@ from lepo_kernels.report.run_folder import RunFolder
 from lepo_kernels.trainer.checkpoint import last_complete_checkpoint
 
 
-def how_to_go_on(folder: RunFolder) -> str:
+def how_to_resume(folder: RunFolder) -> str:
     """The command that resumes the run in a folder, or how to have one next time."""
     where = shlex.quote(str(folder.folder))
     if last_complete_checkpoint(folder.folder) is None:
         return (
-            "there is no checkpoint yet to go on from (save_strategy and save_steps make them); "
-            f"start anew with: lepo train --output_dir {where} --overwrite_output_dir"
+            "there is no checkpoint yet to resume from (save_strategy and save_steps make them); "
+            f"start over with: lepo train --output_dir {where} --overwrite_output_dir"
         )
-    return f"go on with: lepo train --output_dir {where} --resume_from_checkpoint latest"
+    return f"resume with: lepo train --output_dir {where} --resume_from_checkpoint latest"

@@ -101,7 +101,7 @@ def refuse_changes(
     """Hold a resume to the run's settings, before the model is loaded or a file is written.
 
     Args:
-        checkpoint: the one to go on from.
+        checkpoint: the one to resume from.
         start: with the settings of the run.
         settings: those that ``config.yaml`` would hold.
         args: the trainer's.
@@ -120,20 +120,20 @@ def refuse_changes(
 
 
 def described(checkpoint: Path, start: Start, parsed: Parsed) -> str:
-    """One line on what a resumed run goes on from, and with which settings."""
-    text = f"Going on from {checkpoint}"
+    """One line on what a resumed run starts from, and with which settings."""
+    text = f"Resuming {checkpoint}"
     if start.saved.source is not None:
         set_here = {name: parsed.given[name] for name in parsed.given if name not in parsed.taken}
         said = ", ".join(f"{n}={v!r}" for n, v in set_here.items() if n not in OF_THE_CALL)
         text += f" with the settings of {start.saved.source}"
         text += f"; set here: {said}" if said else ""
-        left = start.saved.passed_over
+        left = start.saved.ignored
         text += f"; not taken, since they publish: {', '.join(left)}" if left else ""
     return text
 
 
 def _automatic(folder: Path, words: list[str]) -> Start:
-    """Go on with the run in the folder, or begin one there, or beside it where neither can be."""
+    """Resume the run in the folder, or begin one there, or beside it where neither is possible."""
     place, number = folder, 1
     while RunFolder(place).holds_a_run():
         if last_complete_checkpoint(place) is not None:
@@ -142,7 +142,7 @@ def _automatic(folder: Path, words: list[str]) -> Start:
         place = folder.with_name(f"{folder.name}-{number}")
     if number == 1:
         return Start(place)
-    note = f"{folder} holds a run that has no checkpoint to go on from; this one goes to {place}"
+    note = f"{folder} holds a run that has no checkpoint to resume from; this one goes to {place}"
     return Start(place, note=note)
 
 
@@ -151,7 +151,7 @@ def _saved_settings(folder: Path, checkpoint: Path | None, words: list[str]) -> 
 
     Args:
         folder: the run's.
-        checkpoint: the one to go on from; None for the newest.
+        checkpoint: the one to resume from; None for the newest.
         words: the command line, where settings that load code must be named again.
     """
     if checkpoint is None:
@@ -175,7 +175,7 @@ def _saved_settings(folder: Path, checkpoint: Path | None, words: list[str]) -> 
 
 
 def _newest_with_settings(folder: Path) -> Path | None:
-    """The newest checkpoint whose settings can be read: a damaged one is passed over."""
+    """The newest checkpoint whose settings can be read: a damaged one is skipped."""
     for checkpoint in reversed(RunFolder(folder).checkpoints()):
         try:
             read_settings(checkpoint / FILE)
@@ -200,7 +200,7 @@ def _refuse_code(values: dict[str, Any], source: Path, words: list[str]) -> None
         if risky and not _is_named(words, name):
             raise UsageError(
                 f"{name}: {source} has {values[name]!r}, which may load code; name it again on the "
-                f"command line (or '--{name} null') to go on"
+                f"command line (or '--{name} null') to resume"
             )
         if risky:
             del values[name]

@@ -1,11 +1,11 @@
-"""The settings that come with a model.
+"""The settings that are saved with a model.
 
 Commands sample and evaluate as the model was trained to: they read ``lepo_config.json`` beside its
 weights (`lepo_kernels.trainer.model_settings`), or else ``config.yaml`` of the run's folder that it
 lies in, which older releases alone wrote.
 
-A folder may come from anyone, so of what it says only the names below are taken: task, sampling and
-evaluation. Nothing that names a file to write, code to load, a report or an account is.
+A folder may come from anyone, so only the names below are taken from its file: task, sampling
+and evaluation. Nothing that names a file to write, code to load, a report or an account is.
 """
 
 from collections.abc import Mapping
@@ -45,19 +45,19 @@ class SavedSettings:
     Attributes:
         source: the file they are from; None if there is none.
         values: those that are taken.
-        passed_over: names of those that are not, unless they are null.
+        ignored: names of those that are not, unless they are null.
     """
 
     source: Path | None = None
     values: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    passed_over: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
 
 
 NO_SETTINGS = SavedSettings()
 
 
 def model_settings(named: Mapping[str, Any]) -> SavedSettings:
-    """The settings that come with the model.
+    """The settings that are saved with the model.
 
     Where another task is asked for, nothing that belongs to the model's own task is taken.
 
@@ -72,34 +72,34 @@ def model_settings(named: Mapping[str, Any]) -> SavedSettings:
         return NO_SETTINGS
     values = _read(source)
     left = _of_another_task(values, named)
-    passed_over = [name for name in values if name not in TAKEN and values[name] is not None]
+    ignored = [name for name in values if name not in TAKEN and values[name] is not None]
     kept = {name: value for name, value in values.items() if name in TAKEN and name not in left}
-    return SavedSettings(source, kept, tuple(passed_over))
+    return SavedSettings(source, kept, tuple(ignored))
 
 
 def announce(console: Console, model: str | None, saved: SavedSettings, parsed: "Parsed") -> None:
-    """Say which settings come from where.
+    """Print which settings come from which file.
 
     Args:
-        console: where to say it.
+        console: where to print it.
         model: the model's name.
-        saved: what came with it.
+        saved: the settings saved with it.
         parsed: the command's options, and what was taken for them.
     """
     taken = parsed.taken
     if saved.source is None:
-        text = f"No settings came with {model}: what is not set here is as by default"
+        text = f"No settings are saved with {model}: what is not set here has its default"
     else:
         defaults = _defaults()
         special = {name: value for name, value in taken.items() if value != defaults.get(name)}
         said = ", ".join(f"{name}={value!r}" for name, value in special.items())
         others = len(taken) - len(special)
         text = f"Settings from {saved.source}: {said or 'none'}"
-        text += f"; {others} more are as by default" if others else ""
+        text += f"; {others} more have their defaults" if others else ""
         # A run's file holds the settings of its training, too, which mean nothing here.
         asked = {option.name for part in parsed.options for option in fields(part)} - {"model"}
         elsewhere = {option.name for kind in ALL for option in fields(kind)} - asked
-        refused = [name for name in saved.passed_over if name not in elsewhere]
+        refused = [name for name in saved.ignored if name not in elsewhere]
         text += f"; not taken: {', '.join(refused)}" if refused else ""
     say(console, text)
 

@@ -24,7 +24,7 @@ from lepo_kernels.cli.loading import (
 from lepo_kernels.cli.options import ModelOptions, TaskOptions, TrainOptions
 from lepo_kernels.cli.parsing import Parsed, mapping, parse
 from lepo_kernels.cli.requirements import check_requirements
-from lepo_kernels.cli.resuming import how_to_go_on
+from lepo_kernels.cli.resuming import how_to_resume
 from lepo_kernels.cli.run_results import show_results
 from lepo_kernels.cli.run_start import LATEST, described, find_start, refuse_changes
 from lepo_kernels.console import make_console, say
@@ -42,7 +42,7 @@ from lepo_kernels.trainer.processes import (
 )
 from lepo_kernels.trainer.trainer import LEPOTrainer
 
-# Settings of TrainingArguments that --help shows; it passes over the many others.
+# Settings of TrainingArguments that --help shows; it leaves out the many others.
 SHOWN = (
     "output_dir",
     "per_device_train_batch_size",
@@ -75,9 +75,9 @@ def run(words: list[str]) -> None:
     """Train as the options say.
 
     Raises:
-        UsageError: an option is wrong, the model or its adapter cannot be had, another run uses
+        UsageError: an option is wrong, the model or its adapter cannot be loaded, another run uses
             the folder, or a checkpoint cannot be written.
-        TaskError: the task cannot be had.
+        TaskError: the task cannot be loaded.
         RunEnded: SIGTERM or SIGHUP ended it; a SystemExit with status 128 + the signal's number.
     """
     with process_group_ends(), contextlib.ExitStack() as until_the_end:
@@ -113,7 +113,7 @@ def _run(words: list[str], until_the_end: contextlib.ExitStack) -> None:
     resume = _checkpoint(args, folder)
     if resume is None and folder.holds_a_run() and not options.overwrite_output_dir:
         raise UsageError(
-            f"output_dir: {folder.folder} holds an earlier run; go on with it "
+            f"output_dir: {folder.folder} holds an earlier run; resume it "
             "(--resume_from_checkpoint latest), replace it (--overwrite_output_dir), "
             "or name another folder"
         )
@@ -153,7 +153,7 @@ def _run(words: list[str], until_the_end: contextlib.ExitStack) -> None:
         if len(eval_task.eval_dataset) > 0 and not _was_evaluated(trainer):
             trainer.evaluate()
     except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(how_to_go_on(folder)) from interrupt
+        raise KeyboardInterrupt(how_to_resume(folder)) from interrupt
     finally:
         with contextlib.suppress(OSError):  # a terminal that is gone
             progress.close()
@@ -169,7 +169,7 @@ def _run(words: list[str], until_the_end: contextlib.ExitStack) -> None:
 
 
 def _defaults() -> dict[str, Any]:
-    """On a GPU that can, train in bfloat16 (with float32 weights) unless told otherwise."""
+    """On a GPU that can, train in bfloat16 (with float32 weights) unless set otherwise."""
     import torch
 
     on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
@@ -177,13 +177,13 @@ def _defaults() -> dict[str, Any]:
 
 
 def _hidden() -> tuple[str, ...]:
-    """The settings that ``--help`` passes over."""
+    """The settings that ``--help`` leaves out."""
     inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
     return tuple(inherited - set(SHOWN))
 
 
 def _checkpoint(args: LEPOConfig, folder: RunFolder) -> str | None:
-    """The checkpoint to go on from; None for a new run."""
+    """The checkpoint to resume from; None for a new run."""
     wanted = args.resume_from_checkpoint
     if wanted is None:
         return None

@@ -39,7 +39,7 @@ SHOWN = {"reward": "reward", "accuracy": "eval_greedy_accuracy"}
 class RunFolderCallback(TrainerCallback):
     """Writes ``config.yaml``, ``metrics.jsonl`` and ``curves.png`` into ``output_dir``.
 
-    A resumed run goes on with its files as they were at the checkpoint; a new run that starts in
+    A resumed run continues its files as they were at the checkpoint; a new run that starts in
     the same folder starts new files.
 
     Args:
@@ -87,7 +87,7 @@ class RunFolderCallback(TrainerCallback):
             self.draw(RunFolder(str(args.output_dir)))
 
     def draw(self, folder: RunFolder) -> None:
-        """Draw the curves of what is recorded so far; where that fails, the run goes on."""
+        """Draw the curves of what is recorded so far; where that fails, the run continues."""
         try:
             if folder.metrics_file.exists():
                 with extras.explained():
@@ -96,7 +96,7 @@ class RunFolderCallback(TrainerCallback):
         except Exception as error:
             if not self._has_warned:
                 logging.getLogger(__name__).warning(
-                    "%s: could not be drawn, the run goes on: %s", folder.folder / CURVES, error
+                    "%s: could not be drawn, the run continues: %s", folder.folder / CURVES, error
                 )
             self._has_warned = True
         self._last_picture = time.monotonic()
@@ -105,7 +105,7 @@ class RunFolderCallback(TrainerCallback):
 class ProgressCallback(TrainerCallback):
     """Shows the step, the reward, the held-out accuracy, and the time gone and left.
 
-    A moving bar on a terminal, with what is going on within the step; elsewhere a plain line per
+    A moving bar on a terminal, with the activity within the step; elsewhere a plain line per
     log, and one a minute during a long rollout or evaluation. Replaces transformers' own progress
     and printing callbacks. `LEPOTrainer` calls `evaluation` and `activity` where they are set as
     its ``evaluation_progress`` and ``activity``.
@@ -199,7 +199,7 @@ class ProgressCallback(TrainerCallback):
             self._evaluation_start = None
 
     def activity(self, what: str, done: int, total: int) -> None:
-        """Show what is going on within a step.
+        """Show the activity within a step.
 
         Args:
             what: "rollout" or "evaluation", whose decoding steps are counted, or the name of

@@ -2,7 +2,7 @@
 
 ``metrics.jsonl`` holds one JSON object per log, each with its ``step``; evaluations are logs whose
 metrics start with ``eval_``. A line that cannot be read (another program wrote into the file, or a
-disk was full) is passed over with a message: it ends no run.
+disk was full) is skipped with a message: it ends no run.
 """
 
 import functools
@@ -80,7 +80,7 @@ class RunFolder:
         A last line that a killed run left half written goes, too.
 
         Args:
-            step: the update that the run goes on after.
+            step: the last update before the resume.
             evaluation: whether the evaluation at ``step`` is to be done again, and goes, too.
         """
         for name, ahead in STEP_FILES.items():
@@ -143,7 +143,7 @@ def read_rows(path: Path | str) -> Iterator[dict[str, Any]]:
             elif line.endswith("\n"):  # else a killed run left it half written
                 unreadable.append(number)
     if unreadable:
-        _warn_once(f"{path}: no JSON object with a step on line {_some(unreadable)}; passed over")
+        _warn_once(f"{path}: no JSON object with a step on line {_some(unreadable)}; skipped")
 
 
 def _row(line: str) -> dict[str, Any] | None:

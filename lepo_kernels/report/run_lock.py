@@ -20,7 +20,7 @@ try:
 except ImportError:  # Windows has no flock: folders are not guarded there.
     fcntl = None  # type: ignore[assignment]
 
-# A name with "_" in front is passed over when a run's folder is pushed to a hub.
+# A name with "_" in front is skipped when a run's folder is pushed to a hub.
 LOCK = "_run.lock"
 
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)

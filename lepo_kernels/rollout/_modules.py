@@ -1,4 +1,4 @@
-"""Finding the parts of a wrapped model, and lending them another ``forward`` for a while."""
+"""Finding the parts of a wrapped model, and replacing their ``forward`` for a time."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

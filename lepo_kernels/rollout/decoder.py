@@ -253,7 +253,7 @@ class Decoder:
         return (choice.token[:, None] == self.eos).any(dim=1)
 
     def _follow_entropy(self, choice: Choice, step: int) -> None:
-        """Cold stop: send rows that have been sure for long enough on to the suffix."""
+        """Cold stop: send rows of low entropy for enough steps on to the suffix."""
         threshold = self.config.cold_stop_entropy
         if threshold is None or step >= self.config.latent_length:
             return

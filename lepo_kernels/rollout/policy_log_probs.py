@@ -47,7 +47,7 @@ torch.serialization.add_safe_globals([PolicyLogProbs])
 def policy_log_probs(
     model: Any,
     rollout: LatentRollout,
-    rows: Tensor,  # [B, T]
+    step_mask: Tensor,  # [B, T]
     *,
     temperature: float = 1.0,
     backend: str | None = None,
@@ -58,7 +58,7 @@ def policy_log_probs(
         model: a decoder-only transformers model, possibly inside DDP, FSDP or peft. It is run in
             the mode (train or eval) it is in.
         rollout: B rows of at most T steps, on the model's device.
-        rows: [B, T] bool, the steps to score. Logits are formed for these only.
+        step_mask: [B, T] bool, the steps to score. Logits are formed for these only.
         temperature: as in the rollout's settings.
         backend: see `lepo_kernels.backend`.
 
@@ -76,5 +76,7 @@ def policy_log_probs(
     def score(head: LmHead, hidden: Tensor, steps: SelectedSteps) -> tuple[Tensor, ...]:
         return head.log_probs(hidden, steps.ids, temperature=temperature)
 
-    steps, (logits, lse, entropy, *_) = run_on_steps(model, rollout, rows, score, backend=backend)
+    steps, (logits, lse, entropy, *_) = run_on_steps(
+        model, rollout, step_mask, score, backend=backend
+    )
     return PolicyLogProbs(steps.ids, steps.weights, logits, lse, entropy)

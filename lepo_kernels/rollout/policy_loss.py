@@ -36,7 +36,7 @@ torch.serialization.add_safe_globals([PolicyLoss])
 def policy_loss(
     model: Any,
     rollout: LatentRollout,
-    rows: Tensor,  # [B, T]
+    step_mask: Tensor,  # [B, T]
     advantages: Tensor,  # [M]
     row_weights: Tensor,  # [M]
     *,
@@ -50,7 +50,7 @@ def policy_loss(
     """LEPO's loss on the M selected steps of a rollout, in row-major order of the selection.
 
     Args:
-        model, rollout, rows, temperature, backend: see `policy_log_probs`.
+        model, rollout, step_mask, temperature, backend: see `policy_log_probs`.
         advantages, row_weights, old_log_prob: see `lepo_objective`.
         ref_log_probs: [M, K] or wider: the log-probabilities of the steps' ids under the reference
             policy come first. K is 1 where no step is latent.
@@ -81,7 +81,7 @@ def policy_loss(
             **settings,
         )
 
-    _, outputs = run_on_steps(model, rollout, rows, loss, backend=backend)
+    _, outputs = run_on_steps(model, rollout, step_mask, loss, backend=backend)
     if len(outputs) < len(PolicyLoss._fields):
         return PolicyLoss._make([*outputs, None])
     total, *metrics, router_loss = outputs

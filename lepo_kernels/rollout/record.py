@@ -1,4 +1,4 @@
-"""What a rollout leaves behind: what its loss needs, and nothing of size [B, V] or [B, T, D].
+"""The record of a rollout: what its loss needs, and nothing of size [B, V] or [B, T, D].
 
 Contract: one row per sample. The prompt is left-padded, the completion right-padded, so completion
 step t of every row is predicted at column P + t - 1. Which steps were latent is said by a mask per

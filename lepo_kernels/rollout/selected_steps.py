@@ -32,7 +32,7 @@ Compute = Callable[[LmHead, Tensor, SelectedSteps], tuple[Tensor, ...]]
 def run_on_steps(
     model: Any,
     rollout: LatentRollout,
-    rows: Tensor,  # [B, T]
+    step_mask: Tensor,  # [B, T]
     compute: Compute,
     *,
     backend: str | None = None,
@@ -43,7 +43,7 @@ def run_on_steps(
         model: a decoder-only transformers model, possibly inside DDP, FSDP or peft. It is run in
             the mode (train or eval) it is in.
         rollout: B rows of at most T steps, on the model's device.
-        rows: [B, T] bool, the steps.
+        step_mask: [B, T] bool, the steps.
         compute: what to return for the steps.
         backend: see `lepo_kernels.backend`.
 
@@ -57,10 +57,12 @@ def run_on_steps(
             ``SoftEmbedding`` and ``LmHead``).
     """
     B, T = rollout.completion_ids.shape
-    check_tensor("rows", rows, (B, T), (torch.bool,), rollout.device)
-    if checks_enabled(rows.device) and bool((rows & ~rollout.completion_mask).any()):
-        raise ValueError("rows: expected steps inside completion_mask, got steps past a row's end")
-    row, step = rows.nonzero(as_tuple=True)
+    check_tensor("step_mask", step_mask, (B, T), (torch.bool,), rollout.device)
+    if checks_enabled(step_mask.device) and bool((step_mask & ~rollout.completion_mask).any()):
+        raise ValueError(
+            "step_mask: expected steps inside completion_mask, got steps past a row's end"
+        )
+    row, step = step_mask.nonzero(as_tuple=True)
     part = rollout.crop(int(step.max()) + 1 if step.numel() else 1)
     steps = _steps(part, row, step)
     head = LmHead(model, backend=backend)

@@ -1,4 +1,4 @@
-"""Which of a model's ids have a token: a head is often padded beyond the tokenizer."""
+"""Which of a model's ids have a token: a head is often padded past the tokenizer's size."""
 
 import warnings
 from typing import Any

@@ -34,7 +34,7 @@ def load_task(
         params: the task's own parameters.
 
     Raises:
-        TaskError: the name or a parameter is unknown, or the problems cannot be had.
+        TaskError: the name or a parameter is unknown, or the problems cannot be loaded.
         MissingExtraError: the package ``datasets`` is not installed.
     """
     extras.require("datasets")

@@ -1,4 +1,4 @@
-"""What a task is, and the errors of one that cannot be had."""
+"""What a task is, and the errors of one that cannot be loaded."""
 
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +13,7 @@ Problem = dict[str, Any]  # "prompt": chat messages, "answer": text, and columns
 
 
 class TaskError(ValueError):
-    """A task that is unknown, has wrong parameters, or whose problems cannot be had."""
+    """A task that is unknown, has wrong parameters, or whose problems cannot be loaded."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ def choose_best_metric(args: LEPOConfig, eval_dataset: Any) -> None:
 
     A metric is named as in the log, with or without ``eval_``: ``eval_greedy_accuracy``, or with a
     dict of evaluation sets ``eval_SET_greedy_accuracy``. Without the set's name it means the only
-    set. Metrics that reward functions log cannot be chosen: nobody knows of them at the start.
+    set. Metrics that reward functions log cannot be chosen: they are not known at the start.
 
     Args:
         args: the trainer's settings; a completed name is written back.

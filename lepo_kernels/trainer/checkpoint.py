@@ -1,4 +1,4 @@
-"""The checkpoints of a run's folder: which one a run goes on from, and which are removed.
+"""The checkpoints of a run's folder: which one a run resumes from, and which are removed.
 
 A checkpoint is complete when everything that its manifest lists is there and whole.
 """
@@ -15,15 +15,15 @@ _logger = logging.getLogger(__name__)
 
 
 def find_checkpoint(output_dir: Path, wanted: str | Path | bool) -> Path:
-    """The checkpoint that a run goes on from.
+    """The checkpoint that a run resumes from.
 
     Args:
         output_dir: the run's folder.
-        wanted: a checkpoint, or True for the newest complete one; damaged ones are passed over with
-            a warning that names the file.
+        wanted: a checkpoint, or True for the newest complete one; damaged ones are skipped with a
+            warning that names the file.
 
     Raises:
-        ValueError: there is none, or it is damaged, or a run cannot go on from it.
+        ValueError: there is none, or it is damaged, or it cannot be resumed.
     """
     if isinstance(wanted, bool):
         folder = last_complete_checkpoint(output_dir)
@@ -41,7 +41,7 @@ def find_checkpoint(output_dir: Path, wanted: str | Path | bool) -> Path:
     if read_manifest(folder).get("save_only_model"):
         raise ValueError(
             f"resume_from_checkpoint: {folder} was saved with save_only_model: it has no optimizer "
-            "to go on with; train its model as a new run"
+            "state; train its model as a new run"
         )
     return folder
 
@@ -57,7 +57,7 @@ def last_complete_checkpoint(output_dir: Path, contents: bool = True) -> Path | 
         reason = damage(folder, contents)
         if reason is None:
             return folder
-        _logger.warning("%s is passed over: %s", folder, reason)
+        _logger.warning("%s is skipped: %s", folder, reason)
     return None
 
 
@@ -92,11 +92,11 @@ def trim_checkpoints(newest: Path, limit: int | None, best: str | None) -> None:
 
 
 def warn_of_other_processes(folder: Path, manifest: dict[str, Any], processes: int) -> None:
-    """Say that a run goes on with another number of processes, which nobody else says."""
+    """Warn of a resume with another number of processes, which nothing else reports."""
     if manifest["processes"] != processes:
         _logger.warning(
-            "resume_from_checkpoint: %s was written by %d processes, and %d go on from it: batches "
-            "are of another size, and the random generators start anew",
+            "resume_from_checkpoint: %s was written by %d processes, and %d resume it: batches "
+            "are of another size, and the random generators start over",
             folder,
             manifest["processes"],
             processes,

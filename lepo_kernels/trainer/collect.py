@@ -72,7 +72,7 @@ class Collector:
         self.tokenizer = tokenizer
         self.rewards = rewards
         self.accelerator = accelerator
-        # Called with what is going on, and the decoding steps done and at most (0: not counted).
+        # Called with the current activity and the decoding steps done and at most (0: not counted).
         self.activity: Callable[[str, int, int], None] | None = None
         self.agreement = agreement
         self.stop = stop

@@ -1,4 +1,4 @@
-"""What can be wrong with a dataset: found before any work starts, and told with the row's number.
+"""What can be wrong with a dataset: found before any work starts, reported with the row's number.
 
 `check_dataset` needs nothing but the dataset and looks at its form; `check_prompts` renders and
 tokenises every prompt as a rollout will, so that no row can stop a run that has started.

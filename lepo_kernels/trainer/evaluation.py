@@ -75,7 +75,7 @@ def evaluate_policy(
         seed: seed of the noise.
         success_threshold: a total reward of at least this counts as solved.
         progress: called with (completions done, completions in all).
-        step_progress: called with (decoding steps done, at most) of the batch at hand; an exception
+        step_progress: called with (decoding steps done, at most) of the current batch; an exception
             that it raises ends the evaluation.
 
     Raises:

@@ -108,12 +108,12 @@ def step_log_probs(
 def _step_log_probs(
     model: torch.nn.Module, rollout: LatentRollout, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    rows = rollout.action_mask
-    scored = policy_log_probs(model, rollout, rows, temperature=temperature)
+    step_mask = rollout.action_mask
+    scored = policy_log_probs(model, rollout, step_mask, temperature=temperature)
     per_id = scored.logits - scored.lse[:, None]
-    log_prob = per_id.new_zeros(rows.shape)
-    log_prob[rows] = scored.log_prob
+    log_prob = per_id.new_zeros(step_mask.shape)
+    log_prob[step_mask] = scored.log_prob
     # A batch without latent steps comes with one id per step, whatever K is.
-    log_probs = per_id.new_zeros(*rows.shape, max(1, rollout.latent_ids.shape[2]))
-    log_probs[..., : per_id.shape[1]][rows] = per_id
+    log_probs = per_id.new_zeros(*step_mask.shape, max(1, rollout.latent_ids.shape[2]))
+    log_probs[..., : per_id.shape[1]][step_mask] = per_id
     return log_prob, log_probs

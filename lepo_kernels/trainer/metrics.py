@@ -32,7 +32,7 @@ class MetricMeans:
     def pop(self, num_processes: int = 1) -> dict[str, float]:
         """The means by name over all processes, in order of first appearance, then the maxima.
 
-        Starts anew.
+        They are reset.
         """
         mine = [(name, total, self._counts[name]) for name, total in self._sums.items()]
         self._sums, self._counts = {}, {}

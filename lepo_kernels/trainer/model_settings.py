@@ -1,7 +1,7 @@
-"""The settings that travel with a model: ``lepo_config.json`` beside its weights.
+"""The settings that are saved with a model: ``lepo_config.json`` beside its weights.
 
 `LEPOTrainer` writes it with every model and checkpoint; ``lepo eval``, ``lepo generate`` and a
-resumed run start from it. transformers and peft pass over the file. Its sections:
+resumed run start from it. transformers and peft ignore the file. Its sections:
 
     schema_version, lepo_kernels_version
     prompts     "prompt_format" ("chat" or "text") and the "system_prompt" that training used
@@ -139,7 +139,7 @@ def prompts_of(*datasets: Any) -> dict[str, str | None]:
 
 
 def data_digest(dataset: Any) -> str | None:
-    """A few words that tell one training set from another: its length and a hash of its rows."""
+    """A short text that identifies a training set: its length and a hash of its rows."""
     if dataset is None:
         return None
     digest = hashlib.sha256()

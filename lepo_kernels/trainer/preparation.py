@@ -26,7 +26,7 @@ def load_model(model: Any, settings: dict[str, Any] | None) -> Any:
         ValueError: settings for ``from_pretrained`` with a model that is loaded already.
     """
     if isinstance(model, str):
-        # float32 unless told otherwise: in bfloat16, updates at a small learning rate round away.
+        # float32 unless set otherwise: in bfloat16, updates at a small learning rate round away.
         chosen = reach_model(model, **{"dtype": torch.float32, **(settings or {})})
         if holds_adapter(model):
             return load_adapter(model, chosen)

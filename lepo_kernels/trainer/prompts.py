@@ -11,7 +11,7 @@ from lepo_kernels.rollout.record import LatentRollout
 def prompt_fault(prompt: Any) -> TypeError | ValueError | None:
     """What is wrong with a prompt, whatever the tokenizer; None if it is text or chat messages.
 
-    The text of the error goes on after "the prompt".
+    The text of the error follows "the prompt".
     """
     if isinstance(prompt, str):
         return ValueError("is empty") if prompt == "" else _fault_of_text(prompt)
@@ -135,10 +135,10 @@ def encode_prompts(
 
 def answer_ids(rollout: LatentRollout) -> list[list[int]]:
     """Per sample, the ids of its discrete steps: what it said after thinking, EOS included."""
-    spoken = rollout.completion_mask & ~rollout.latent_mask
+    is_answer = rollout.completion_mask & ~rollout.latent_mask
     return [
         ids[keep].tolist()
-        for ids, keep in zip(rollout.completion_ids.cpu(), spoken.cpu(), strict=True)
+        for ids, keep in zip(rollout.completion_ids.cpu(), is_answer.cpu(), strict=True)
     ]
 
 

@@ -86,7 +86,7 @@ class ResumableTrainer(Trainer):
         Args:
             resume_from_checkpoint: a checkpoint folder, or True for the last complete one in
                 ``output_dir`` (one that was being written when the run was killed, or that is
-                damaged, is passed over with a warning). The resumed run ends with the same weights,
+                damaged, is skipped with a warning). The resumed run ends with the same weights,
                 bit for bit, as one never interrupted. It keeps the run's settings; `resume_check`
                 says which may change. A run that had reached its end is loaded, and ends.
             *args, **kwargs: given on.
@@ -95,7 +95,7 @@ class ResumableTrainer(Trainer):
             ValueError: there is no complete checkpoint to resume from, or the one named is damaged,
                 or of other settings, or its run had another KL reference than this one would have.
             NonFiniteError: a loss, a gradient or a weight became NaN or infinite. An update with
-                such a loss or gradient is not applied; ``skip_nonfinite_updates`` goes on after it.
+                such a loss or gradient is not applied; ``skip_nonfinite_updates`` skips it.
             FolderInUseError: another run is using ``output_dir``.
             CheckpointError: a checkpoint could not be written, as on a full disk.
             RunEnded: a signal ended the run. It is a SystemExit: not caught, it ends Python with
@@ -115,7 +115,7 @@ class ResumableTrainer(Trainer):
             return output
 
     def _find_checkpoint(self, wanted: str | Path | bool | None) -> Path | None:
-        """The checkpoint to go on from, which fits this run; None for a new run."""
+        """The checkpoint to resume from, which fits this run; None for a new run."""
         if not wanted:
             return None
         found = first_process_decides(
@@ -167,7 +167,7 @@ class ResumableTrainer(Trainer):
             if self._run.saved_step > 0:
                 text = (
                     f"checkpoint-{self._run.saved_step} in {self.args.output_dir} holds the run; "
-                    "resume_from_checkpoint goes on from there"
+                    "resume_from_checkpoint resumes it"
                 )
             _logger.warning(
                 "%s: ended at step %d of %d; %s", end.signal_name, step, self.state.max_steps, text

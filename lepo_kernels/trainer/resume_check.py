@@ -1,12 +1,12 @@
 """What may change when a run is resumed.
 
-A resume goes on with the optimizer, the random numbers and perhaps the rollout of the run. So
+A resume continues with the optimizer, the random numbers and perhaps the rollout of the run. So
 everything that decides what experience is and what an update does is held to the run's value:
 sampling, batches, rewards, objective, seeds, training problems, and the optimizer with its schedule
-(the saved optimizer state would override a new learning rate without a word). What remains may
-change and is logged: the run's length, its precision, and what is done beside its updates, such as
-evaluations and checkpoints. To go on from a checkpoint under other rules, start a new run with it
-as its model.
+(the saved optimizer state would silently override a new learning rate). What remains may change and
+is logged: the run's length, its precision, and what is done besides its updates, such as
+evaluations and checkpoints. To continue from a checkpoint under other settings, start a new run
+with it as its model.
 """
 
 import json
@@ -40,7 +40,7 @@ def check_resume(checkpoint: Path, sections: dict[str, Any], quiet: bool = False
     """Hold a resume to the settings of the run, and log those that it changes.
 
     Args:
-        checkpoint: the folder to go on from.
+        checkpoint: the folder to resume from.
         sections: the sections of the run that resumes it; see `model_settings`.
         quiet: logs nothing, for all processes but one.
 
@@ -61,7 +61,7 @@ def held_changes(checkpoint: Path, sections: dict[str, Any]) -> list[str]:
     """The changes that a resume is refused for.
 
     Args:
-        checkpoint: the folder to go on from.
+        checkpoint: the folder to resume from.
         sections: those of the run that resumes it; what is missing there is not compared.
 
     Raises:

@@ -3,7 +3,7 @@
 Without a time limit, plain functions run where they are called, usually on the main thread: those
 that bound themselves by ``signal.alarm`` need it. With one, each call runs on a thread of its own;
 a thread cannot be stopped, so one that takes too long is abandoned: as a daemon it keeps neither
-the run nor the interpreter from ending, but it goes on until then.
+the run nor the interpreter from ending, but runs until then.
 
 Async functions run side by side, in an event loop on a thread that lasts as long as the process, so
 that clients they keep between calls stay usable. They are cancelled when they take too long.

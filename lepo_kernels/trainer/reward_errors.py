@@ -1,4 +1,4 @@
-"""What a reward function did wrong."""
+"""The error of a reward function."""
 
 
 class RewardError(RuntimeError):

@@ -11,10 +11,10 @@ from lepo_kernels.trainer.random_states import RandomStates
 
 @dataclass
 class RunState:
-    """Begun anew by each call of `LEPOTrainer.train`.
+    """Created by each call of `LEPOTrainer.train`.
 
     Attributes:
-        resumed_from: the checkpoint that the run goes on from.
+        resumed_from: the checkpoint that the run resumes from.
         saved_step: updates in the newest checkpoint.
         evaluation_due: whether the evaluation after the last update is still to be done.
         random_states: those after the last update and what followed it.
@@ -33,7 +33,7 @@ class RunState:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Path) -> "RunState":
-        """The state of a run that goes on from a checkpoint."""
+        """The state of a run that resumes from a checkpoint."""
         manifest = read_manifest(checkpoint)
         return cls(checkpoint, manifest["step"], bool(manifest.get(EVALUATION_DUE)))
 

@@ -1,4 +1,4 @@
-"""The settings that the trainer and its rollouts share: handed down by name, checked down there."""
+"""The sampling settings of the trainer, which its rollouts share and check."""
 
 from dataclasses import fields
 from typing import Any
@@ -34,8 +34,13 @@ def check_sampling(args: Any, suffix_tokens: int = 0) -> None:
         named = str(error).replace("max_new_tokens", "max_completion_length")
         raise type(error)(named) from None
     if args.latent_length + suffix_tokens >= args.max_completion_length:
-        suffix = f" and {suffix_tokens} tokens of latent_suffix" if suffix_tokens else ""
+        cause = f"latent_length: {args.latent_length} leaves"
+        if suffix_tokens:
+            cause = (
+                f"latent_suffix: {args.latent_length} latent steps and {suffix_tokens} tokens of "
+                "suffix leave"
+            )
         raise ValueError(
-            f"latent_length: {args.latent_length} latent steps{suffix} leave no room for an answer "
-            f"within max_completion_length = {args.max_completion_length}"
+            f"{cause} no room for an answer within max_completion_length = "
+            f"{args.max_completion_length}"
         )

@@ -1,13 +1,13 @@
-"""SIGTERM and SIGHUP end a run in good order.
+"""SIGTERM and SIGHUP end a run after a checkpoint.
 
 A scheduler that wants its machine back sends one of them, and SIGKILL some time later; a terminal
-that closes sends SIGHUP. The handler only takes note. The run looks at the note at places where it
-can be left: after each step of a rollout, before each micro-batch, after each update. There it
+that closes sends SIGHUP. The handler only sets a flag. The run reads it at places where it can
+be left: after each step of a rollout, before each micro-batch, after each update. There it
 raises `RunEnded`, and `LEPOTrainer.train` saves a checkpoint of the last whole update.
 
-Several processes must leave at the same place, or some would wait for the others for ever. So a
-process leaves its own part of the work (its rollout, its share of an evaluation) as soon as it is
-told to, and then all ask each other.
+Several processes must leave at the same place, or some would wait for the others forever. So a
+process leaves its own part of the work (its rollout, its share of an evaluation) as soon as the
+flag is set, and then all exchange their flags.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ class _CutShortError(Exception):
 
 
 class StopSignals:
-    """Notes the signals that end a run, while entered; entering again inside is free.
+    """Records the signals that end a run, while entered; entering again inside has no effect.
 
     Signals that are handled by someone else already, or ignored (as under ``nohup``), are left
     alone, and so are all signals outside the main thread, where Python allows no handlers. A second
@@ -114,7 +114,7 @@ class StopSignals:
             try:
                 requested = gather_object(requested)
             except RuntimeError:
-                # Another process was killed by the same hand.
+                # Another process was killed by the same signal.
                 if self.requested is None:
                     raise
         for signum in requested:
@@ -133,7 +133,7 @@ class StopSignals:
         if hasattr(signal, "SIGHUP") and signum == signal.SIGHUP:
             _leave_dead_terminal()
         name = signal.Signals(signum).name
-        text = f"\n{name}: ending where the run can go on from; another {name} ends it at once\n"
+        text = f"\n{name}: ending where the run can be resumed; another {name} ends it at once\n"
         # The stream may be in the middle of a line of its own: no buffer can be used here.
         with contextlib.suppress(OSError):
             os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())

@@ -72,7 +72,7 @@ class LEPOTrainer(ResumableTrainer):
 
     Attributes:
         evaluation_progress: called with (completions done, completions in all) of an evaluation.
-        activity: called with what is going on ("rollout", "evaluation", "rewards", ...) and the
+        activity: called with the current activity ("rollout", "evaluation", "rewards", ...) and the
             decoding steps done and at most; see `ProgressCallback`, which shows both.
         task_settings: the options of ``lepo train`` that name the task (``{"task": "gsm8k"}``);
             saved with the model, so that ``lepo eval`` knows it. None without a task.
@@ -349,7 +349,7 @@ class LEPOTrainer(ResumableTrainer):
         raise NotImplementedError("predict: not offered; use evaluate() or latent_generate()")
 
     def _evaluation_step(self, done: int, total: int) -> None:
-        """After each decoding step: look for a signal, and tell how far it is."""
+        """After each decoding step: look for a signal, and report the progress."""
         self._stop.look()
         if self.activity is not None:
             self.activity("evaluation", done, total)

@@ -1,7 +1,7 @@
 """Stopping an update whose loss or gradient is not finite, before the optimizer applies it.
 
 One such update makes every weight NaN, and each later checkpoint with it. All processes take part
-in the decision, so that none goes on alone.
+in the decision, so that none continues alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,13 +37,13 @@ class UpdateGuard:
     An update is bad where a micro-batch's loss is not finite, or the norm of the whole gradient is
     not: an entry is NaN or infinite, or finite entries are so large that clipping by their norm
     would make all of them 0. Under fp16's loss scaling an overflow of the scaled gradient is no
-    fault: the scaler passes over the update and lowers the scale. It is one when the scale is down
+    fault: the scaler skips the update and lowers the scale. It is one when the scale is down
     to 1 and nothing is scaled any more, or when the loss itself is not finite.
 
     Args:
         accelerator: for the other processes, and the loss scaler.
         output_dir: where bad batches are kept.
-        skip: pass over bad updates instead of raising.
+        skip: skip bad updates instead of raising.
     """
 
     def __init__(self, accelerator: Any, output_dir: Path, skip: bool) -> None:
@@ -139,7 +139,7 @@ class UpdateGuard:
         raise NonFiniteError(
             f"{message} It was not applied: the weights are those of step {step - 1}; "
             + (f"the last complete checkpoint is {last}. " if last else "there is no checkpoint. ")
-            + "skip_nonfinite_updates passes over such updates"
+            + "skip_nonfinite_updates skips such updates"
         )
 
     def _keep(self, told: dict[str, Any], batch: Experience, process: int) -> str:
@@ -225,12 +225,12 @@ def _gradients(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _drop_gradients(model: nn.Module, scaler: Any) -> None:
-    """Leave the optimizer nothing to apply; it passes over parameters without a gradient."""
+    """Leave the optimizer nothing to apply; it skips parameters without a gradient."""
     for parameter in model.parameters():
         if scaler is None:
             parameter.grad = None
         elif parameter.grad is not None:
-            # A loss scaler wants to see gradients, and passes over an update with such ones.
+            # A loss scaler wants to see gradients, and skips an update with such ones.
             parameter.grad.fill_(float("nan"))
 
 

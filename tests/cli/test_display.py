@@ -68,7 +68,7 @@ def test_a_long_evaluation_says_a_line_now_and_then(
 
 
 @pytest.mark.parametrize("saved", [False, True])
-def test_an_interrupted_run_says_how_to_go_on(
+def test_an_interrupted_run_says_how_to_resume(
     saved: bool,
     config: Path,
     tmp_path: Path,
@@ -89,7 +89,7 @@ def test_an_interrupted_run_says_how_to_go_on(
     assert main(["train", str(config), *words]) == 130
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("lepo train: interrupted; ")
-    resume = f"go on with: lepo train --output_dir '{folder}' --resume_from_checkpoint latest"
+    resume = f"resume with: lepo train --output_dir '{folder}' --resume_from_checkpoint latest"
     assert (resume in last) == saved
     assert ("there is no checkpoint yet" in last) == (not saved)
 

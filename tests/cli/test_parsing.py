@@ -86,7 +86,7 @@ def test_defaults_stand_below_the_file(tmp_path: Path) -> None:
     assert found.given == {"rate": 1.0}
 
 
-def test_keys_of_other_commands_are_passed_over(tmp_path: Path) -> None:
+def test_keys_of_other_commands_are_ignored(tmp_path: Path) -> None:
     assert parsed(tmp_path, "model: m\nnumber: 4").options[0].number == 4
 
 

@@ -222,7 +222,7 @@ def test_auto_writes_beside_a_run_that_it_cannot_go_on_with(
     assert before
     capsys.readouterr()
     assert main(automatic(base, "--max_steps", "1")) == 0
-    assert "no checkpoint to go on from" in said(capsys)
+    assert "no checkpoint to resume from" in said(capsys)
     assert contents(run) == before
     assert steps(tmp_path / "run-2") == [1]
     # The next call finds it there.

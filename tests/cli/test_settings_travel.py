@@ -146,7 +146,7 @@ def test_a_bare_model_is_said_to_have_no_settings(
     model_folder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["generate", "--model", model_folder, "--prompt", "1+1", "--greedy"]) == 0
-    assert "No settings came with" in said(capsys)
+    assert "No settings are saved with" in said(capsys)
 
 
 def test_generation_has_the_system_prompt_of_training(

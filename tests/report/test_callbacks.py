@@ -123,7 +123,7 @@ def test_a_picture_that_fails_ends_no_run(
     drive(RunFolderCallback(), args, 0, 4)
     assert steps_logged(tmp_path) == [0, 1, 2, 3, 4]
     # Once, not at every log.
-    assert caplog.text.count("could not be drawn, the run goes on: no font") == 1
+    assert caplog.text.count("could not be drawn, the run continues: no font") == 1
 
 
 def test_progress_within_a_step(args: TrainingArguments, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ BAD = [b"{broken", b'{"reward": 1}', b"[1, 2]", b"null", b'{"step": "1"}', b"\xf
 
 
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad[:10].decode("latin-1"))
-def test_a_bad_line_is_passed_over_and_named(
+def test_a_bad_line_is_skipped_and_named(
     run: RunFolder, bad: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     run.append_metrics({"step": 1})

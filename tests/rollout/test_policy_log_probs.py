@@ -208,11 +208,11 @@ def test_a_frozen_model_builds_no_graph():
 def test_bad_arguments_are_named():
     model = tiny_model("llama")
     rollout = latent_generate(model, *prompts(), settings(eos_token_ids=MANY_EOS))
-    with pytest.raises(TypeError, match="rows: expected dtype bool"):
+    with pytest.raises(TypeError, match="step_mask: expected dtype bool"):
         policy_log_probs(model, rollout, rollout.action_mask.long())
-    with pytest.raises(ValueError, match="rows: expected shape"):
+    with pytest.raises(ValueError, match="step_mask: expected shape"):
         policy_log_probs(model, rollout, rollout.action_mask[:, 1:])
-    with pytest.raises(ValueError, match="rows: expected steps inside completion_mask"):
+    with pytest.raises(ValueError, match="step_mask: expected steps inside completion_mask"):
         policy_log_probs(model, rollout, torch.ones_like(rollout.action_mask))
     with pytest.raises(ValueError, match="temperature"):
         policy_log_probs(model, rollout, rollout.action_mask, temperature=0.0)

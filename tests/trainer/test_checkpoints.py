@@ -1,4 +1,4 @@
-"""A checkpoint is complete when all of it is there and whole; others are passed over or refused."""
+"""A checkpoint is complete when all of it is there and whole; others are skipped or refused."""
 
 import errno
 import json
@@ -99,11 +99,11 @@ def test_the_manifest_lists_every_file(run):
     ("name", "kind"),
     [(name, kind) for name in FILES for kind in DAMAGES if (name, kind) != (MANIFEST, "flip")],
 )
-def test_a_damaged_checkpoint_is_passed_over_and_refused(run, caplog, name, kind):
+def test_a_damaged_checkpoint_is_skipped_and_refused(run, caplog, name, kind):
     DAMAGES[kind](run / "checkpoint-3" / name)
     with caplog.at_level(logging.WARNING):
         assert last_complete_checkpoint(run) == run / "checkpoint-2"
-    assert re.search(rf"checkpoint-3 is passed over: {name} \w+", caplog.text)
+    assert re.search(rf"checkpoint-3 is skipped: {name} \w+", caplog.text)
     with pytest.raises(ValueError, match=rf"checkpoint-3 is no complete checkpoint: {name} \w+"):
         find_checkpoint(run, run / "checkpoint-3")
 
@@ -207,7 +207,7 @@ def full_disk(*_, **__):
     "what",
     [
         "transformers.trainer.Trainer._save_optimizer_and_scheduler",
-        "lepo_kernels.trainer.trainer.save_experience",
+        "lepo_kernels.trainer.resumable_trainer.save_experience",
         "lepo_kernels.trainer.checkpoint_saving.write_manifest",
     ],
 )
@@ -251,7 +251,7 @@ def test_another_number_of_processes_is_said(run, make_trainer, caplog):
     manifest.write_text(manifest.read_text().replace('"processes": 1', '"processes": 2'))
     # Inside a rollout of another number of processes there is no going on: its end is its last.
     make_trainer(**SETTINGS).train(resume_from_checkpoint=True)
-    assert "was written by 2 processes, and 1 go on from it" in caplog.text
+    assert "was written by 2 processes, and 1 resume it" in caplog.text
 
 
 def test_experience_comes_back_to_a_numbered_cpu(run):

@@ -39,7 +39,7 @@ def test_updates_per_rollout(tmp_path):
         ({"latent_kl": "k1"}, "latent_kl"),
         ({"cache_implementation": "paged"}, "cache_implementation"),
         ({"latent_length": -1}, r"latent_length: expected an int in \[0, inf\), got -1"),
-        ({"latent_length": 256}, "leave no room for an answer"),
+        ({"latent_length": 256}, "latent_length: 256 leaves no room for an answer"),
         ({"num_generations": 1}, r"num_generations: expected an int in \[2, inf\)"),
         ({"num_generations": 3}, "does not hold whole groups of 3"),
         ({"temperature": 0.0}, r"temperature: expected a number in \(0, inf\)"),

@@ -233,7 +233,7 @@ def test_a_bad_update_can_be_skipped(make_trainer, monkeypatch, tmp_path, where)
 
 @pytest.mark.parametrize("scale", [2.0**16, 1.0])
 def test_an_overflow_under_loss_scaling_is_the_scalers(make_trainer, scale):
-    """It passes over the update and lowers the scale; at scale 1 the gradient itself is bad."""
+    """It skips the update and lowers the scale; at scale 1 the gradient itself is bad."""
     trainer = make_trainer(max_steps=3)
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     spoil_gradient(trainer, "model.norm.weight", at=1, value=float("inf"))

@@ -90,7 +90,7 @@ def test_an_adapter_resumes_too(make_trainer, tmp_path):
         assert torch.equal(got[name], tensor), name
 
 
-def test_a_checkpoint_cut_short_is_passed_over(make_trainer, unbroken, tmp_path):
+def test_a_checkpoint_cut_short_is_skipped(make_trainer, unbroken, tmp_path):
     broken = make_trainer(callbacks=[KillAt(5)], **SETTINGS)
     with pytest.raises(KilledError):
         broken.train()

@@ -149,7 +149,7 @@ def test_an_epochs_evaluation_is_made_up_for(make_trainer, tmp_path):
         assert torch.equal(resumed.model.state_dict()[name], tensor), name
 
 
-def test_the_message_says_how_to_go_on(make_trainer, caplog, capfd):
+def test_the_message_says_how_to_resume(make_trainer, caplog, capfd):
     trainer = make_trainer(**SETTINGS)
     SignalAtForward(trainer.model, 60, signal.SIGHUP)
     with pytest.raises(RunEnded) as ended:
@@ -157,8 +157,8 @@ def test_the_message_says_how_to_go_on(make_trainer, caplog, capfd):
     assert ended.value.code == 128 + signal.SIGHUP
     step = trainer.state.global_step
     assert f"SIGHUP: ended at step {step} of 6; checkpoint-{step} in" in caplog.text
-    assert "resume_from_checkpoint goes on from there" in caplog.text
-    assert "SIGHUP: ending where the run can go on from" in capfd.readouterr().err
+    assert "resume_from_checkpoint resumes it" in caplog.text
+    assert "SIGHUP: ending where the run can be resumed" in capfd.readouterr().err
 
 
 def test_handlers_come_and_go_with_training(make_trainer):

@@ -202,7 +202,7 @@ def test_lora_trains_the_adapter_alone(make_trainer, beta):
     start = state(model)
     lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     trainer = make_trainer(model=model, peft_config=lora, beta=beta, max_steps=3)
-    assert trainer.reference is None
+    assert trainer.reference is None or trainer.reference.model is None  # no copy
     trainer.train()
     trained = state(trainer.model)
     for name, tensor in start.items():
