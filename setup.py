@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -16,10 +17,22 @@ from setuptools.command.dist_info import dist_info
 from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT / "tools"))
 
-import native_build  # noqa: E402
 
+def load(name):
+    """A module of tools/ by its file: pip builds where the root is not to be imported from.
+
+    Everything else imports it as ``tools.NAME``. It may use the standard library alone.
+    """
+    spec = spec_from_file_location(f"tools.{name}", ROOT / "tools" / f"{name}.py")
+    module = module_from_spec(spec)
+    # Dataclasses look for the module that they are in.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+native_build = load("native_build")
 PACKAGE = ROOT / "lepo_kernels"
 VERSION = re.search(r'^__version__ = "(.+)"$', (PACKAGE / "version.py").read_text(), re.M)[1]
 

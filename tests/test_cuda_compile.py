@@ -9,8 +9,8 @@ import json
 
 import pytest
 
-from cuda_report.budgets import breaches, read_budgets
-from cuda_report.compiler import (
+from tools.cuda_report.budgets import breaches, read_budgets
+from tools.cuda_report.compiler import (
     ARCHITECTURES,
     PTX_ARCHITECTURE,
     ROOT,
@@ -20,9 +20,9 @@ from cuda_report.compiler import (
     find_nvcc,
     read_report,
 )
-from cuda_report.disassembly import Code, Launch, count_code, find_tool, read_launches
-from cuda_report.kernels import SHIPPED, TESTED, Kernel, compiled_kernels, sources
-from native_build import find_toolkit
+from tools.cuda_report.disassembly import Code, Launch, count_code, find_tool, read_launches
+from tools.cuda_report.kernels import SHIPPED, TESTED, Kernel, compiled_kernels, sources
+from tools.native_build import find_toolkit
 
 HEADERS = sorted((ROOT / "csrc" / "cuda").glob("*.cuh"))
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cuda_report.compiler import PTX_ARCHITECTURE, compile_source, find_nvcc, kernel_name
-from cuda_report.disassembly import entries, read_ptx
-from cuda_report.kernels import SHIPPED, TESTED
 from tests.test_cuda_compile import needs_disassembler
+from tools.cuda_report.compiler import PTX_ARCHITECTURE, compile_source, find_nvcc, kernel_name
+from tools.cuda_report.disassembly import entries, read_ptx
+from tools.cuda_report.kernels import SHIPPED, TESTED
 
 pytestmark = [
     pytest.mark.slow,

@@ -1,8 +1,8 @@
 """Builds a wheel of lepo_kernels from the source distribution, checks it, and files it in dist/.
 
-    python tools/build_wheel.py cpu                     # -> dist/cpu
-    python tools/build_wheel.py cuda                    # the toolkit at hand -> dist/cu130
-    python tools/build_wheel.py cuda --toolkit 13.4     # fetches that toolkit first -> dist/cu134
+    python -m tools.build_wheel cpu                     # -> dist/cpu
+    python -m tools.build_wheel cuda                    # the toolkit at hand -> dist/cu130
+    python -m tools.build_wheel cuda --toolkit 13.4     # fetches that toolkit first -> dist/cu134
 
 The folders are package indexes: pip install --extra-index-url file://$PWD/dist/cu130 lepo_kernels.
 LEPO_CUDA_ARCH_LIST and MAX_JOBS count here, too; docs/wheels.md has the rest. Needs torch,
@@ -18,11 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from check_wheel import check
-from commands import pip, run
-from native_build import (
+from tools.check_wheel import check
+from tools.commands import pip, run
+from tools.native_build import (
     ROOT,
     BuildError,
     Toolkit,
@@ -30,10 +28,10 @@ from native_build import (
     fails_on_spill,
     find_toolkit,
 )
-from toolkits import fetch_toolkit
-from wheel_checks.kernels import SMALL_SPILL
-from wheel_checks.linking import audit
-from wheel_checks.wheel import Expected
+from tools.toolkits import fetch_toolkit
+from tools.wheel_checks.kernels import SMALL_SPILL
+from tools.wheel_checks.linking import audit
+from tools.wheel_checks.wheel import Expected
 
 PROJECT = "lepo-kernels"
 

@@ -1,6 +1,6 @@
 """Checks that a Python's packages are those of a lock file; fails and lists them where they differ.
 
-    python tools/check_lock.py requirements/locked.txt
+    python -m tools.check_lock requirements/locked.txt
 
 Installing with a lock file as pip's constraints gives each package that it names its version, and
 says nothing of one that it does not name. This does.

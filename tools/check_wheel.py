@@ -1,7 +1,7 @@
 """Checks a wheel of lepo_kernels, as docs/wheels.md describes.
 
-    python tools/check_wheel.py dist/cpu/lepo-kernels/lepo_kernels-*.whl
-    python tools/check_wheel.py --cuda 13.0 dist/cu130/lepo-kernels/lepo_kernels-*.whl
+    python -m tools.check_wheel dist/cpu/lepo-kernels/lepo_kernels-*.whl
+    python -m tools.check_wheel --cuda 13.0 dist/cu130/lepo-kernels/lepo_kernels-*.whl
 
 Needs torch, auditwheel, binutils, and for CUDA cuobjdump. Exits with 1 and one line per failure,
 each naming the wheel, and where it applies the library, the kernel and the architecture.
@@ -12,14 +12,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from native_build import DEFAULT_ARCHITECTURES, REFERENCE_TOOLKIT
-from wheel_checks.contents import check_contents
-from wheel_checks.kernels import SMALL_SPILL, check_kernels
-from wheel_checks.linking import check_linking, check_platform
-from wheel_checks.running import check_running
-from wheel_checks.wheel import Expected, Wheel
+from tools.native_build import DEFAULT_ARCHITECTURES, REFERENCE_TOOLKIT
+from tools.wheel_checks.contents import check_contents
+from tools.wheel_checks.kernels import SMALL_SPILL, check_kernels
+from tools.wheel_checks.linking import check_linking, check_platform
+from tools.wheel_checks.running import check_running
+from tools.wheel_checks.wheel import Expected, Wheel
 
 
 def main(words: list[str] | None = None) -> int:

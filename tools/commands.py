@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from native_build import ROOT, BuildError
+from tools.native_build import ROOT, BuildError
 
 
 def run(*command: str | Path, **environment: str) -> None:

@@ -3,7 +3,7 @@
 setup.py and the other tools share this; it needs the standard library alone. What the variables
 mean is in docs/wheels.md. All that a user can put right ends in a ``BuildError``.
 
-    python tools/native_build.py    says which CUDA toolkit a build finds; fails if it finds none
+    python -m tools.native_build    says which CUDA toolkit a build finds; fails if it finds none
 """
 
 import importlib.util

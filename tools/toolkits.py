@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from commands import pip
-from native_build import ROOT, BuildError
+from tools.commands import pip
+from tools.native_build import ROOT, BuildError
 
 # All that have a compiler. They are named here and not asked for: the index knows cuda-toolkit for
 # CUDA 11 and 12, too, whose packages hold none, and a machine may have no index. ``unlisted`` finds

@@ -1,9 +1,9 @@
 """Builds and checks a wheel with every published CUDA toolkit, and writes the table of the outcome.
 
-    python tools/wheels_matrix.py               # all of them: some minutes each, 350 MB to fetch
-    python tools/wheels_matrix.py 13.1 13.4     # these alone; the other rows stay as they are
+    python -m tools.wheels_matrix               # all of them: some minutes each, 350 MB to fetch
+    python -m tools.wheels_matrix 13.1 13.4     # these alone; the other rows stay as they are
 
-The wheels that pass are filed in dist/, as tools/build_wheel.py does. The table is in
+The wheels that pass are filed in dist/, as tools.build_wheel does. The table is in
 docs/wheels.md, between two markers, and gets a row as soon as there is one. Exits with 1 if a
 toolkit's wheel is not as it should be.
 """
@@ -19,15 +19,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from build_wheel import build, expectation, file_wheel
-from check_wheel import check
-from cuda_report.disassembly import find_tool
-from native_build import ROOT, BuildError, Toolkit, find_toolkit
-from toolkits import PUBLISHED, check_published, fetch_toolkit, unlisted
-from wheel_checks.kernels import Usage, read_usage
-from wheel_checks.wheel import Wheel
+from tools.build_wheel import build, expectation, file_wheel
+from tools.check_wheel import check
+from tools.cuda_report.disassembly import find_tool
+from tools.native_build import ROOT, BuildError, Toolkit, find_toolkit
+from tools.toolkits import PUBLISHED, check_published, fetch_toolkit, unlisted
+from tools.wheel_checks.kernels import Usage, read_usage
+from tools.wheel_checks.wheel import Wheel
 
 PAGE = ROOT / "docs" / "wheels.md"
 BEGIN = "<!-- wheels-matrix: written by make wheels-matrix -->\n"

@@ -19,14 +19,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-
 from benchmarks.gpu_run import left_out
 from benchmarks.gpu_run.folder import collect
 from benchmarks.gpu_run.steps import on_cpu, on_gpu
-from gpu_check.facts import facts, find_sanitizer
-from gpu_check.report import EXIT_STATUS, Report
-from gpu_check.running import run_all
+from tools.gpu_check.facts import facts, find_sanitizer
+from tools.gpu_check.report import EXIT_STATUS, Report
+from tools.gpu_check.running import run_all
 
 
 def main(words: Sequence[str] | None = None) -> int:

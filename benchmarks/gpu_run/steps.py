@@ -10,8 +10,8 @@ from pathlib import Path
 
 from benchmarks import shapes
 from benchmarks.gpu_run import left_out
-from gpu_check import steps as check
-from gpu_check.steps import SECONDS, Step
+from tools.gpu_check import steps as check
+from tools.gpu_check.steps import SECONDS, Step
 
 RESULTS = "results.json"
 # The model whose kernels are timed first.

@@ -13,8 +13,8 @@ from benchmarks import shapes
 from benchmarks.gpu_run import left_out, steps
 from benchmarks.gpu_run.folder import ARCHIVE, AT_HAND, collect
 from benchmarks.results import Result
-from gpu_check.facts import ROOT
-from gpu_check.steps import SANITIZER_TOOLS, SECONDS
+from tools.gpu_check.facts import ROOT
+from tools.gpu_check.steps import SANITIZER_TOOLS, SECONDS
 
 
 def on_gpu(tmp_path):

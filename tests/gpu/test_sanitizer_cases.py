@@ -6,9 +6,9 @@ import sys
 
 import torch
 
-from cuda_report.compiler import ROOT
-from cuda_report.kernels import SHIPPED
 from tests.gpu.sanitizer_cases import main
+from tools.cuda_report.compiler import ROOT
+from tools.cuda_report.kernels import SHIPPED
 
 KERNEL = re.compile(r"__global__[^{;]*?(\w+_kernel)\(")
 

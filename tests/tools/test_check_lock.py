@@ -1,6 +1,6 @@
 import pytest
 
-from check_lock import compare, installed_versions, locked_versions, main
+from tools.check_lock import compare, installed_versions, locked_versions, main
 
 LOCK = """\
 # made by something

@@ -7,18 +7,17 @@ from pathlib import Path
 
 import pytest
 
-import build_wheel
-import check_wheel
-from cuda_report.disassembly import find_tool
 from lepo_kernels import native
-from native_build import BuildError, Toolkit, find_toolkit
 from tests.tools.wheels import INFO, compile_library, good_files, write_wheel
-from wheel_checks import linking
-from wheel_checks.contents import check_contents
-from wheel_checks.kernels import SMALL_SPILL, Usage, check_kernels, check_usage, spills
-from wheel_checks.linking import check_linking, check_platform
-from wheel_checks.running import check_running
-from wheel_checks.wheel import Expected, Wheel
+from tools import build_wheel, check_wheel
+from tools.cuda_report.disassembly import find_tool
+from tools.native_build import BuildError, Toolkit, find_toolkit
+from tools.wheel_checks import linking
+from tools.wheel_checks.contents import check_contents
+from tools.wheel_checks.kernels import SMALL_SPILL, Usage, check_kernels, check_usage, spills
+from tools.wheel_checks.linking import check_linking, check_platform
+from tools.wheel_checks.running import check_running
+from tools.wheel_checks.wheel import Expected, Wheel
 
 CPU = Expected(("_C_cpu",))
 CPU_LIBRARY = "lepo_kernels/_C_cpu.so"

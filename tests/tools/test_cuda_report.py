@@ -5,15 +5,15 @@ import re
 
 import pytest
 
-from cuda_report import traffic
-from cuda_report.budgets import read_budgets
-from cuda_report.compiler import find_nvcc, nvcc_version
-from cuda_report.kernels import SHIPPED
-from cuda_report.occupancy import blocks_per_multiprocessor, occupancy
-from cuda_report.page import PAGE, current_page, traffic_part
-from cuda_report.traffic import Sizes, total
 from lepo_kernels import dispatch
 from tests.test_cuda_compile import needs_disassembler
+from tools.cuda_report import traffic
+from tools.cuda_report.budgets import read_budgets
+from tools.cuda_report.compiler import find_nvcc, nvcc_version
+from tools.cuda_report.kernels import SHIPPED
+from tools.cuda_report.occupancy import blocks_per_multiprocessor, occupancy
+from tools.cuda_report.page import PAGE, current_page, traffic_part
+from tools.cuda_report.traffic import Sizes, total
 
 UPDATE = "; run python -m tools.cuda_report"
 # After this line the page depends on no compiler.

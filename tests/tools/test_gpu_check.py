@@ -9,11 +9,19 @@ from dataclasses import replace
 
 import pytest
 
-import gpu_check.__main__ as command
-from gpu_check import running
-from gpu_check.facts import ROOT
-from gpu_check.report import EXIT_STATUS, Outcome, Report
-from gpu_check.steps import LOAD, SANITIZER_TOOLS, SECONDS, Step, architecture_of, counts, steps
+import tools.gpu_check.__main__ as command
+from tools.gpu_check import running
+from tools.gpu_check.facts import ROOT
+from tools.gpu_check.report import EXIT_STATUS, Outcome, Report
+from tools.gpu_check.steps import (
+    LOAD,
+    SANITIZER_TOOLS,
+    SECONDS,
+    Step,
+    architecture_of,
+    counts,
+    steps,
+)
 
 
 def report(*ends, has_gpu=True):
@@ -199,7 +207,7 @@ def test_an_interruption_ends_what_was_begun(tmp_path, monkeypatch):
 
 
 def test_a_machine_without_a_gpu_is_told_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("gpu_check.facts.device", dict)
+    monkeypatch.setattr("tools.gpu_check.facts.device", dict)
     assert command.main(["--out", str(tmp_path / "out"), "--budget", "1"]) == 2
     found = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
     assert (found["status"], found["exit_status"], found["device"]) == ("no GPU", 2, {})

@@ -1,5 +1,6 @@
 """What a build does, by its environment and by what the machine has; every refusal says why."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -8,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import native_build
-from native_build import BuildError
+from tools import native_build
+from tools.native_build import BuildError
 
 TORCH_CPU = native_build.Torch(Path("/torch/include"), "2.13.0", None)
 ROOT = Path(__file__).parents[2]
@@ -337,18 +338,49 @@ def test_the_packagers_page_lists_every_variable():
 # -S and -I: a Python that sees no installed package, as one in pip's isolated build without torch.
 def test_setup_without_torch_says_what_to_do():
     code = (
-        "import sys; import native_build as n\n"
-        "try: n.make_plan('1')\n"
+        "import runpy, sys\n"
+        f"build = runpy.run_path({str(ROOT / 'tools' / 'native_build.py')!r})\n"
+        "try: build['make_plan']('1')\n"
         "except SystemExit as e: sys.exit(e.code)"
     )
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path[:0] = [{str(ROOT / 'tools')!r}]\n"
-         + code],
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert "there is no torch in the Python that builds" in done.stderr
     assert "pip install --no-build-isolation ." in done.stderr
     assert "LEPO_BUILD_NATIVE=0 pip install ." in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# A build backend runs setup.py with neither the root nor its folder's `tools` to be imported.
+def test_setup_needs_no_path_to_its_tools(tmp_path):
+    (tmp_path / "tools.py").write_text("raise ImportError('somebody else's tools')")
+    code = (
+        "import runpy, sys; sys.argv = ['setup.py', '--version'];"
+        f"sys.path[:0] = [{str(tmp_path)!r}];"
+        f"runpy.run_path({str(ROOT / 'setup.py')!r}, run_name='__main__');"
+        f"assert {str(ROOT / 'tools')!r} not in sys.path"
+    )
+    environment = {**os.environ, "LEPO_BUILD_NATIVE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"\d+\.\d+\S*", done.stdout.splitlines()[-1])
+
+
+def test_every_tool_has_one_name():
+    """Imported as ``tools.x``, from the root: no script puts folders on the path by itself."""
+    files = [
+        ROOT / "setup.py",
+        *(ROOT / "tools").rglob("*.py"),
+        *(ROOT / "benchmarks").rglob("*.py"),
+    ]
+    edits = [x for x in files if re.search(r"sys\.path[.\[]", x.read_text(encoding="utf-8"))]
+    assert edits == []

@@ -4,9 +4,8 @@ import subprocess
 
 import pytest
 
-import build_wheel
-import toolkits
-from native_build import REFERENCE_TOOLKIT, BuildError
+from tools import build_wheel, toolkits
+from tools.native_build import REFERENCE_TOOLKIT, BuildError
 
 
 @pytest.fixture

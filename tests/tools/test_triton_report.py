@@ -9,9 +9,9 @@ import re
 
 import pytest
 
-from triton_report.compiled import BUDGETS
-from triton_report.models import CALLS, MODELS, Sizes, Work
-from triton_report.page import PAGE, work_part
+from tools.triton_report.compiled import BUDGETS
+from tools.triton_report.models import CALLS, MODELS, Sizes, Work
+from tools.triton_report.page import PAGE, work_part
 
 UPDATE = "; run python -m tools.triton_report"
 # After this line the page depends on no compiler.

@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-import wheels_matrix
-from native_build import BuildError
-from toolkits import PUBLISHED
-from wheel_checks.kernels import Usage
-from wheels_matrix import BEGIN, END, Row
+from tools import wheels_matrix
+from tools.native_build import BuildError
+from tools.toolkits import PUBLISHED
+from tools.wheel_checks.kernels import Usage
+from tools.wheels_matrix import BEGIN, END, Row
 
 USAGE = {
     "lepo::a_kernel<float>": {"sm_80": Usage(48, 0, 0), "sm_90a": Usage(102, 8, 0)},

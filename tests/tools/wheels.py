@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from wheel_checks.contents import DATA
+from tools.wheel_checks.contents import DATA
 
 ROOT = Path(__file__).parents[2]
 INFO = "lepo_kernels-0.1.0.dist-info"

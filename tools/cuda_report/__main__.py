@@ -3,12 +3,7 @@
 python -m tools.cuda_report     needs nvcc, cuobjdump and nvdisasm, and no GPU
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from cuda_report.page import PAGE, current_page
+from tools.cuda_report.page import PAGE, current_page
 
 if __name__ == "__main__":
     PAGE.write_text(current_page())

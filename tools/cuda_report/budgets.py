@@ -19,8 +19,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from cuda_report.kernels import Kernel
-from cuda_report.occupancy import LIMITS
+from tools.cuda_report.kernels import Kernel
+from tools.cuda_report.occupancy import LIMITS
 
 Budget = dict[str, int]
 Table = dict[str, Budget]

@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from native_build import BuildError, find_toolkit
+from tools.native_build import BuildError, find_toolkit
 
 ROOT = Path(__file__).resolve().parents[2]
 # Ampere, Hopper, Blackwell for data centres and for workstations.

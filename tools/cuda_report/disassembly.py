@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cuda_report.compiler import kernel_name
-from native_build import BuildError, find_toolkit
+from tools.cuda_report.compiler import kernel_name
+from tools.native_build import BuildError, find_toolkit
 
 # The package that brings a tool where there is no whole toolkit.
 PACKAGES = {"cuobjdump": "nvidia-cuda-cuobjdump", "nvdisasm": "nvidia-cuda-nvdisasm"}

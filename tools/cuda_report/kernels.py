@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cuda_report.compiler import ARCHITECTURES, ROOT, Usage, compile_source, read_report
-from cuda_report.disassembly import Code, Launch, read_code, read_launches, read_ptx
+from tools.cuda_report.compiler import ARCHITECTURES, ROOT, Usage, compile_source, read_report
+from tools.cuda_report.disassembly import Code, Launch, read_code, read_launches, read_ptx
 
 SHIPPED = ROOT / "csrc" / "cuda"
 # Kernels of the tests, which are held to budgets, too.

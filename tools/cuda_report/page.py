@@ -5,12 +5,12 @@ import tempfile
 import textwrap
 from pathlib import Path
 
-from cuda_report.budgets import Table, matches, read_budgets
-from cuda_report.compiler import ARCHITECTURES, ROOT, nvcc_version
-from cuda_report.kernels import SHIPPED, Kernel, compiled_kernels, sources
-from cuda_report.occupancy import blocks_per_multiprocessor, occupancy
-from cuda_report.traffic import CASES, MODELS, Model, Sizes, formula, seconds, total
-from native_build import find_toolkit
+from tools.cuda_report.budgets import Table, matches, read_budgets
+from tools.cuda_report.compiler import ARCHITECTURES, ROOT, nvcc_version
+from tools.cuda_report.kernels import SHIPPED, Kernel, compiled_kernels, sources
+from tools.cuda_report.occupancy import blocks_per_multiprocessor, occupancy
+from tools.cuda_report.traffic import CASES, MODELS, Model, Sizes, formula, seconds, total
+from tools.native_build import find_toolkit
 
 PAGE = ROOT / "docs" / "cuda-kernels.md"
 HEADING = """\

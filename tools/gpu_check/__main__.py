@@ -17,12 +17,10 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from gpu_check.facts import facts, find_sanitizer
-from gpu_check.report import EXIT_STATUS, Outcome, Report
-from gpu_check.running import run_all
-from gpu_check.steps import architecture_of, steps
+from tools.gpu_check.facts import facts, find_sanitizer
+from tools.gpu_check.report import EXIT_STATUS, Outcome, Report
+from tools.gpu_check.running import run_all
+from tools.gpu_check.steps import architecture_of, steps
 
 
 def main(words: list[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from native_build import BuildError, find_toolkit
+from tools.native_build import BuildError, find_toolkit
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("numpy", "pytest", "triton", "setuptools", "cmake", "ninja")

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from gpu_check.facts import ROOT
-from gpu_check.report import Outcome, Report
-from gpu_check.steps import SECONDS, Step, counts
+from tools.gpu_check.facts import ROOT
+from tools.gpu_check.report import Outcome, Report
+from tools.gpu_check.steps import SECONDS, Step, counts
 
 # With less left than this, a step is not begun.
 LEAST_SECONDS = 5.0

@@ -5,8 +5,8 @@ import inspect
 import textwrap
 from importlib.metadata import version
 
-from triton_report.compiled import BUDGETS, DTYPE, ROOT, TARGETS, Kernel, compiled_kernels
-from triton_report.models import CALLS, MODELS, Sizes
+from tools.triton_report.compiled import BUDGETS, DTYPE, ROOT, TARGETS, Kernel, compiled_kernels
+from tools.triton_report.models import CALLS, MODELS, Sizes
 
 PAGE = ROOT / "docs" / "triton-kernels.md"
 HEADING = """\

@@ -1,1 +1,1 @@
-"""What tools/check_wheel.py checks; each check returns the failures it found, as text."""
+"""What tools.check_wheel checks; each check returns the failures it found, as text."""

@@ -8,7 +8,7 @@ import re
 from email.parser import Parser
 from pathlib import Path
 
-from wheel_checks.wheel import Expected, Wheel
+from tools.wheel_checks.wheel import Expected, Wheel
 
 ROOT = Path(__file__).resolve().parents[2]
 # What modules read; budgets are for the tests alone.

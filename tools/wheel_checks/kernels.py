@@ -6,10 +6,10 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from cuda_report.budgets import matches, read_budgets
-from cuda_report.disassembly import find_tool
-from cuda_report.kernels import SHIPPED
-from wheel_checks.wheel import Expected, Wheel
+from tools.cuda_report.budgets import matches, read_budgets
+from tools.cuda_report.disassembly import find_tool
+from tools.cuda_report.kernels import SHIPPED
+from tools.wheel_checks.wheel import Expected, Wheel
 
 # Bytes of stack of a thread: four registers, as many as one 16-byte load fills. A compiler that
 # spills no more has misjudged by a register or two what fits; more is a kernel that does not fit.

@@ -8,7 +8,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from wheel_checks.wheel import Wheel
+from tools.wheel_checks.wheel import Wheel
 
 # torch is there before our libraries are loaded; the rest is part of every Linux.
 NEEDED = {

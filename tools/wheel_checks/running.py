@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from wheel_checks.wheel import Expected, Wheel
+from tools.wheel_checks.wheel import Expected, Wheel
 
 PROBE = Path(__file__).with_name("probe.py")
 
