@@ -1,4 +1,8 @@
-"""The rollout: latent steps, then discrete ones, in a loop over the model's forward."""
+"""The rollout: latent steps, then discrete ones, in a loop over the model's forward.
+
+As it is usually written, filters and noise see the whole vocabulary. With ``topk_first`` they see
+the kept entries alone, as a careful user has it.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +27,7 @@ class Settings:
 
     Attributes:
         noise: "gumbel", or "none" for the plain softmax over the kept entries.
+        topk_first: whether the K largest entries are taken before anything else is done.
     """
 
     latent_length: int
@@ -35,6 +40,7 @@ class Settings:
     temperature: float = 1.0
     top_k: int = 30
     top_p: float = 0.95
+    topk_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,14 +89,25 @@ def generate(
         if step < settings.latent_length:
             logits[:, settings.eos_token_id] = -torch.inf
             token = logits.argmax(dim=-1)
-            z = _soft_token(warpers(ids, logits), settings)  # [B, V]
-            inputs = (z.to(embedding.weight.dtype) @ embedding.weight)[:, None]
-            top_weights, top_ids = z.topk(settings.top_k, dim=-1)
+            if settings.topk_first:
+                scores, top_ids = _largest(logits, settings)
+                top_weights = _soft_token(scores, settings)  # [B, K]
+                per_row = top_weights.to(embedding.weight.dtype)
+                bag = {"per_sample_weights": per_row, "mode": "sum"}
+                inputs = F.embedding_bag(top_ids, embedding.weight, **bag)[:, None]
+            else:
+                z = _soft_token(warpers(ids, logits), settings)  # [B, V]
+                inputs = (z.to(embedding.weight.dtype) @ embedding.weight)[:, None]
+                top_weights, top_ids = z.topk(settings.top_k, dim=-1)
             soft_ids = torch.cat([soft_ids, top_ids[:, None]], dim=1)
             soft_weights = torch.cat([soft_weights, top_weights[:, None]], dim=1)
         else:
-            probabilities = warpers(ids, logits).softmax(dim=-1)
-            token = torch.multinomial(probabilities, 1)[:, 0]
+            if settings.topk_first:
+                scores, top_ids = _largest(logits, settings)
+                token = top_ids.gather(1, torch.multinomial(scores.softmax(dim=-1), 1))[:, 0]
+            else:
+                probabilities = warpers(ids, logits).softmax(dim=-1)
+                token = torch.multinomial(probabilities, 1)[:, 0]
             token = token.masked_fill(finished, settings.pad_token_id)
             inputs = embedding(token)[:, None]
         ids = torch.cat([ids, token[:, None]], dim=1)
@@ -111,10 +128,19 @@ def _warpers(settings: Settings) -> LogitsProcessorList:
     )
 
 
-def _soft_token(
-    scores: Tensor,  # [B, V]; -inf where the filters dropped an entry
+def _largest(
+    logits: Tensor,  # [B, V]
     settings: Settings,
-) -> Tensor:  # [B, V]
+) -> tuple[Tensor, Tensor]:  # [B, K]; -inf where top-p dropped an entry, [B, K]
+    scores, ids = (logits / settings.temperature).topk(settings.top_k, dim=-1)
+    mass = scores.softmax(dim=-1)
+    return scores.masked_fill(mass.cumsum(dim=-1) - mass >= settings.top_p, -torch.inf), ids
+
+
+def _soft_token(
+    scores: Tensor,  # [B, V] or [B, K]; -inf where the filters dropped an entry
+    settings: Settings,
+) -> Tensor:  # as scores
     if settings.noise == "none":
         return scores.softmax(dim=-1)
     return F.gumbel_softmax(scores, tau=settings.tau, dim=-1)

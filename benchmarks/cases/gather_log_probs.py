@@ -1,8 +1,8 @@
 """P3 for logits at hand: LEPO's surrogate and its gradient in the logits.
 
-Others: eager torch, and TRL, whose fused kernel takes hard targets, one id per row; beside it
-stands ours with hard targets. Floor: one pass that reads the logits and one that reads and writes
-them.
+Others: eager torch, by autograd and with the gradient by formula, and TRL, whose fused kernel takes
+hard targets, one id per row; beside it stands ours with hard targets. Floor: one pass that reads
+the logits and one that reads and writes them.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,6 +12,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from benchmarks.baselines import losses
 from benchmarks.case import (
     Case,
     Family,
@@ -92,6 +93,11 @@ def of_logits(loss: Callable[..., Tensor], x: Inputs) -> _Result:
     return with_gradient(loss(x.logits, x.ids, x.weights, x.advantages), x)
 
 
+def by_formula(x: Inputs) -> _Result:
+    share = x.advantages / len(x.logits)
+    return losses.of_logits(x.logits.detach(), x.ids, x.weights, share)
+
+
 def peer_run(peer: Peer, x: Inputs) -> _Result:
     log_prob = (x.weights * peer.function(x.logits, x.ids)).sum(-1)
     return with_gradient(surrogate(log_prob, x.advantages), x)
@@ -146,6 +152,7 @@ def case(rows: int, vocab: int, kept: int, dtype: torch.dtype, model: str = "tin
             *ours("ours", ops, our_log_probs, check_soft),
             *ours("ours, hard targets", ops, our_hard_log_probs, check_hard, HARD),
             eager,
+            Implementation("eager, gradient by formula", "other", by_formula, check_soft),
             compiled(eager, partial(of_logits, compiled_loss)),
             *(peer.row(peer_run, check_soft, dtype) for peer in LOG_PROBS),
             *(peer.row(hard_peer_run, check_hard, dtype) for peer in HARD_LOG_PROBS),

@@ -1,6 +1,7 @@
 """P5: the dense Gumbel-softmax mixture, forward and backward.
 
-Other: torch's gumbel_softmax and a product. Floor: the three products alone.
+Others: torch's gumbel_softmax and a product, by autograd and with the gradient by formula. Floor:
+the three products alone.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.baselines import mixture
 from benchmarks.case import (
     Case,
     Family,
@@ -74,6 +76,13 @@ def seeded(mixture: Callable[..., Tensor], x: Inputs) -> _Result:
     return mixed.detach(), *torch.autograd.grad(mixed, x.leaves, x.upstream)
 
 
+def by_formula(x: Inputs) -> _Result:
+    torch.manual_seed(0)
+    logits, table = (y.detach() for y in x.leaves)
+    mixed, weights, gradient = mixture.of_logits(logits, table, x.upstream, TAU)
+    return mixed, gradient, weights.T @ x.upstream
+
+
 def three_products(x: Inputs) -> _Result:
     logits, table = (y.detach() for y in x.leaves)
     return logits @ table, x.upstream @ table.T, logits.T @ x.upstream
@@ -117,6 +126,7 @@ def case(rows: int, vocab: int, width: int, dtype: torch.dtype, model: str = "ti
         implementations=(
             *ours("ours", ops, ours_run, check),
             eager,
+            Implementation("eager, gradient by formula", "other", by_formula, check_eager),
             compiled(eager, partial(seeded, compiled_mixture)),
             Implementation("floor: 3 GEMMs", "floor", three_products, check_products),
         ),

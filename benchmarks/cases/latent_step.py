@@ -1,7 +1,10 @@
 """P1 and P2: a latent step of the rollout, from logits to the mixture that is the next input.
 
-Others: the chain that users of transformers write, and samplers of one hard token. Floors: one pass
-over the logits, which every implementation needs, and torch's own selection of the 30 largest.
+Others: what a careful user of torch writes, who selects the 30 largest first, by torch's own
+selection or with the help of maxima of blocks; the chain of published code, which sorts the
+vocabulary; and samplers of one hard token. Ours also gives the log-sum-exp and the entropy of the
+whole row. Floors: one pass over the logits, which every implementation needs, and torch's own
+selection of the 30 largest.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,8 +13,17 @@ from functools import cached_property, partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from benchmarks.baselines.latent_step import (
+    TAU,
+    TOP_K,
+    TOP_P,
+    Step,
+    blocks_first,
+    published_dense,
+    published_sparse,
+    topk_first,
+)
 from benchmarks.case import (
     Case,
     Family,
@@ -30,13 +42,11 @@ from benchmarks.plan import Plan
 from lepo_kernels import gumbel_noise, latent_step, mix_embeddings, sample_latent
 from lepo_kernels.ops.sample_latent import LatentSample
 
-TOP_K, TOP_P, TAU = 30, 0.95, 0.3
 NO_MIXTURE = "the draw without its mixture"
 # By which copies of the inputs differ: far enough to meet other rows of the table.
 _SHIFT = 1009
 # What sums in float32 may move the boundary of top-p.
 _MASS_ERROR = 1e-5
-_Step = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass
@@ -91,44 +101,21 @@ def our_draw(x: Inputs, backend: str) -> LatentSample:
     return sample_latent(x.logits, tau=TAU, top_k=TOP_K, top_p=TOP_P, backend=backend)
 
 
-def our_single_call(x: Inputs, backend: str) -> _Step:
+def our_single_call(x: Inputs, backend: str) -> Step:
     step = latent_step(x.logits, x.embedding, tau=TAU, top_k=TOP_K, top_p=TOP_P, backend=backend)
     return step.sample.ids, step.sample.weights, step.embedding
 
 
-def our_step(x: Inputs, backend: str) -> _Step:
+def our_step(x: Inputs, backend: str) -> Step:
     drawn = our_draw(x, backend)
     mixed = mix_embeddings(drawn.ids, drawn.weights, x.embedding, backend=backend)
     return drawn.ids, drawn.weights, mixed
 
 
-def eager_weights(logits: Tensor) -> Tensor:  # [N, V]
-    """Temperature, top-k and top-p as transformers' logits processors do them; then the noise."""
-    scores = logits.float() / 1.0
-    kth = torch.topk(scores, TOP_K)[0][..., -1, None]
-    scores = scores.masked_fill(scores < kth, -torch.inf)
-    ascending, order = torch.sort(scores, descending=False)
-    beyond = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - TOP_P
-    beyond[..., -1:] = False
-    scores = scores.masked_fill(beyond.scatter(1, order, beyond), -torch.inf)
-    return F.gumbel_softmax(scores, tau=TAU)
+compiled_topk_first = lazily(topk_first)
 
 
-def eager_dense(logits: Tensor, embedding: Tensor) -> _Step:
-    z = eager_weights(logits)
-    weights, ids = z.topk(TOP_K)
-    return ids, weights, z.to(embedding.dtype) @ embedding
-
-
-def eager_sparse(logits: Tensor, embedding: Tensor) -> _Step:
-    weights, ids = eager_weights(logits).topk(TOP_K)
-    return ids, weights, (weights[..., None] * embedding[ids]).sum(1)
-
-
-compiled_sparse = lazily(eager_sparse)
-
-
-def step(function: Callable[..., _Step], x: Inputs) -> _Step:
+def step(function: Callable[..., Step], x: Inputs) -> Step:
     return function(x.logits, x.embedding)
 
 
@@ -150,12 +137,12 @@ def check_draw(x: Inputs, result: LatentSample) -> None:
     assert_close("weights", result.weights, x.weights, 1e-4)
 
 
-def check_ours(x: Inputs, result: _Step) -> None:
+def check_ours(x: Inputs, result: Step) -> None:
     assert_close("weights", result[1], x.weights, 1e-4)
     assert_close("mixture", result[2], x.mixture, tolerance_of(x.embedding.dtype))
 
 
-def check_eager(x: Inputs, result: _Step) -> None:
+def check_eager(x: Inputs, result: Step) -> None:
     """Against its own definition: its noise is torch's, and differs from call to call."""
     ids, weights, mixed = result
     assert (x.may_be_kept.gather(1, ids) | (weights == 0)).all(), "an entry that the filters drop"
@@ -186,10 +173,11 @@ def case(rows: int, vocab: int, width: int, dtype: torch.dtype, model: str = "ti
         return Inputs(logits.to(dtype), embedding.to(dtype))
 
     ops = ("sample_latent", "mix_embeddings")
-    dense = Implementation("eager, z @ E", "other", partial(step, eager_dense), check_eager)
-    sparse = Implementation(
-        "eager, 30 rows of E", "other", partial(step, eager_sparse), check_eager
-    )
+
+    def other(name: str, function: Callable[..., Step]) -> Implementation:
+        return Implementation(name, "other", partial(step, function), check_eager)
+
+    careful = other("eager, topk first", topk_first)
     return Case(
         op="latent step (P1+P2)",
         shape=f"{model}: [{rows}, {vocab}] {dtype_name(dtype)}, D {width}",
@@ -198,9 +186,11 @@ def case(rows: int, vocab: int, width: int, dtype: torch.dtype, model: str = "ti
             *ours("ours", ops, our_step, check_ours),
             *ours("ours, one call", ("latent_step",), our_single_call, check_ours),
             *ours("ours, P1 alone", ops[:1], our_draw, check_draw, NO_MIXTURE),
-            dense,
-            sparse,
-            compiled(sparse, partial(step, compiled_sparse)),
+            careful,
+            other("eager, blocks first", blocks_first),
+            compiled(careful, partial(step, compiled_topk_first)),
+            other("published code, z @ E", published_dense),
+            other("published code, 30 rows of E", published_sparse),
             *(peer.row(peer_run, check_token, dtype) for peer in SAMPLERS),
             Implementation("floor: amax", "floor", amax, check_amax),
             Implementation("floor: topk(30)", "floor", topk, check_topk),

@@ -1,7 +1,7 @@
 """P5 from hidden states: the Gumbel-softmax mixture of a tied head's own logits, with gradients.
 
-Others: torch's gumbel_softmax between two products. Beside ours stands our mixture of logits that
-are kept.
+Others: torch's gumbel_softmax between two products, by autograd and with the gradient by formula.
+Beside ours stands our mixture of logits that are kept.
 Floors: the six products of an implementation that keeps the logits, and the seven of one that forms
 them again, each with fresh results.
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.baselines import mixture
 from benchmarks.case import (
     Case,
     Family,
@@ -91,6 +92,12 @@ def seeded(mixture: Callable[..., Tensor], x: Inputs) -> _Result:
     return with_gradients(x, mixture(*x.leaves))
 
 
+def by_formula(x: Inputs) -> _Result:
+    torch.manual_seed(0)
+    hidden, head = (y.detach() for y in x.leaves)
+    return mixture.tied(hidden, head, x.upstream, TAU)
+
+
 def six_products(x: Inputs) -> _Result:
     """With the logits in the place of weights, pulls and gradients."""
     hidden, head = (y.detach() for y in x.leaves)
@@ -148,6 +155,7 @@ def case(rows: int, vocab: int, width: int, dtype: torch.dtype, model: str = "ti
             *ours("ours", ops, ours_run, check),
             Implementation("ours, kept logits", "ours", of_kept_logits, check, lacks=KEPT),
             eager,
+            Implementation("eager, gradient by formula", "other", by_formula, check_eager),
             compiled(eager, partial(seeded, compiled_mixture)),
             Implementation("floor: 6 GEMMs", "floor", six_products, check_products),
             Implementation("floor: 7 GEMMs", "floor", seven_products, check_products),

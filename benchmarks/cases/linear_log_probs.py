@@ -1,7 +1,8 @@
 """P3 and P6: LEPO's loss from hidden states and the head, forward and backward.
 
-Others: eager torch, and the peers' losses, which take hard targets, one id per row: they do less on
-the selected entries, and the same on the rest. Beside them stands ours with hard targets.
+Others: eager torch, by autograd and with the gradient by formula, and the peers' losses, which take
+hard targets, one id per row: they do less on the selected entries, and the same on the rest. Beside
+them stands ours with hard targets.
 Floors: the three products that a loss with its gradients needs at least (6NVD flops), and the four
 that a backward pass which recomputes the logits makes (8NVD), each with fresh results.
 
@@ -16,6 +17,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from benchmarks.baselines import losses
 from benchmarks.case import (
     Case,
     Family,
@@ -163,6 +165,17 @@ def of_active(loss: Callable[..., Tensor], x: Inputs) -> _Result:
     return with_gradients(part * (len(some.hidden) / len(x.hidden)), x)
 
 
+def by_formula(x: Inputs) -> _Result:
+    """What a careful user writes: rows without advantage left out, the gradient by hand."""
+    some = x.active() if bool((x.advantages == 0).any()) else x
+    share = some.advantages / len(x.hidden)
+    tensors = (some.hidden.detach(), some.lm_head.detach(), some.ids, some.weights, share)
+    loss, dhidden, dhead = losses.of_hidden(*tensors, x.softcap)
+    if some is not x:
+        dhidden = torch.zeros_like(x.hidden).index_copy_(0, x.advantages.nonzero()[:, 0], dhidden)
+    return loss, dhidden, dhead
+
+
 def peer_run(peer: Peer, x: Inputs) -> _Result:
     return with_gradients(peer.function(*x.leaves, x.ids[:, 0], x.softcap), x)
 
@@ -244,6 +257,7 @@ def case(
         *ours("ours, P3 + P4", ops, our_log_probs, check_soft),
         *ours("ours, lepo_loss", ("lepo_loss", "lepo_loss_backward"), our_loss, check_soft),
         eager,
+        Implementation("eager, gradient by formula", "other", by_formula, check_soft),
         compiled(eager, partial(of_hidden, compiled_of_hidden)),
     )
     of_all = (

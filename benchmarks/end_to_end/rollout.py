@@ -5,6 +5,7 @@ No row ends early, so that all implementations decode the same number of tokens.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -71,7 +72,7 @@ def ours(x: Inputs) -> Sampled:
     return Sampled(made.latent_ids, made.latent_weights, made.completion_ids)
 
 
-def plain(x: Inputs) -> Sampled:
+def plain(x: Inputs, topk_first: bool = False) -> Sampled:
     from benchmarks.baselines.rollout import Settings, generate
 
     settings = Settings(
@@ -83,6 +84,7 @@ def plain(x: Inputs) -> Sampled:
         tau=TAU,
         top_k=TOP_K,
         top_p=TOP_P,
+        topk_first=topk_first,
     )
     made = generate(x.model, x.prompt_ids, x.prompt_mask, settings)
     return Sampled(made.soft_ids, made.soft_weights, made.ids[:, x.prompt_ids.shape[1] :])
@@ -139,6 +141,13 @@ def case(
         implementations=(
             Implementation("ours", "ours", ours, check, why_not),
             Implementation("plain transformers", "other", plain, check, why_not),
+            Implementation(
+                "plain transformers, topk first",
+                "other",
+                partial(plain, topk_first=True),
+                check,
+                why_not,
+            ),
         ),
         # The weights are read once per step, and once for the prompts.
         bytes=model.bytes(dtype) * steps,

@@ -15,16 +15,21 @@ from lepo_kernels.rollout.policy_log_probs import policy_log_probs
 from tests.rollout.models import EOS, PAD, VOCAB, prompts, tiny_model
 
 # What both implementations are told.
+TOPK_FIRST = pytest.mark.parametrize("topk_first", [False, True])
 SHARED = {"latent_length": 4, "max_new_tokens": 9, "top_k": 12, "top_p": 0.9, "temperature": 0.8}
 
 
-def both(model, num_generations=2, eos=EOS, **changes):
+def both(model, num_generations=2, eos=EOS, topk_first=False, **changes):
     """Our rollout and the plain one, of the same prompts."""
     ids, mask = prompts()
     shared = SHARED | changes
     config = LatentGenerationConfig(eos_token_ids=(eos,), pad_token_id=PAD, **shared)
     settings = Settings(
-        eos_token_id=eos, pad_token_id=PAD, num_generations=num_generations, **shared
+        eos_token_id=eos,
+        pad_token_id=PAD,
+        num_generations=num_generations,
+        topk_first=topk_first,
+        **shared,
     )
     ours = latent_generate(model, ids, mask, config, num_return_sequences=num_generations)
     return as_samples(ours), generate(model, ids, mask, settings)
@@ -37,8 +42,9 @@ def dense(samples):
 
 # Qwen2 has biases, Llama has none: the families that the baseline serves.
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_mixtures_without_noise_are_those_of_ours(family):
-    ours, plain = both(tiny_model(family), noise="none", max_new_tokens=4)
+@TOPK_FIRST
+def test_mixtures_without_noise_are_those_of_ours(family, topk_first):
+    ours, plain = both(tiny_model(family), topk_first=topk_first, noise="none", max_new_tokens=4)
     assert torch.equal(plain.ids, ours.ids)
     assert torch.equal(plain.mask, ours.mask)
     # Rounding of four float32 forwards through random layers.
@@ -46,24 +52,26 @@ def test_mixtures_without_noise_are_those_of_ours(family):
     assert 1 < (plain.soft_weights > 0).sum(-1).max() < 12, "top-p must drop something"
 
 
-def test_discrete_steps_and_ends_of_rows_are_those_of_ours():
+@TOPK_FIRST
+def test_discrete_steps_and_ends_of_rows_are_those_of_ours(topk_first):
     model = tiny_model("llama")
     # One kept entry leaves nothing to chance.
     ours, _ = both(model, top_k=1)
     lengths = set()
     for eos in ours.ids[:, ours.prompt_length + 4 :].unique().tolist():
-        ours, plain = both(model, num_generations=1, top_k=1, eos=eos)
+        ours, plain = both(model, num_generations=1, top_k=1, eos=eos, topk_first=topk_first)
         assert torch.equal(plain.ids, ours.ids)
         assert torch.equal(plain.mask, ours.mask)
         lengths.add(tuple(plain.mask[:, plain.prompt_length :].sum(-1).tolist()))
     assert any(len(set(some)) > 1 for some in lengths), "no two rows of a batch ended apart"
 
 
-def test_gumbel_noise_weighs_the_entries_that_the_filters_keep():
+@TOPK_FIRST
+def test_gumbel_noise_weighs_the_entries_that_the_filters_keep(topk_first):
     torch.manual_seed(0)
     model = tiny_model("llama")
     _, calm = both(model, noise="none", max_new_tokens=4)
-    _, noisy = both(model, max_new_tokens=4)
+    _, noisy = both(model, max_new_tokens=4, topk_first=topk_first)
     first_kept, first_used = dense(calm)[:, 0] > 0, dense(noisy)[:, 0]
     assert not (first_used[~first_kept] > 0).any()
     torch.testing.assert_close(noisy.soft_weights.sum(-1), torch.ones(6, 4))
