@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.case import Case, dtype_name
 from benchmarks.device import Device
-from benchmarks.timing import interleaved
+from benchmarks.timing import Stopwatch, interleaved
 
 # Of the products: as large as a head's on the CPU, large enough to fill a GPU.
 _PRODUCT = {"cpu": (1024, 576, 12288), "cuda": (8192, 8192, 8192)}
@@ -45,14 +45,16 @@ class Ceilings:
         return asdict(self)
 
 
-def measure(device: Device, dtypes: Sequence[torch.dtype], *, rough: bool = False) -> Ceilings:
+def measure(
+    device: Device, watch: Stopwatch, dtypes: Sequence[torch.dtype], *, rough: bool = False
+) -> Ceilings:
     """Measure buffers twice as large as the cache, and products of each dtype.
 
     ``rough`` takes small ones, in no time: the numbers are there, and mean nothing.
     """
 
     def fastest(function: Callable[[], object]) -> float:
-        (samples,) = interleaved([device.sampler(lambda _: function())], 0, _ROUNDS)
+        (samples,) = interleaved([device.batch(lambda _: function(), watch)], 0, _ROUNDS)
         return min(samples)
 
     kind = "cuda" if device.is_cuda else "cpu"

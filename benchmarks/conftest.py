@@ -2,17 +2,17 @@
 
 import traceback
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks import session
-from benchmarks.case import Implementation
-from benchmarks.measure import Measured, measure
+from benchmarks import pedantic, session
+from benchmarks.measure import Measured, check_all, measure
 from benchmarks.results import Result
-from benchmarks.session import Run
+from benchmarks.saving import SavedResults
+from benchmarks.session import RUN, Run
 from benchmarks.tables import text
 
 # pytest-benchmark's columns, unless others are asked for.
@@ -25,14 +25,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     session.add_options(parser.getgroup("lepo_kernels").addoption)
 
 
-_RUN = pytest.StashKey[Run]()
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     options = config.option
     try:
-        config.stash[_RUN] = session.prepare(options)
+        run = config.stash[RUN] = session.prepare(options)
+        if options.results is not None:
+            config.pluginmanager.register(SavedResults(options.results, run))
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
     if options.benchmark_columns is None:
@@ -47,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    run = metafunc.config.stash[_RUN]
+    run = metafunc.config.stash[RUN]
     pairs = [
         (name, one.name) for name, case in run.cases.items() for one in run.implementations(case)
     ]
@@ -58,7 +57,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def run(request: pytest.FixtureRequest) -> Run:
-    return request.config.stash[_RUN]
+    return request.config.stash[RUN]
+
+
+@pytest.fixture
+def benchmark(
+    request: pytest.FixtureRequest, run: Run, measured: Measured, case: str, implementation: str
+) -> BenchmarkFixture:
+    """pytest-benchmark's, with rounds that were taken in turn with the other implementations'."""
+    benchmarks, timer = request.config._benchmarksession, run.device.timer
+    one = pedantic.benchmark(benchmarks, request.node, timer)
+    one.group, one.name = case, f"{case} | {implementation}"
+    one.extra_info.update(measured.derived, implementation=implementation)
+    if measured.samples:
+        one.stats = pedantic.row(one, measured.samples, measured.calls, timer)
+        benchmarks.benchmarks.append(one.stats)
+    return one
 
 
 @pytest.fixture
@@ -71,8 +85,7 @@ def measured(request: pytest.FixtureRequest, run: Run, case: str, implementation
     if run.current is None or run.current[0] != case:
         run.current = None
         run.device.free()
-        here = [x for x in _selected(request, run, case) if x.why_not(run.device.torch) is None]
-        run.current = (case, _measure(run, case, here))
+        run.current = (case, _measure(request, run, case))
     mine = run.current[1][implementation]
     if mine.unavailable:
         _skip(run, case, implementation, f"it fails: {type(mine.error).__name__}: {mine.error}")
@@ -83,10 +96,17 @@ def measured(request: pytest.FixtureRequest, run: Run, case: str, implementation
     return mine
 
 
-def _measure(run: Run, case: str, here: Sequence[Implementation]) -> dict[str, Measured]:
+def _measure(request: pytest.FixtureRequest, run: Run, name: str) -> dict[str, Measured]:
     """What was found of each; where that fails as a whole, the failure, for each of them."""
+    case, benchmarks = run.cases[name], request.config._benchmarksession
+    chosen = _selected(request, name)
+    here = [x for x in run.implementations(case) if x.name in chosen]
+    here = [x for x in here if x.why_not(run.device.torch) is None]
+    watch = pedantic.stopwatch(benchmarks, request.node, run.device.timer)
     try:
-        return measure(run.cases[case], here, run.device, run.ceilings(), run.effort)
+        if benchmarks.disabled:
+            return check_all(case, here, run.device)
+        return measure(case, here, run.device, run.ceilings(watch), run.effort, watch)
     except Exception as error:
         # Its variables hold tensors.
         traceback.clear_frames(error.__traceback__)
@@ -99,21 +119,20 @@ def _skip(run: Run, case: str, implementation: str, reason: str) -> None:
     pytest.skip(reason)
 
 
-def _selected(request: pytest.FixtureRequest, run: Run, case: str) -> list[Implementation]:
-    """The case's implementations that this session runs."""
-    chosen = {
+def _selected(request: pytest.FixtureRequest, case: str) -> set[str]:
+    """The case's implementations that this session runs, by name."""
+    return {
         item.callspec.params["implementation"]
         for item in request.session.items
         if getattr(item, "callspec", None) and item.callspec.params.get("case") == case
     }
-    return [one for one in run.implementations(run.cases[case]) if one.name in chosen]
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: Any) -> None:
     """Nothing that differs between two runs on one machine: the comparison asks for that."""
     for name in _LEFT_OUT:
         machine_info.pop(name, None)
-    machine_info.update(config.stash[_RUN].machine())
+    machine_info.update(config.stash[RUN].machine())
 
 
 def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: Any) -> None:
@@ -122,10 +141,7 @@ def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: Any)
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: Any) -> None:
-    output_json["run"] = config.stash[_RUN].about()
-    for benchmark in output_json["benchmarks"]:
-        # Of pytest-benchmark's own timing, which did not take place.
-        benchmark.pop("options", None)
+    output_json["run"] = config.stash[RUN].about()
 
 
 def pytest_benchmark_compare_machine_info(
@@ -144,9 +160,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     benchmarks = [x for x in config._benchmarksession.benchmarks if x]
     if not benchmarks:
         return
-    run = config.stash[_RUN]
+    run = config.stash[RUN]
     output = {
-        "benchmarks": [x.as_dict(include_data=False) for x in benchmarks],
+        "benchmarks": [one.as_dict(include_data=False) for one in benchmarks],
         "machine_info": run.machine(),
         "run": run.about(),
     }

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks import memory
-from benchmarks.timing import Call, Clock, HostSampler, Sampler, device_sampler
+from benchmarks.timing import Batch, Call, Stopwatch, Timer, batch_of, device_timer
 
 # Where the system does not tell the size of its last-level cache.
 _USUAL_CACHE = 32 << 20
@@ -23,22 +23,24 @@ class Device:
     """Where a run takes place.
 
     Attributes:
-        clock: for the CPU.
+        host_timer: for the CPU.
         graphs: whether CUDA graphs are replayed where that is possible.
     """
 
     torch: torch.device
-    clock: Clock
+    host_timer: Timer
     graphs: bool = False
 
     @property
     def is_cuda(self) -> bool:
         return self.torch.type == "cuda"
 
-    def sampler(self, call: Call) -> Sampler:
-        if self.is_cuda:
-            return device_sampler(call, self.graphs)
-        return HostSampler(call, self.clock)
+    @property
+    def timer(self) -> Timer:
+        return device_timer if self.is_cuda else self.host_timer
+
+    def batch(self, call: Call, watch: Stopwatch) -> Batch:
+        return batch_of(call, watch, self.is_cuda and self.graphs)
 
     def extra_memory(self, run: Callable[[], Any]) -> int | None:
         """Bytes of a run's peak above its inputs and results; None where it cannot be measured."""
@@ -79,7 +81,7 @@ class Device:
                 "capability": f"{found.major}.{found.minor}",
                 "memory_gib": round(found.total_memory / 2**30, 1),
                 "cache_mib": self.cache_bytes() >> 20,
-                "timed_by": "CUDA events, or replays of CUDA graphs",
+                "timed_by": "perf_counter, synchronized",
             }
         return {
             "type": self.torch.type,
@@ -88,7 +90,7 @@ class Device:
             "processors": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "cache_mib": self.cache_bytes() >> 20,
-            "timed_by": getattr(self.clock, "__name__", "clock"),
+            "timed_by": getattr(self.host_timer, "__name__", "clock"),
         }
 
 

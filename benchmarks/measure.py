@@ -16,7 +16,7 @@ from benchmarks import rotation
 from benchmarks.case import Case, Implementation, dtype_name
 from benchmarks.ceilings import Ceilings
 from benchmarks.device import Device
-from benchmarks.timing import Call, interleaved
+from benchmarks.timing import Call, Stopwatch, interleaved
 
 _MIB = 2**20
 
@@ -40,12 +40,14 @@ class Measured:
 
     Attributes:
         samples: seconds per call, a number for each round; empty if it failed.
+        calls: of a sample.
         error: why it has no samples.
         unavailable: whether that is a peer's own failure or a lack of memory, not a wrong result.
         derived: columns for the tables.
     """
 
     samples: list[float] = field(default_factory=list)
+    calls: int = 1
     error: Exception | None = None
     unavailable: bool = False
     derived: dict[str, Any] = field(default_factory=dict)
@@ -66,12 +68,21 @@ def check(case: Case, one: Implementation, inputs: Any) -> Measured:
     return Measured()
 
 
+def check_all(
+    case: Case, implementations: Sequence[Implementation], device: Device
+) -> dict[str, Measured]:
+    """Check them, and time nothing; by name."""
+    inputs = case.make(device.torch)
+    return {one.name: check(case, one, inputs) for one in implementations}
+
+
 def measure(
     case: Case,
     implementations: Sequence[Implementation],
     device: Device,
     ceilings: Ceilings,
     effort: Effort,
+    watch: Stopwatch,
 ) -> dict[str, Measured]:
     """Measure ``implementations`` of a case, all of which can run here; by name."""
     if any(one.compiles for one in implementations):
@@ -84,16 +95,12 @@ def measure(
         extra = device.extra_memory(partial(one.run, inputs))
         found[one.name].derived["extra_mib"] = None if extra is None else extra / _MIB
     turns = rotation.copies(case, inputs, device.cache_bytes(), effort.memory)
-    samplers = [device.sampler(_turning(one, turns)) for one in right]
-    for one, sampler, samples in zip(
-        right, samplers, interleaved(samplers, effort.seconds), strict=True
+    batches = [device.batch(_turning(one, turns), watch) for one in right]
+    for one, batch, samples in zip(
+        right, batches, interleaved(batches, effort.seconds), strict=True
     ):
-        found[one.name].samples = samples
-        found[one.name].derived |= {
-            "timed_by": sampler.timed_by,
-            "calls_per_sample": sampler.calls,
-            "input_buffers": len(turns),
-        }
+        found[one.name].samples, found[one.name].calls = samples, batch.calls
+        found[one.name].derived |= {"replayed": batch.replayed, "input_buffers": len(turns)}
     _derive(case, right, found, ceilings)
     return found
 

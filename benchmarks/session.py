@@ -1,23 +1,26 @@
-"""What one run measures, and what is saved of the machine: the same with pytest and without."""
+"""What one run measures, and what is saved of it and of the machine."""
 
 import importlib.metadata
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import lepo_kernels
 from benchmarks import cases, ceilings, shapes
-from benchmarks.case import Case, Family, Implementation
+from benchmarks.case import Case, Implementation
 from benchmarks.device import Device
 from benchmarks.measure import Effort, Measured
 from benchmarks.plan import Plan, memory_of
-from benchmarks.timing import host_clock
+from benchmarks.timing import Stopwatch, host_timer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SUITES = {"all": cases.FAMILIES, "kernels": cases.KERNELS, "end-to-end": cases.END_TO_END}
 _PACKAGES = (
     *("triton", "transformers"),
     *("liger-kernel", "cut-cross-entropy", "trl", "flashinfer-python"),
@@ -25,7 +28,9 @@ _PACKAGES = (
 
 
 def add_options(add: Callable[..., Any]) -> None:
-    """Name the options; ``add`` is argparse's way to add one, or pytest's."""
+    """Name the options; ``add`` is pytest's way to add one."""
+    add("--suite", choices=tuple(SUITES), default="all", help="single ops, whole models, or both")
+    add("--results", type=Path, metavar="FILE", help="is saved after each case")
     add("--device", help="cpu or cuda; default: cuda if there is a GPU")
     add(
         "--models",
@@ -59,7 +64,7 @@ class Run:
     load: float
     skipped: list[dict[str, str]] = field(default_factory=list)
     current: tuple[str, dict[str, Measured]] | None = None
-    found: ceilings.Ceilings | None = None
+    limits: ceilings.Ceilings | None = None
 
     def implementations(self, case: Case) -> list[Implementation]:
         here = case.on(self.device.torch)
@@ -71,11 +76,12 @@ class Run:
         left = (one.name for one in case.on(self.device.torch) if one not in here)
         return dict.fromkeys(left, "left out by --no-compile")
 
-    def ceilings(self) -> ceilings.Ceilings:
-        if self.found is None:
+    def ceilings(self, watch: Stopwatch) -> ceilings.Ceilings:
+        """Measured once."""
+        if self.limits is None:
             dtypes = sorted({case.dtype for case in self.cases.values()}, key=str)
-            self.found = ceilings.measure(self.device, dtypes, rough=self.tiny)
-        return self.found
+            self.limits = ceilings.measure(self.device, watch, dtypes, rough=self.tiny)
+        return self.limits
 
     def machine(self) -> dict[str, Any]:
         """What is saved of the machine: nothing that differs between two runs on it."""
@@ -91,13 +97,17 @@ class Run:
         return {
             "load": self.load,
             "note": self.note,
-            "ceilings": self.ceilings().as_dict(),
+            "ceilings": self.limits.as_dict() if self.limits else {"gemm": {}},
             "skipped": [*self.skipped, *left_out],
         }
 
 
-def prepare(options: Any, families: Sequence[Family] | None = None) -> Run:
-    """Set torch's threads, and the cases that the options ask for; all families by default.
+# Where a session of pytest has it.
+RUN = pytest.StashKey[Run]()
+
+
+def prepare(options: Any) -> Run:
+    """Set torch's threads, and the cases that the options ask for.
 
     Raises:
         ValueError: an option cannot be served.
@@ -120,11 +130,12 @@ def prepare(options: Any, families: Sequence[Family] | None = None) -> Run:
         options.rows,
         None if options.dtype is None else (_DTYPES[options.dtype],),
     )
+    families = SUITES[options.suite]
     wanted = cases.tiny(families) if options.tiny else cases.timed(plan, families)
     # A tiny case is there to be run, not to be timed well.
     seconds = 0.0 if options.tiny else options.seconds
     return Run(
-        Device(where, host_clock(options.cpu_time), options.graphs),
+        Device(where, host_timer(options.cpu_time), options.graphs),
         Effort(seconds, memory // 2),
         {case.name: case for case in wanted},
         not options.no_compile,

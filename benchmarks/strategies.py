@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.case import assert_close, tolerance_of
-from benchmarks.timing import HostSampler, host_clock, interleaved
+from benchmarks.timing import Batch, host_timer, interleaved, stopwatch
 from lepo_kernels.backends.triton.common import launching
 from lepo_kernels.backends.triton.head import strategies
 from lepo_kernels.backends.triton.linear_log_probs import STRATEGIES
@@ -100,8 +100,8 @@ def measure(
     ]
     runs.append(partial(products, hidden, lm_head))
     # Each ends with a wait for the device: the host's clock tells its time.
-    samplers = [HostSampler(lambda _, run=run: run(), host_clock(False)) for run in runs]
-    samples = interleaved(samplers, 0, rounds)
+    watch = stopwatch(host_timer(False))
+    samples = interleaved([Batch(lambda _, run=run: run(), watch) for run in runs], 0, rounds)
     return {name: 1e3 * median(taken) for name, taken in zip(names, samples, strict=True)}
 
 
@@ -160,8 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def enter(path: Path, name: str, family: Table) -> None:
-    """Put a family's entry into the table at ``path``."""
-    table: Table = json.loads(path.read_text())
+    """Put a family's entry into the table at ``path``; a new one begins as the committed one."""
+    table: Table = json.loads((path if path.exists() else strategies.TABLE).read_text())
     table[name] = family
     path.write_text(text_of(table))
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.results import Group, Result, Row
-from benchmarks.timing import GraphSampler
 
 _LAST = ("of limit", "extra MiB")
 
@@ -61,7 +60,7 @@ def notes(group: Group) -> Iterator[str]:
     for row in group.rows:
         if row.lacks:
             yield f"{row.name}: {row.lacks}"
-    replayed = [row.name for row in group.rows if row.info.get("timed_by") == GraphSampler.timed_by]
+    replayed = [row.name for row in group.rows if row.info.get("replayed")]
     if replayed:
         yield f"replayed as CUDA graphs, so that no launch counts: {', '.join(replayed)}"
 

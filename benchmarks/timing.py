@@ -1,8 +1,9 @@
-"""Times several functions in turn, so that a slow minute of the machine is shared by all.
+"""Batches of calls, timed in turn, so that a slow minute of the machine is shared by all.
 
 A function is called with 0, 1, 2, ..., by which it takes its inputs from buffers that are larger
-together than the last-level cache. A sampler times one function and knows how many calls make a
-sample; `interleaved` takes samples of all samplers in rounds.
+together than the last-level cache. A batch knows how many calls make a sample; `interleaved` takes
+samples of all batches in rounds. What times a batch is a stopwatch: in a run of the benchmarks
+pytest-benchmark's own (`pedantic`).
 """
 
 import gc
@@ -12,12 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
-from typing import Protocol
 
 import torch
 
 Call = Callable[[int], object]
-Clock = Callable[[], float]
+Timer = Callable[[], float]
+Stopwatch = Callable[[Callable[[], object]], float]  # the seconds that a function takes, once
 
 # A sample shorter than this is lost in the noise of the clock and the scheduler.
 _SHORTEST_SAMPLE = 0.005
@@ -26,106 +27,67 @@ _MOST_CALLS = 200
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 25
 
 
-class Sampler(Protocol):
-    """Times one function.
+class Batch:
+    """As many calls of a function as make a sample.
 
     Attributes:
-        timed_by: what tells the time.
         calls: of the function, per sample.
+        replayed: whether it is the replay of a CUDA graph: no launches count.
         seconds: that a sample is expected to take.
     """
 
-    timed_by: str
-    calls: int
-    seconds: float
+    replayed = False
+
+    def __init__(self, call: Call, watch: Stopwatch) -> None:
+        self._call, self._watch, self._index = call, watch, count()
+        self.calls = 1
+        once = _after_warm_up(self)
+        self.calls = _calls(once)
+        self.seconds = once * self.calls
 
     def __call__(self) -> float:
         """Seconds per call, from one more sample."""
-        ...
+        return self._watch(self.run) / self.calls
 
-
-class HostSampler:
-    """By a clock of the host around each call. Freeing a result is not timed, making it is."""
-
-    def __init__(self, call: Call, clock: Clock) -> None:
-        self.timed_by = getattr(clock, "__name__", "clock")
-        self._call, self._clock, self._index = call, clock, count()
-        self.calls = 1
-        once = _after_warm_up(self)
-        self.calls = _calls(once)
-        self.seconds = once * self.calls
-
-    def __call__(self) -> float:
-        total = 0.0
+    def run(self) -> object:
+        """The last call's result, which the stopwatch frees; earlier ones are freed here."""
+        result = None
         for _ in range(self.calls):
-            index = next(self._index)
-            start = self._clock()
-            result = self._call(index)
-            total += self._clock() - start
-            del result
-        return total / self.calls
+            # Its memory is there for the next one, as in a loop of the user's.
+            result = None
+            result = self._call(next(self._index))
+        return result
 
 
-class EventSampler:
-    """By two events of the device around a batch of calls.
+class Replay(Batch):
+    """The replay of a CUDA graph of a batch."""
 
-    Launches that the host cannot keep up with count: it is what an eager caller waits for.
-    """
+    replayed = True
 
-    timed_by = "CUDA events"
-
-    def __init__(self, call: Call) -> None:
-        self._call, self._index = call, count()
-        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self.calls = 1
-        once = _after_warm_up(self)
-        self.calls = _calls(once)
-        self.seconds = once * self.calls
-
-    def __call__(self) -> float:
-        torch.cuda.synchronize()
-        self._start.record()
-        for _ in range(self.calls):
-            self._call(next(self._index))
-        self._end.record()
-        self._end.synchronize()
-        return self._start.elapsed_time(self._end) / 1e3 / self.calls
-
-
-class GraphSampler:
-    """By two events around the replay of a CUDA graph of a batch of calls: no launches count."""
-
-    timed_by = "CUDA graph"
-
-    def __init__(self, call: Call, calls: int) -> None:
-        self.calls = calls
-        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    def __init__(self, batch: Batch) -> None:
+        self.calls, self._watch = batch.calls, batch._watch
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            for index in range(calls):
-                call(index)
-        self.seconds = _after_warm_up(self) * calls
+            for index in range(batch.calls):
+                batch._call(index)
+        self.seconds = _after_warm_up(self) * self.calls
 
-    def __call__(self) -> float:
-        torch.cuda.synchronize()
-        self._start.record()
+    def run(self) -> object:
         self._graph.replay()
-        self._end.record()
-        self._end.synchronize()
-        return self._start.elapsed_time(self._end) / 1e3 / self.calls
+        return None
 
 
-def device_sampler(call: Call, graphs: bool) -> Sampler:
-    """Events; with ``graphs``, a graph of as many calls, where the function can be captured."""
-    events = EventSampler(call)
+def batch_of(call: Call, watch: Stopwatch, graphs: bool) -> Batch:
+    """A batch; with ``graphs``, the replay of one where the function can be captured."""
+    plain = Batch(call, watch)
     if not (graphs and _never_waits(call)):
-        return events
+        return plain
     try:
-        return GraphSampler(call, events.calls)
+        return Replay(plain)
     except RuntimeError:
         # It does something else that a capture may not.
         torch.cuda.synchronize()
-        return events
+        return plain
 
 
 def _never_waits(call: Call) -> bool:
@@ -144,31 +106,53 @@ def _never_waits(call: Call) -> bool:
 
 
 def interleaved(
-    samplers: Sequence[Sampler], seconds: float, rounds: int | None = None
+    batches: Sequence[Batch], seconds: float, rounds: int | None = None
 ) -> list[list[float]]:
     """Samples of each, in rounds, each in another order; about ``seconds`` of them all."""
     if rounds is None:
-        rounds = int(seconds / max(sum(one.seconds for one in samplers), 1e-9))
+        rounds = int(seconds / max(sum(one.seconds for one in batches), 1e-9))
         rounds = min(MOST_ROUNDS, max(FEWEST_ROUNDS, rounds))
-    samples: list[list[float]] = [[] for _ in samplers]
-    order = list(range(len(samplers)))
+    samples: list[list[float]] = [[] for _ in batches]
+    order = list(range(len(batches)))
     shuffle = random.Random(0).shuffle
     with _no_garbage_collection():
         for _ in range(rounds):
             shuffle(order)
             for i in order:
-                samples[i].append(samplers[i]())
+                samples[i].append(batches[i]())
     return samples
 
 
-def host_clock(processor_time: bool) -> Clock:
+def host_timer(processor_time: bool) -> Timer:
     return time.process_time if processor_time else time.perf_counter
 
 
-def _after_warm_up(sampler: Callable[[], float]) -> float:
-    first = sampler()
+def device_timer() -> float:
+    """The host's clock once the GPU has done all it was given.
+
+    Launches that the host cannot keep up with count: they are what an eager caller waits for.
+    """
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def stopwatch(timer: Timer) -> Stopwatch:
+    """One without pytest-benchmark, for tools that make no table."""
+
+    def watch(function: Callable[[], object]) -> float:
+        start = timer()
+        result = function()
+        seconds = timer() - start
+        del result
+        return seconds
+
+    return watch
+
+
+def _after_warm_up(batch: Callable[[], float]) -> float:
+    first = batch()
     # A first call is slow; only one this slow tells enough by itself.
-    return first if first >= 10 * _SHORTEST_SAMPLE else sampler()
+    return first if first >= 10 * _SHORTEST_SAMPLE else batch()
 
 
 def _calls(once: float) -> int:

@@ -5,10 +5,15 @@ import importlib.util
 # Without these, no test runs.
 TESTS = ("pytest", "hypothesis", "scipy")
 
+# Without these, nothing is measured.
+BENCHMARKS = ("pytest", "pytest_benchmark")
+
 _WITHOUT = {
     **dict.fromkeys(TESTS, "tests"),
+    "pytest": "tests and benchmarks",
+    "pytest_benchmark": "benchmarks (pytest-benchmark)",
     "xdist": "tests in several processes: the contract takes longer (pytest-xdist)",
-    "triton": "the triton backend and torch.compile",
+    "triton": "the triton backend, its strategies, and torch.compile",
     "transformers": "end-to-end benchmarks",
     "accelerate": "the benchmark of a training step",
     "matplotlib": "pictures",

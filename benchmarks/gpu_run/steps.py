@@ -1,94 +1,156 @@
-"""What is done in which order, and how much of the budget each part may take.
+"""What is done, in which order, and how much of the budget each step may take.
 
-What matters most comes first: that the kernels are right, then how fast they are, then what
-compute-sanitizer says of them; then more of the benchmarks. A part that ends early leaves its time
-to those that follow, one that is late cannot take theirs.
+`on_gpu` and `on_cpu` are plain lists: what matters most comes first, and moving a line moves the
+step. Only what needs the CUDA library has to stand behind what builds and loads it, and the report
+behind what it shows.
 """
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import shapes
 from benchmarks.gpu_run import left_out
-from tools.gpu_check import steps as check
-from tools.gpu_check.steps import SECONDS, Step
+from benchmarks.gpu_run.step import COUNTS, SANITIZER_FOUND, SECONDS, Step
 
 RESULTS = "results.json"
 # The model whose kernels are timed first.
 FIRST = "Qwen2.5-3B"
-# The parts of the budget, by where each ends; the rest is the report's.
-TESTS, KERNELS, END_TO_END, SANITIZERS, MORE = 0.5, 0.62, 0.8, 0.9, 0.96
-# Tiny runs are short: each may take what it needs.
-_ON_CPU = 0.95
+SANITIZER_TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+# Processes for the contract's tests: most of their time goes to Python, and each has a context of
+# its own on the GPU.
+WORKERS = 8
+# Ends with the reason if the library that was just built cannot be used: without it, the tests
+# would fall back on the simulator.
+LOAD = "import sys; from lepo_kernels import dispatch; sys.exit(dispatch.MISSING.get('cuda'))"
+_VECTORS = "tests/gpu/test_philox_vectors.py"
+# Short samples are enough: a kernel takes micro- or milliseconds there.
+_SHORT = ("--seconds", "1")
+# Of kernels that take some microseconds, Python's launches would be all there is to see.
+_REPLAYED = (*_SHORT, "--graphs")
 
 
-def on_gpu(
-    python: str, capability: tuple[int, ...], sanitizer: str | None, out: Path, work: Path
-) -> list[Step]:
+class Commands:
+    """Makes the steps of one run.
+
+    Args:
+        python: the Python that runs them.
+        out: the folder that is left behind, with the results.
+        work: the folder for everything else.
+    """
+
+    def __init__(self, python: str, out: Path, work: Path) -> None:
+        self.python, self.results, self.work = python, out / RESULTS, work
+
+    def build(self, part: float, architecture: str) -> Step:
+        """The native libraries, for one architecture, into the tree."""
+        words = (self.python, "setup.py", "-q", "build_ext", "--inplace")
+        for_it = {"LEPO_BUILD_CUDA": "1", "LEPO_CUDA_ARCH_LIST": architecture}
+        return Step("build", part, words, for_it, gives_library=True)
+
+    def load(self, part: float) -> Step:
+        """Whether the CUDA library can be used."""
+        words = (self.python, "-c", LOAD)
+        return Step("load", part, words, needs_library=True, gives_library=True)
+
+    def tests(self, name: str, part: float, *words: str, needs_library: bool = True) -> Step:
+        """Tests; left out where a package is missing without which none runs."""
+        missing = left_out.lacks(*left_out.TESTS)
+        if missing:
+            reason = f"{missing} is not installed"
+            return Step(name, part, (), needs_library=needs_library, missing=reason)
+        # Warnings of another version of torch are no reason to stop here.
+        pytest = ("-v", "--tb=short", "-W", "default", "-p", "no:cacheprovider")
+        command = (self.python, "-m", "benchmarks.gpu_run.counting", COUNTS, *pytest, *words)
+        return Step(name, part, command, needs_library=needs_library)
+
+    def contract(self, name: str, part: float, backend: str, *, needs_library: bool) -> Step:
+        """The everyday tests that every backend passes, on the device."""
+        # A fault of a kernel spoils the rest of its process: that of one file's tests.
+        words = (*parallel(), "-m", "not slow", "tests/ops", "-k", backend)
+        step = self.tests(name, part, *words, needs_library=needs_library)
+        return replace(step, environment={"OMP_NUM_THREADS": "2"})
+
+    def sanitizer(self, tool: str, part: float, program: str | None) -> Step:
+        """A tool of compute-sanitizer, over calls that launch every kernel."""
+        options = ["--tool", tool, "--print-limit", "20", "--error-exitcode", str(SANITIZER_FOUND)]
+        # Our kernels alone. But initcheck must see what torch's kernels write for ours.
+        options += ["--kernel-name", "kns=lepo"] if tool != "initcheck" else []
+        # What torch's own calls to CUDA return is torch's to check.
+        options += ["--report-api-errors", "no"] if tool == "memcheck" else []
+        cases = (self.python, "-m", "tests.gpu.sanitizer_cases")
+        command = (program, *options, *cases) if program else ()
+        # An allocation for each tensor: torch's cache would hide an overrun.
+        alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        missing = "compute-sanitizer was not found"
+        return Step(tool, part, command, alone, needs_library=True, missing=missing)
+
+    def measure(self, name: str, part: float, suite: str, *words: str) -> Step:
+        """Benchmarks, saved after each case; other backends are measured without the library."""
+        missing = left_out.lacks(*left_out.BENCHMARKS)
+        if missing:
+            return Step(name, part, (), missing=f"{missing} is not installed")
+        module = (self.python, "-m", "benchmarks.gpu_run.measuring", str(self.results), COUNTS)
+        return Step(name, part, (*module, "--within", SECONDS, "--suite", suite, *words))
+
+    def strategies(self, part: float) -> Step:
+        """The ways of Triton's loss head, timed for the table; the tree's own stays as it is."""
+        table = str(self.work / "strategies.json")
+        words = (self.python, "-m", "benchmarks.strategies", "--write", "--table", table)
+        missing = left_out.lacks("triton")
+        if missing:
+            return Step("strategies", part, (), missing=f"{missing} is not installed")
+        return Step("strategies", part, words)
+
+    def report(self, part: float) -> Step:
+        """The page and the pictures; the tables are in its log, too."""
+        out = str(self.work / "report")
+        words = (self.python, "-m", "benchmarks.report", str(self.results), "--out", out)
+        return Step("report", part, words)
+
+
+def on_gpu(do: Commands, capability: tuple[int, int], sanitizer: str | None) -> list[Step]:
     """All steps, for a GPU of this compute capability."""
-    major, minor = capability
-    checks = check.steps(python, check.architecture_of((major, minor)), sanitizer)
-    first = [step for step in checks if step.name not in check.SANITIZER_TOOLS]
     rest = ",".join(name for name in shapes.MODELS if name != FIRST)
-    results = out / RESULTS
-
-    def kernels(name: str, models: str, until: float, *words: str) -> Step:
-        return record(python, results, name, until, "kernels", "--models", models, *words)
-
-    # Short samples are enough: a kernel takes micro- or milliseconds there.
-    short = ("--seconds", "1")
-    # Of kernels that take some microseconds, Python's launches would be all there is to see.
-    replayed = (*short, "--graphs")
+    first = ("--models", FIRST, *_REPLAYED)
     return [
-        # Without a library there is little to check or to time: its build may take all of that.
-        *(
-            replace(usable(x), until=TESTS, share=1.0 if x.name == "build" else x.share)
-            for x in first
-        ),
-        kernels("kernels", FIRST, KERNELS, *replayed, "--no-compile"),
-        record(python, results, "end to end", END_TO_END, "end-to-end", *short),
-        *(replace(step, until=SANITIZERS) for step in checks if step not in first),
-        kernels("kernels, other models", rest, MORE, *replayed, "--no-compile"),
+        do.build(0.30, architecture_of(capability)),
+        do.load(0.01),
+        do.tests("philox words", 0.02, _VECTORS),
+        do.contract("contract", 0.09, "cuda", needs_library=True),
+        do.tests("device", 0.03, "tests/gpu", f"--ignore={_VECTORS}"),
+        do.contract("triton", 0.05, "triton", needs_library=False),
+        do.measure("kernels", 0.12, "kernels", *first, "--no-compile"),
+        do.measure("end to end", 0.16, "end-to-end", *_SHORT),
+        *(do.sanitizer(tool, 0.025, sanitizer) for tool in SANITIZER_TOOLS),
+        do.measure("kernels, other models", 0.03, "kernels", "--models", rest, *_REPLAYED,
+                   "--no-compile"),
         # Once more, beside what torch.compile makes of the eager expressions.
-        kernels("kernels, torch.compile", FIRST, MORE, *replayed),
-        report(python, results, work),
-    ]
+        do.measure("kernels, torch.compile", 0.02, "kernels", *first),
+        do.strategies(0.03),
+        do.report(0.04),
+    ]  # fmt: skip
 
 
-def on_cpu(python: str, out: Path, work: Path) -> list[Step]:
+def on_cpu(do: Commands) -> list[Step]:
     """A few tests, and everything else at tiny sizes."""
-    results = out / RESULTS
-    words = next(x for x in check.steps(python, "", None) if x.name == "philox words")
     tiny = ("--tiny", "--no-compile", "--device", "cpu")
     return [
-        usable(words),
-        record(python, results, "kernels", _ON_CPU, "kernels", *tiny),
-        record(python, results, "end to end", _ON_CPU, "end-to-end", *tiny),
-        report(python, results, work),
+        do.tests("philox words", 0.2, _VECTORS, needs_library=False),
+        do.measure("kernels", 0.45, "kernels", *tiny),
+        do.measure("end to end", 0.3, "end-to-end", *tiny),
+        do.report(0.05),
     ]
 
 
-def usable(step: Step) -> Step:
-    """The step; without its command if it takes packages that are not here."""
-    missing = left_out.lacks(*left_out.TESTS)
-    if "pytest" in step.command and missing:
-        return replace(step, command=(), missing=f"{missing} is not installed")
-    return step
+def parallel() -> tuple[str, ...]:
+    """Words that let pytest use several processes, where its plugin for that is installed."""
+    if importlib.util.find_spec("xdist") is None:
+        return ()
+    return ("-p", "no:benchmark", "-n", str(WORKERS), "--dist", "loadfile")
 
 
-def record(python: str, results: Path, name: str, until: float, suite: str, *words: str) -> Step:
-    """A step that measures, and saves after each case."""
-    command = (python, "-m", "benchmarks.record", str(results), "--suite", suite)
-    return Step(
-        name,
-        (*command, "--within", SECONDS, *words),
-        needs_library=False,
-        share=1.0,
-        until=until,
-    )
-
-
-def report(python: str, results: Path, work: Path) -> Step:
-    """The page and the pictures; the tables are in its log, too."""
-    command = (python, "-m", "benchmarks.report", str(results), "--out", str(work / "report"))
-    return Step("report", command, needs_library=False, share=1.0)
+def architecture_of(capability: tuple[int, int]) -> str:
+    """What LEPO_CUDA_ARCH_LIST calls a device; `a` is code for Hopper or Blackwell alone."""
+    major, minor = capability
+    return f"{major}.{minor}" + ("a" if capability in ((9, 0), (10, 0)) else "")

@@ -2,7 +2,8 @@
 
 Each call of ``worked`` costs as many hundredths of a second as LEPO_TEST_WORK says, each of
 ``steady`` one; no clock of the machine is read. LEPO_TEST_WRONG names the one that is wrong, or
-says that there are no ``inputs``. With LEPO_TEST_WARNS each call warns, as a peer may.
+says that there are no ``inputs``. With LEPO_TEST_WARNS each call warns, as a peer may. With
+LEPO_TEST_INTERRUPTED there is a second case, whose inputs are interrupted as by Ctrl-C.
 """
 
 import os
@@ -56,11 +57,18 @@ def inputs(device: torch.device) -> Inputs:
     return Inputs(torch.ones(4))
 
 
-def artificial() -> Case:
+def interrupted(device: torch.device) -> Inputs:
+    raise KeyboardInterrupt
+
+
+def artificial() -> tuple[Case, ...]:
     worked = implementation("worked", int(os.environ["LEPO_TEST_WORK"]))
     rows = (worked, implementation("steady", 1))
-    return Case("artificial", "shape", inputs, rows, 32)
+    one = Case("artificial", "shape", inputs, rows, 32)
+    if "LEPO_TEST_INTERRUPTED" in os.environ:
+        return one, Case("interrupted", "shape", interrupted, rows, 32)
+    return (one,)
 
 
-cases.FAMILIES[:] = [Family(lambda plan: [artificial()], (artificial(),))]
-timing.host_clock = lambda processor_time: CLOCK  # type: ignore[assignment]
+cases.FAMILIES[:] = [Family(lambda plan: artificial(), artificial())]
+timing.host_timer = lambda processor_time: CLOCK  # type: ignore[assignment]

@@ -5,43 +5,70 @@ import os
 import subprocess
 import sys
 import tarfile
-from itertools import pairwise
 
 import pytest
 
 from benchmarks import shapes
+from benchmarks.gpu_run import __main__ as command
 from benchmarks.gpu_run import left_out, steps
+from benchmarks.gpu_run.facts import ROOT
 from benchmarks.gpu_run.folder import ARCHIVE, AT_HAND, collect
+from benchmarks.gpu_run.step import COUNTS, SECONDS
 from benchmarks.results import Result
-from tools.gpu_check.facts import ROOT
-from tools.gpu_check.steps import SANITIZER_TOOLS, SECONDS
 
 
-def on_gpu(tmp_path):
-    return steps.on_gpu("python", (9, 0), "compute-sanitizer", tmp_path / "out", tmp_path / "work")
+def on_gpu(tmp_path, sanitizer="compute-sanitizer"):
+    do = steps.Commands("python", tmp_path / "out", tmp_path / "work")
+    return steps.on_gpu(do, (9, 0), sanitizer)
 
 
-def test_what_matters_most_comes_first_and_nothing_takes_the_time_of_the_rest(tmp_path):
+def test_what_matters_most_comes_first(tmp_path):
     found = on_gpu(tmp_path)
     names = [step.name for step in found]
-    assert names[:2] == ["build", "load"]
+    assert names[:6] == ["build", "load", "philox words", "contract", "device", "triton"]
     assert names[6:8] == ["kernels", "end to end"]
-    assert names[8:12] == list(SANITIZER_TOOLS)
-    assert names[-1] == "report"
-    assert all(one.until <= other.until for one, other in pairwise(found))
-    assert found[-2].until < found[-1].until == 1.0
+    assert names[8:12] == list(steps.SANITIZER_TOOLS)
+    assert names[-2:] == ["strategies", "report"]
     assert found[0].environment["LEPO_CUDA_ARCH_LIST"] == "9.0a"
 
 
+@pytest.mark.parametrize("where", ["gpu", "cpu"])
+def test_the_parts_are_the_whole_budget(tmp_path, where):
+    do = steps.Commands("python", tmp_path, tmp_path)
+    found = on_gpu(tmp_path) if where == "gpu" else steps.on_cpu(do)
+    assert sum(step.part for step in found) == pytest.approx(1.0)
+    assert all(step.part > 0 for step in found)
+    assert len({step.name for step in found}) == len(found)
+
+
+def test_nothing_takes_the_simulator_for_the_device(tmp_path):
+    found = {step.name: step for step in on_gpu(tmp_path)}
+    need = {"load", "philox words", "contract", "device", *steps.SANITIZER_TOOLS}
+    assert {name for name, step in found.items() if step.needs_library} == need
+    assert {name for name, step in found.items() if step.gives_library} == {"build", "load"}
+    assert all(name in found[name].command for name in steps.SANITIZER_TOOLS)
+    bare = {step.name: step for step in on_gpu(tmp_path, sanitizer=None)}
+    assert not any(bare[name].command for name in steps.SANITIZER_TOOLS)
+
+
 def test_every_model_is_measured_within_the_time_of_its_step(tmp_path):
-    measuring = [step for step in on_gpu(tmp_path) if "benchmarks.record" in step.command]
+    module = "benchmarks.gpu_run.measuring"
+    measuring = [step for step in on_gpu(tmp_path) if module in step.command]
     models = set()
     for step in measuring:
         assert step.command[step.command.index("--within") + 1] == SECONDS
-        assert not step.needs_library
+        assert COUNTS in step.command
         if "--models" in step.command:
             models |= set(step.command[step.command.index("--models") + 1].split(","))
     assert models == set(shapes.MODELS)
+
+
+def test_some_steps_alone_share_the_budget(tmp_path):
+    found = command.chosen(on_gpu(tmp_path), "load, build")
+    assert [step.name for step in found] == ["build", "load"]
+    assert sum(step.part for step in found) == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="there is no step 'loads'; known: build; load; "):
+        command.chosen(on_gpu(tmp_path), "loads")
 
 
 def test_a_package_that_is_missing_is_named_and_its_steps_are_left_out(tmp_path, monkeypatch):
@@ -50,11 +77,12 @@ def test_a_package_that_is_missing_is_named_and_its_steps_are_left_out(tmp_path,
     monkeypatch.setattr(
         left_out.importlib.util, "find_spec", lambda name: None if name in gone else real(name)
     )
-    assert left_out.here() == ["tests: no pytest", "pictures: no matplotlib"]
+    assert left_out.here() == ["tests and benchmarks: no pytest", "pictures: no matplotlib"]
     found = {step.name: step for step in on_gpu(tmp_path)}
     assert not found["contract"].command
     assert found["contract"].missing == "pytest is not installed"
-    assert found["kernels"].command
+    assert found["kernels"].missing == "pytest is not installed"
+    assert found["strategies"].command
 
 
 def test_few_files_are_left_and_the_rest_is_in_an_archive(tmp_path):

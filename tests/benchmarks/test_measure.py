@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from benchmarks import memory, replay
+from benchmarks import memory
 from benchmarks.case import Case, Implementation
 from benchmarks.ceilings import Ceilings
 from benchmarks.device import Device
-from benchmarks.measure import Effort, measure
+from benchmarks.measure import Effort, check_all, measure
+from benchmarks.timing import stopwatch
 
 CEILINGS = Ceilings(read=4e9, copy=2e9, gemm={"float32": 1e12})
 MIB = 1 << 20
@@ -58,7 +59,15 @@ def found(clock):
         row("large eager", "other", 1.0, torch.OutOfMemoryError("tried to allocate 80 GiB")),
     )
     case = Case("op", "shape", lambda _: Inputs(torch.ones(4)), rows, int(1e9), int(1e11))
-    return measure(case, rows, Device(torch.device("cpu"), clock), CEILINGS, Effort(0.0, 0))
+    device = Device(torch.device("cpu"), clock)
+    checked = check_all(case, rows, device)
+    found = measure(case, rows, device, CEILINGS, Effort(0.0, 0), stopwatch(clock))
+    # What is only checked fails and passes alike.
+    assert {name: str(one.error) for name, one in checked.items()} == {
+        name: str(one.error) for name, one in found.items()
+    }
+    assert not any(one.samples for one in checked.values())
+    return found
 
 
 def test_an_implementation_that_fails_is_left_out(found):
@@ -90,12 +99,6 @@ def test_the_larger_floor_is_the_limit():
     assert floor(int(4e9)) == 1.0
     assert floor(int(4e9), int(1e12)) == 1.0
     assert floor(int(4e9), int(3e12)) == 3.0
-
-
-def test_replayed_samples_are_what_a_timer_finds():
-    replay.CLOCK.load([3.0, 5.0])
-    readings = [replay.CLOCK() for _ in range(4)]
-    assert [readings[1] - readings[0], readings[3] - readings[2]] == [3.0, 5.0]
 
 
 @pytest.mark.skipif(memory.why_not() is not None, reason=str(memory.why_not()))

@@ -21,7 +21,11 @@ def _not_a_worker(monkeypatch):
 
 
 def benchmark(*words, **environment):
-    command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", "--tiny", *words]
+    return run_pytest("--benchmark-only", "--tiny", *words, **environment)
+
+
+def run_pytest(*words, **environment):
+    command = [sys.executable, "-m", "pytest", "benchmarks", *words]
     return subprocess.run(
         [*command, "-p", "no:xdist", "-p", "no:cacheprovider", "--threads", "1", "--device", "cpu"],
         cwd=ROOT,
@@ -54,20 +58,40 @@ def test_a_kernel_made_twice_as_slow_shows_in_a_comparison(tmp_path):
 
 @pytest.mark.slow
 def test_a_saved_run_holds_the_columns_and_a_wrong_result_fails_alone(tmp_path):
-    file = tmp_path / "results.json"
-    done = artificial(3, f"--benchmark-json={file}", LEPO_TEST_WRONG="steady")
+    files = tmp_path / "pytests.json", tmp_path / "ours.json"
+    words = (f"--benchmark-json={files[0]}", f"--results={files[1]}")
+    done = artificial(3, *words, LEPO_TEST_WRONG="steady")
     assert done.returncode == 1
     assert "off by a half" in done.stdout
+    for file in files:
+        (group,) = Result.read(file).groups
+        (row,) = group.rows
+        assert row.name == "worked"
+        assert group.skipped["steady"].startswith("it failed: AssertionError('off by a half")
+        assert row.median == pytest.approx(0.03, rel=1e-3)
+        assert row.info["input_buffers"] == 64
+        assert row.info["gb_per_s"] == pytest.approx(32 / 0.03 / 1e9, rel=1e-3)
+        saved = json.loads(file.read_text())
+        assert saved["run"]["ceilings"]["gemm"].keys() == {"float32"}
+        assert "node" not in saved["machine_info"]
+        assert saved["benchmarks"][0]["stats"]["rounds"] == 3
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_keeps_what_it_measured(tmp_path):
+    file = tmp_path / "results.json"
+    done = artificial(1, f"--results={file}", LEPO_TEST_INTERRUPTED="1")
+    assert done.returncode == 2
     (group,) = Result.read(file).groups
-    (row,) = group.rows
-    assert row.name == "worked"
-    assert group.skipped["steady"].startswith("it failed: AssertionError('off by a half")
-    assert row.median == pytest.approx(0.03, rel=1e-3)
-    assert row.info["input_buffers"] == 64
-    assert row.info["gb_per_s"] == pytest.approx(32 / 0.03 / 1e9, rel=1e-3)
-    saved = json.loads(file.read_text())
-    assert saved["run"]["ceilings"]["gemm"].keys() == {"float32"}
-    assert "node" not in saved["machine_info"]
+    assert (group.op, len(group.rows)) == ("artificial", 2)
+
+
+@pytest.mark.slow
+def test_without_timing_everything_is_checked():
+    command = ["--benchmark-disable", "-p", "tests.benchmarks.artificial", "--tiny"]
+    done = run_pytest(*command, LEPO_TEST_WORK="1", LEPO_TEST_WRONG="steady")
+    assert done.returncode == 1
+    assert "1 failed, 1 passed" in done.stdout.replace("1 passed, 1 error", "1 failed, 1 passed")
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """Samples are taken in turn, of enough calls, and rotate through the inputs."""
 
+import contextlib
 import itertools
+import time
 
 import pytest
 import torch
@@ -31,8 +33,8 @@ class Work:
 def test_rounds_are_interleaved():
     clock = Work()
     functions = [clock.function("a", [1, 1, 5, 3]), clock.function("b", [2])]
-    samplers = [timing.HostSampler(one, clock) for one in functions]
-    a, b = timing.interleaved(samplers, 0.0, rounds=3)
+    batches = [timing.Batch(one, timing.stopwatch(clock)) for one in functions]
+    a, b = timing.interleaved(batches, 0.0, rounds=3)
     # Once each before the rounds, as both are slow; then each once per round.
     names = [name for name, _ in clock.calls]
     assert names[:2] == ["a", "b"]
@@ -42,11 +44,11 @@ def test_rounds_are_interleaved():
 
 def test_fast_functions_are_called_several_times_each_with_other_inputs():
     clock = Work()
-    sampler = timing.HostSampler(clock.function("a", [0.001]), clock)
+    batch = timing.Batch(clock.function("a", [0.001]), timing.stopwatch(clock))
     # 5 ms per sample.
-    assert sampler.calls == 5
-    assert sampler.seconds == pytest.approx(0.005)
-    assert sampler() == pytest.approx(0.001)
+    assert batch.calls == 5
+    assert batch.seconds == pytest.approx(0.005)
+    assert batch() == pytest.approx(0.001)
     assert [index for _, index in clock.calls] == list(range(2 + 5))
 
 
@@ -57,57 +59,102 @@ def test_fast_functions_are_called_several_times_each_with_other_inputs():
 )
 def test_rounds_follow_from_the_seconds(seconds, rounds):
     clock = Work()
-    samplers = [timing.HostSampler(clock.function("", [cost]), clock) for cost in (2, 3)]
-    assert len(timing.interleaved(samplers, seconds)[0]) == rounds
+    watch = timing.stopwatch(clock)
+    batches = [timing.Batch(clock.function("", [cost]), watch) for cost in (2, 3)]
+    assert len(timing.interleaved(batches, seconds)[0]) == rounds
 
 
-class Event:
-    """An event of a device whose clock is `DeviceClock`."""
+class Result:
+    """Takes a second to be freed."""
 
-    clock: Work
+    def __init__(self, clock):
+        self.clock = clock
 
-    def __init__(self, enable_timing):
-        assert enable_timing
+    def __del__(self):
+        self.clock.now += 1
 
-    def record(self):
-        self.at = self.clock.now
 
-    def synchronize(self):
-        pass
+def test_no_two_results_are_there_at_once_and_freeing_the_last_does_not_count():
+    clock, alive = Work(), []
 
-    def elapsed_time(self, end):
-        return 1e3 * (end.at - self.at)
+    class Counted(Result):
+        def __init__(self, clock):
+            super().__init__(clock)
+            alive.append(self.now_alive + 1)
+            Counted.now_alive += 1
+
+        def __del__(self):
+            super().__del__()
+            Counted.now_alive -= 1
+
+    Counted.now_alive = 0
+
+    def call(index):
+        clock.now += 2
+        return Counted(clock)
+
+    batch = timing.Batch(call, timing.stopwatch(clock))
+    assert batch.calls == 1
+    assert batch() == 2
+    batch.calls = 3
+    # Three calls, and two results freed between them.
+    assert batch() == pytest.approx((3 * 2 + 2) / 3)
+    assert max(alive) == 1
+
+
+class Graph:
+    """A CUDA graph: what was captured, and nothing where a replay is asked for."""
+
+    def __init__(self):
+        self.replays = 0
+
+    def replay(self):
+        self.replays += 1
 
 
 @pytest.fixture
 def device_clock(monkeypatch):
     clock = Work()
-    monkeypatch.setattr(Event, "clock", clock, raising=False)
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    clock.waits = 0
+
+    def synchronize():
+        clock.waits += 1
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
     return clock
 
 
-def test_events_stand_around_a_batch_of_calls(device_clock):
-    call = device_clock.function("a", [0.5, 0.001])
-    sampler = timing.device_sampler(call, graphs=False)
-    # The first, slow call tells nothing of a batch.
-    assert sampler.calls == 1
-    sampler = timing.device_sampler(call, graphs=False)
-    assert sampler.calls == 5
-    assert sampler() == pytest.approx(0.001)
-    assert sampler.timed_by == "CUDA events"
+def batch_of(clock, call, graphs):
+    return timing.batch_of(call, timing.stopwatch(clock), graphs)
 
 
-def test_what_cannot_be_captured_is_timed_by_events(device_clock, monkeypatch):
+def test_the_gpus_timer_waits_for_it(device_clock):
+    before = time.perf_counter()
+    assert before <= timing.device_timer() <= time.perf_counter()
+    assert device_clock.waits == 1
+
+
+def test_a_batch_is_replayed_as_a_graph(device_clock, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: contextlib.nullcontext())
+    batch = batch_of(device_clock, device_clock.function("a", [0.001]), graphs=True)
+    assert (batch.replayed, batch.calls) == (True, 5)
+    # As many calls as a batch has were captured, each with other inputs.
+    assert [index for _, index in device_clock.calls[-5:]] == list(range(5))
+    known = len(device_clock.calls)
+    batch()
+    assert len(device_clock.calls) == known
+    assert batch._graph.replays == 3
+
+
+def test_what_cannot_be_captured_is_called(device_clock, monkeypatch):
     class Refused:
         def __init__(self):
             raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Refused)
-    sampler = timing.device_sampler(device_clock.function("a", [0.001]), graphs=True)
-    assert sampler.timed_by == "CUDA events"
+    assert not batch_of(device_clock, device_clock.function("a", [0.001]), graphs=True).replayed
 
 
 def test_what_waits_for_the_device_is_never_captured(device_clock, monkeypatch):
@@ -121,5 +168,5 @@ def test_what_waits_for_the_device_is_never_captured(device_clock, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: pytest.fail("was captured"))
-    assert timing.device_sampler(call, graphs=True).timed_by == "CUDA events"
+    assert not batch_of(device_clock, call, graphs=True).replayed
     assert modes == ["error", "default"]

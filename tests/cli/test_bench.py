@@ -1,5 +1,9 @@
 """``lepo bench``: what it says where it cannot run, its progress, and a tiny run."""
 
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -36,78 +40,131 @@ def test_a_missing_package_is_named(
     )
 
 
-def test_progress_follows_what_pytest_says() -> None:
-    start = "benchmarks/test_kernels.py::test_kernel"
-    pieces = [
-        "collecting ... collected 3 items\n\n",
-        f"{start}[draw m: [4] | ours (cpu)] ",
-        f"PASSED [ 33%]\n{start}[draw m: [4] | floor: amax] SKIPPED (no) [ 66%]\n{start}[loss |",
-        " eager] FAILED\n",
+@dataclass
+class Report:
+    """Of a test's setup, call or teardown, as pytest makes it."""
+
+    nodeid: str
+    when: str = "call"
+    outcome: str = "passed"
+
+    @property
+    def passed(self) -> bool:
+        return self.outcome == "passed"
+
+    @property
+    def failed(self) -> bool:
+        return self.outcome == "failed"
+
+
+@dataclass
+class Session:
+    items: list[str]
+
+
+def node_of(row: str) -> str:
+    return f"benchmarks/test_kernels.py::test_kernel[{row}]"
+
+
+def test_progress_counts_a_row_once_and_names_the_case_at_hand() -> None:
+    progress = bench.Progress()
+    seen: list[tuple[int, str]] = []
+    progress.tell = lambda: seen.append((len(progress.done), progress.case))
+    rows = [node_of(x) for x in ("draw m: [4] | ours (cpu)", "draw m: [4] | peer", "loss | eager")]
+    progress.pytest_collection_finish(Session(rows))
+    assert progress.total == 3
+    ends = [
+        # It passes, and fails when its fixture is taken down.
+        (Report(rows[0]), Report(rows[0], "teardown", "failed")),
+        (Report(rows[1], "setup", "skipped"), Report(rows[1], "teardown")),
+        (Report(rows[2], "setup"), Report(rows[2], "call", "failed")),
     ]
-    assert list(bench.progress_of(iter(pieces))) == [
-        (0, 3, "preparing ..."),
-        (0, 3, "draw m: [4]"),
-        (2, 3, "draw m: [4]"),
-        (3, 3, "loss"),
-    ]
+    for row, reports in zip(rows, ends, strict=True):
+        progress.pytest_runtest_logstart(row, None)
+        for report in reports:
+            progress.pytest_runtest_logreport(report)
+    assert seen[0] == (0, "preparing ...")
+    assert seen[-1] == (3, "loss")
+    assert (1, "draw m: [4]") in seen
+    assert progress.failures() == "2 of 3 failed: draw m: [4] | ours (cpu); loss | eager"
+    assert "outside of the measurements" in bench.Progress().failures()
 
 
-# What pytest says of two rows that failed, one of them twice, and of one that was left out.
-LONG = """collecting ... collected 3 items
-
-benchmarks/test_kernels.py::test_kernel[draw m: [4] | ours (cpu)] PASSED [ 33%]
-benchmarks/test_kernels.py::test_kernel[draw m: [4] | ours (cpu)] ERROR [ 33%]
-benchmarks/test_kernels.py::test_kernel[draw m: [4] | peer] SKIPPED (no peer) [ 66%]
-benchmarks/test_kernels.py::test_kernel[loss | eager] FAILED [100%]
-=========================== short test summary info ============================
-SKIPPED [1] benchmarks/conftest.py:105: no peer
-FAILED benchmarks/test_kernels.py::test_kernel[loss | eager] - AssertionError: FAILED
-ERROR benchmarks/test_kernels.py::test_kernel[draw m: [4] | ours (cpu)] - RuntimeError
-============== 1 failed, 1 passed, 1 skipped, 1 error in 1.00s ===============
-"""
+def test_where_no_bar_can_move_there_is_a_line_for_each_case(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    progress = bench.Progress()
+    with bench._shown(progress):
+        progress.pytest_collection_finish(Session(["", "", ""]))
+        for row in ("one | ours", "one | eager", "two [4] | ours"):
+            progress.pytest_runtest_logstart(node_of(row), None)
+            progress.pytest_runtest_logreport(Report(node_of(row)))
+    assert capsys.readouterr().out.splitlines() == ["   0 of 3  one", "   2 of 3  two [4]"]
 
 
-def test_no_row_counts_twice() -> None:
-    *_, (done, total, _) = bench.progress_of(iter([LONG[:200], LONG[200:500], LONG[500:]]))
-    assert (done, total) == (3, 3)
-
-
-def test_what_failed_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("ERROR: there is no model 'x'\n", "ERROR: there is no model 'x'"),
+        (
+            "ERROR: usage: pytest.main() [options]\npytest.main(): error: unknown: --x\n  root: y",
+            "pytest.main(): error: unknown: --x",
+        ),
+        ("something else\n", "something else"),
+        ("", "nothing"),
+    ],
+)
+def test_what_kept_pytest_from_running_is_one_line(tmp_path: Path, said: str, why: str) -> None:
     log = tmp_path / "pytest.log"
-    log.write_text(LONG)
-    assert bench._failures(log) == "2 of 3 failed: draw m: [4] | ours (cpu); loss | eager"
-    log.write_text("nothing of the kind")
-    assert "outside of the measurements" in bench._failures(log)
+    log.write_text(said)
+    assert bench._why(4, log).startswith(f"pytest could not run the benchmarks: {why} (all it said")
 
 
-def test_fewer_items_may_be_selected() -> None:
-    said = "collecting ... collected 86 items / 82 deselected / 4 selected\n"
-    assert list(bench.progress_of(iter([said]))) == [(0, 4, "preparing ...")]
+def lepo_bench(*words: str, interrupted: bool = False) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: pytest in pytest would leave its settings behind."""
+    command = [sys.executable, "-m", "lepo_kernels.cli.main", "bench", *words]
+    environment = {**os.environ, "LEPO_TEST_WORK": "1"}
+    if interrupted:
+        environment["LEPO_TEST_INTERRUPTED"] = "1"
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+TINY = ("--tiny", "--no-compile", "--threads", "1", "--device", "cpu")
 
 
 @pytest.mark.slow
-def test_a_tiny_run_leaves_results_and_pictures(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    words = ["--tiny", "--no-compile", "--threads", "1", "--device", "cpu", "-k", "philox"]
-    assert main(["bench", "--out", str(tmp_path), *words]) == 0
-    assert "torch.randint" in capfd.readouterr().out
+def test_a_tiny_run_leaves_results_and_pictures(tmp_path: Path) -> None:
+    done = lepo_bench("--out", str(tmp_path), *TINY, "-k", "philox")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "torch.randint" in done.stdout
     names = {file.name for file in tmp_path.iterdir()}
     assert names >= {bench.RESULTS, bench.LOG, "report.md", "summary.png", "roofline.png"}
 
 
 @pytest.mark.slow
-def test_what_pytest_refuses_is_passed_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["bench", "--out", str(tmp_path), "--rowz", "3"]) == 2
-    assert "unrecognized arguments: --rowz 3" in capsys.readouterr().err
+def test_an_interrupted_run_says_where_its_results_are(tmp_path: Path) -> None:
+    words = ("--out", str(tmp_path), *TINY, "-p", "tests.benchmarks.artificial")
+    done = lepo_bench(*words, interrupted=True)
+    assert done.returncode == 130
+    file = tmp_path / bench.RESULTS
+    assert f"interrupted; the cases measured so far are in {file}" in done.stderr
+    assert "Traceback" not in done.stderr
+    shows = done.stderr.splitlines()[-1].split()
+    assert shows[1:3] == ["-m", "benchmarks.report"]
+    root = Path(bench.__file__).parents[2]
+    report = subprocess.run(shows, cwd=root, capture_output=True, text=True, check=True)
+    assert "artificial shape" in report.stdout
 
 
-# Pytest's collection alone takes seconds.
 @pytest.mark.slow
-def test_a_word_that_no_case_has_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["bench", "--out", str(tmp_path), "--tiny", "-k", "no_such_op"]) == 2
-    assert "no case matches -k" in capsys.readouterr().err
+def test_what_pytest_refuses_is_passed_on(tmp_path: Path) -> None:
+    done = lepo_bench("--out", str(tmp_path), "--rowz", "3")
+    assert done.returncode == 2
+    assert "unrecognized arguments: --rowz 3" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_word_that_no_case_has_is_named(tmp_path: Path) -> None:
+    done = lepo_bench("--out", str(tmp_path), "--tiny", "-k", "no_such_op")
+    assert done.returncode == 2
+    assert "no case matches -k" in done.stderr

@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tools.gpu_check.facts import ROOT
-from tools.gpu_check.report import Outcome, Report
-from tools.gpu_check.steps import SECONDS, Step, counts
+from benchmarks.gpu_run.facts import ROOT
+from benchmarks.gpu_run.report import FILE, Outcome, Report
+from benchmarks.gpu_run.step import COUNTS, SECONDS, Step, counts
 
 # With less left than this, a step is not begun.
 LEAST_SECONDS = 5.0
@@ -21,23 +21,27 @@ LINE_WIDTH = 160
 
 
 def run_all(
-    todo: list[Step],
+    todo: Sequence[Step],
     report: Report,
     folder: Path,
     deadline: float,
     after: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run what there is time for; the file is up to date after each step, before ``after``."""
+    """Run what there is time for; the file is up to date after each step, before ``after``.
+
+    A step may take its part of the budget and what those before it left of theirs.
+    """
     library_built = True
+    begun, ends = deadline - report.budget_seconds, 0.0
     for step in todo:
-        kept = (1 - step.until) * report.budget_seconds
-        outcome = run_step(step, folder, deadline - kept, library_built)
+        ends += step.part
+        outcome = run_step(step, folder, begun + ends * report.budget_seconds, library_built)
         if step.gives_library and outcome.outcome != "passed":
             library_built = False
         report.outcomes.append(outcome)
-        report.write(folder / report.file)
+        report.write(folder / FILE)
         after()
-        print(report.lines()[-1], flush=True)
+        print(outcome.line(), flush=True)
         if outcome.outcome == "failed":
             # The log may stay behind on a machine that is gone.
             print(last_lines(folder / outcome.log), flush=True)
@@ -49,15 +53,18 @@ def run_step(step: Step, folder: Path, deadline: float, library_built: bool) -> 
         return Outcome(step.name, "not run", "there is no library that can be used")
     if not step.command:
         return Outcome(step.name, "not run", step.missing)
-    left = deadline - time.monotonic()
-    if left < LEAST_SECONDS:
-        return Outcome(step.name, "not run", "the budget had ended")
-    log = folder / (step.name.replace(" ", "-") + ".log")
     start = time.monotonic()
-    limit = left * step.share
-    status = _run(step, log, limit)
+    limit = deadline - start
+    if limit < LEAST_SECONDS:
+        return Outcome(step.name, "not run", "its part of the budget had ended")
+    stem = step.name.replace(" ", "-")
+    log, tally = folder / f"{stem}.log", folder / f"{stem}.counts"
+    words = [
+        word.replace(SECONDS, str(int(limit))).replace(COUNTS, str(tally)) for word in step.command
+    ]
+    status = _run(words, step.environment, log, limit)
     outcome = Outcome(step.name, "", seconds=round(time.monotonic() - start, 1), log=log.name)
-    outcome.counts = counts(log.read_text(errors="replace"))
+    outcome.counts = counts(tally, log.read_text(errors="replace"))
     if status is None:
         outcome.outcome, outcome.reason = "out of time", f"stopped after {limit:.0f} s"
         if any(outcome.counts.get(word) for word in ("failed", "error", "findings")):
@@ -77,13 +84,15 @@ def last_lines(log: Path) -> str:
     return "\n".join("    " + line[:LINE_WIDTH] for line in lines)
 
 
-def _run(step: Step, log: Path, seconds: float) -> int | None:
+def _run(
+    words: Sequence[str], environment: dict[str, str], log: Path, seconds: float
+) -> int | None:
     """The exit status; None if the time ended first, and with it all that the step had begun."""
     with log.open("w") as output:
         process = subprocess.Popen(
-            [word.replace(SECONDS, str(int(seconds))) for word in step.command],
+            words,
             cwd=ROOT,
-            env={**os.environ, **step.environment},
+            env={**os.environ, **environment},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -12,7 +12,7 @@ import torch
 from tools.native_build import BuildError, find_toolkit
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("numpy", "pytest", "triton", "setuptools", "cmake", "ninja")
+PACKAGES = ("numpy", "pytest", "pytest-benchmark", "triton", "setuptools", "cmake", "ninja")
 
 
 def device() -> dict[str, Any]:

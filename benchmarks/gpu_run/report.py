@@ -1,4 +1,4 @@
-"""gpu_check.json: what was run, on what, and how it ended."""
+"""gpu_run.json: what was run, on what, and how it ended; what failed comes first."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 # The verdict on the whole, and the exit status that goes with it.
-EXIT_STATUS = {"passed": 0, "failed": 1, "no GPU": 2, "incomplete": 3}
+EXIT_STATUS = {"passed": 0, "failed": 1, "incomplete": 3}
+FILE = "gpu_run.json"
 
 
 @dataclass
@@ -20,6 +21,12 @@ class Outcome:
     counts: dict[str, int] = field(default_factory=dict)
     log: str = ""  # file beside the report
 
+    def line(self) -> str:
+        """The same for people."""
+        numbers = ", ".join(f"{number} {what}" for what, number in self.counts.items())
+        parts = [f"{self.outcome:<11} {self.step:<24} {self.seconds:6.1f} s"]
+        return "  ".join([*parts, *filter(None, (numbers, self.reason))])
+
 
 @dataclass
 class Report:
@@ -28,27 +35,27 @@ class Report:
     started: str
     budget_seconds: float
     facts: dict[str, Any]
-    has_gpu: bool
     outcomes: list[Outcome] = field(default_factory=list)
-    file: str = "gpu_check.json"
-    # Whether something was run without a GPU, too.
-    runs_anywhere: bool = False
 
     @property
     def status(self) -> str:
         """One of ``EXIT_STATUS``."""
         ends = {outcome.outcome for outcome in self.outcomes}
-        if not (self.has_gpu or self.runs_anywhere):
-            return "no GPU"
         if "failed" in ends:
             return "failed"
         return "passed" if ends == {"passed"} else "incomplete"
+
+    @property
+    def failed(self) -> list[Outcome]:
+        """The steps that failed."""
+        return [outcome for outcome in self.outcomes if outcome.outcome == "failed"]
 
     def write(self, path: Path) -> None:
         """Write the file anew, at once or not at all."""
         content = {
             "status": self.status,
             "exit_status": EXIT_STATUS[self.status],
+            "failed": [outcome.step for outcome in self.failed],
             "started": self.started,
             "budget_seconds": self.budget_seconds,
             **self.facts,
@@ -60,10 +67,6 @@ class Report:
 
     def lines(self) -> list[str]:
         """The same for people."""
-        without = "no GPU" if self.runs_anywhere else "nothing could be run"
-        found = [f"{self.status}: {self.facts['device'].get('name', without)}"]
-        for outcome in self.outcomes:
-            numbers = ", ".join(f"{number} {what}" for what, number in outcome.counts.items())
-            parts = [f"{outcome.outcome:<11} {outcome.step:<24} {outcome.seconds:6.1f} s"]
-            found.append("  ".join([*parts, *filter(None, (numbers, outcome.reason))]))
-        return found
+        found = [f"{self.status}: {self.facts['device'].get('name', 'no GPU')}"]
+        found += [outcome.line() for outcome in self.failed]
+        return found + [x.line() for x in self.outcomes if x.outcome != "failed"]

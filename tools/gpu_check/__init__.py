@@ -1,1 +1,0 @@
-"""Confirms on a GPU what was proven without one: docs/gpu.md."""
