@@ -1,8 +1,9 @@
 """The embedding of a mixture of tokens, as the model itself would embed it.
 
 Contract: ``mix`` with weight 1 on one id equals the model's own embedding of that id bit for bit,
-whatever the model does there (Gemma scales, an adapter adds). Both the rollout and the training
-forward go through this file, so they cannot disagree.
+whatever the model does there (Gemma scales, an adapter adds). Its gradient goes where that one's
+goes: none to the row of the table's ``padding_idx``, which training leaves as it is. Both the
+rollout and the training forward go through this file, so they cannot disagree.
 """
 
 from collections.abc import Iterator
@@ -72,7 +73,10 @@ class SoftEmbedding:
             self._fast = self._find_scale()
         if not self._fast:
             return self._mix_looked_up(ids, weights)
-        table: Any = self.module.weight
+        module: Any = self.module
+        table: Tensor = module.weight
+        if module.padding_idx is not None:
+            table = _with_fixed_row(table, module.padding_idx)
         mixed = mix_embeddings(ids, weights, table, backend=self._backend)
         return mixed if self._scale is None else mixed * self._scale.to(mixed)
 
@@ -99,6 +103,27 @@ class SoftEmbedding:
         rows: Tensor = self._plain_forward(ids)
         kept = rows.float().masked_fill((weights == 0)[..., None], 0.0)
         return (weights[..., None] * kept).sum(dim=-2).to(rows.dtype)
+
+
+class _FixedRow(torch.autograd.Function):
+    """A table, one row of which gets no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, row: int) -> Tensor:
+        ctx.row = row
+        return table.view_as(table)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        # In place: nobody else holds what the mixture's backward has just made, and a copy would be
+        # one of the whole table.
+        grad[ctx.row] = 0
+        return grad, None
+
+
+def _with_fixed_row(table: Tensor, row: int) -> Tensor:
+    fixed: Tensor = _FixedRow.apply(table, row)
+    return fixed
 
 
 def add_embedding_noise(

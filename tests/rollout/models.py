@@ -1,10 +1,15 @@
 """Tiny models with random weights, one per family, and what the rollout tests share."""
 
+import copy
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import transformers
+from torch.overrides import TorchFunctionMode
 
+from lepo_kernels.rollout._modules import unwrap_model
 from lepo_kernels.rollout.config import LatentGenerationConfig
 from tests.seeds import seeded
 
@@ -64,6 +69,41 @@ def tiny_model(family: str, **overrides: Any) -> Any:
     torch.manual_seed(seeded(0))
     model = model_class(config_class(**(_SHAPE | extra | overrides)))
     return model.eval()
+
+
+class _Widened(TorchFunctionMode):
+    """Within it, float64 takes the place of float32 in every call of torch."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.float:
+            func = torch.Tensor.double
+        return func(*map(_wide, args), **{x: _wide(y) for x, y in (kwargs or {}).items()})
+
+
+def _wide(argument: Any) -> Any:
+    return torch.float64 if argument is torch.float32 else argument
+
+
+def _widened(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def wide_forward(*args: Any, **kwargs: Any) -> Any:
+        with _Widened():
+            return forward(*args, **kwargs)
+
+    return wide_forward
+
+
+def in_float64(model: Any) -> Any:
+    """A copy that computes in float64, what transformers forms in float32 included: an oracle.
+
+    That is norms, rotations and some softmaxes, whatever the dtype of the model.
+    """
+    wide = copy.deepcopy(model).double()
+    decoder = unwrap_model(wide).base_model
+    for module in decoder.modules():
+        if module is not decoder and module is not wide.get_input_embeddings():
+            module.forward = _widened(module.forward)
+    return wide
 
 
 def train_with_checkpointing(model: Any) -> None:

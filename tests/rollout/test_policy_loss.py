@@ -10,10 +10,16 @@ from lepo_kernels import lepo_objective
 from lepo_kernels.rollout.latent_generate import latent_generate
 from lepo_kernels.rollout.policy_log_probs import policy_log_probs
 from lepo_kernels.rollout.policy_loss import policy_loss
-from tests.rollout.models import prompts, settings, tiny_model, train_with_checkpointing
+from tests.rollout.models import (
+    VOCAB,
+    in_float64,
+    prompts,
+    settings,
+    tiny_model,
+    train_with_checkpointing,
+)
 from tests.seeds import seeded
-
-CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+from tests.tolerances import assert_no_worse_than_plain
 
 
 def off_policy(rows, kept):
@@ -38,22 +44,32 @@ def composed(model, rollout, rows, advantages, row_weights, *, ref_log_probs, **
     return lepo_objective(scored.logits, scored.lse, *facts, ref_log_probs=ref_log_probs, **options)
 
 
-def assert_agrees(model, rollout, rows, unit=0.0):
-    """``unit`` is that of what gradients are rounded to on their way, where they are."""
+def assert_agrees(model, rollout, rows, dtype=torch.float32):
+    """Against float64, what is fused may be as far off as what it fuses.
+
+    Where an embedding is nearly 0 (a row of padding with most of a mixture's weight), its norm
+    multiplies the gradient by up to 1000, errors included: no constant fits that, the other's error
+    does. ``dtype`` is the coarsest that is computed in.
+    """
     facts, options = off_policy(rows, 12)
+    copies = (policy_loss, model), (composed, copy.deepcopy(model)), (composed, in_float64(model))
     results = []
-    for function, each in ((policy_loss, model), (composed, copy.deepcopy(model))):
+    for function, each in copies:
         result = function(each, rollout, rows, *facts, temperature=0.8, **options)
         (2 * result.loss).backward()
         results.append((result, [p.grad for p in each.parameters() if p.requires_grad]))
-    (ours, gradients), (expected, wanted) = results
+    (ours, gradients), (plain, plain_gradients), (oracle, oracle_gradients) = results
     assert ours.router_loss is None
-    for name, x, y in zip(expected._fields, ours[:-1], expected, strict=True):
-        torch.testing.assert_close(x, y, **CLOSE, msg=name)
-    for x, y in zip(gradients, wanted, strict=True):
-        # A number near the middle of two may be rounded the other way.
-        slack = CLOSE["atol"] + unit * float(y.abs().max())
-        torch.testing.assert_close(x, y, rtol=CLOSE["rtol"], atol=slack)
+    assert torch.equal(ours.clipped, oracle.clipped)
+    # The loss is a sum over rows that cancels; all else is about as large as its terms.
+    advantages, row_weights = facts
+    scores = advantages.abs() * torch.maximum(oracle.ratio, oracle.log_prob.abs())
+    terms = (row_weights * (scores + options["beta"] * oracle.kl)).sum()
+    for name in ("loss", "log_prob", "kl", "ratio"):
+        each = (getattr(x, name) for x in (ours, plain, oracle))
+        assert_no_worse_than_plain(*each, dtype, VOCAB, terms if name == "loss" else None)
+    for each in zip(gradients, plain_gradients, oracle_gradients, strict=True):
+        assert_no_worse_than_plain(*each, dtype, VOCAB)
 
 
 # A table that is also the head, with a softcap; a head of its own; one with a scale.
@@ -82,8 +98,7 @@ def test_checkpointed_layers_and_autocast():
     rollout = latent_generate(model, *prompts(), settings())
     train_with_checkpointing(model)
     with torch.autocast("cpu", torch.bfloat16):
-        # Both round the same hidden states.
-        assert_agrees(model, rollout, rollout.action_mask, torch.finfo(torch.bfloat16).eps)
+        assert_agrees(model, rollout, rollout.action_mask, torch.bfloat16)
 
 
 def test_no_step_at_all():

@@ -6,7 +6,7 @@ import transformers
 
 from lepo_kernels.rollout.latent_generate import latent_generate
 from lepo_kernels.rollout.soft_embedding import SoftEmbedding, add_embedding_noise, soft_inputs
-from tests.rollout.models import FAMILIES, VOCAB, prompts, settings, tiny_model
+from tests.rollout.models import FAMILIES, PAD, VOCAB, prompts, settings, tiny_model
 from tests.seeds import seeded
 
 
@@ -30,6 +30,23 @@ def test_mixtures_are_linear_in_what_the_model_embeds(family):
     weights = torch.tensor([[[0.5, 0.3, 0.2], [1.0, 0.0, 0.0]]])
     expected = (weights[..., None] * model.get_input_embeddings()(ids)).sum(dim=-2)
     torch.testing.assert_close(SoftEmbedding(model).mix(ids, weights), expected)
+
+
+# Those of llama and others have a padding_idx, whose row training leaves as it is.
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_go_where_those_of_the_models_embedding_go(family):
+    model = tiny_model(family)
+    embedding = model.get_input_embeddings()
+    ids = torch.tensor([[3, PAD, 3], [PAD, PAD, 130]])
+    weights = torch.tensor([[0.5, 0.3, 0.2], [0.6, 0.1, 0.3]])
+    upstream = torch.randn(2, 32, generator=torch.Generator().manual_seed(seeded(2)))
+    looked_up = (weights[..., None] * embedding(ids)).sum(dim=-2)
+    (expected,) = torch.autograd.grad(looked_up, embedding.weight, upstream)
+    mixed = SoftEmbedding(model).mix(ids, weights)
+    (ours,) = torch.autograd.grad(mixed, embedding.weight, upstream)
+    assert ours[130].ne(0).all()
+    assert ours[PAD].eq(0).all() == (embedding.padding_idx == PAD)
+    torch.testing.assert_close(ours, expected)
 
 
 class Shifted(torch.nn.Embedding):
