@@ -83,6 +83,27 @@ def test_a_fault_is_not(fault):
     assert not holds(assert_no_worse_than_plain, wrong, plain, exact, torch.float32, VOCAB, size)
 
 
+# What is not lost in a rounding of half precision, of which plain torch has one per step.
+@pytest.mark.parametrize("fault", ["sign", "neighbouring rows", "two units"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_fault_of_half_precision_is_not(dtype, fault):
+    weights, table, exact, size = mixture(peaked=False)
+    plain = (weights.to(dtype) @ table.to(dtype)).double()
+    ours = (weights @ table).to(dtype)
+    assert_no_worse_than_plain(ours, plain, exact, dtype, VOCAB, size)
+    units = 2 * torch.finfo(dtype).eps
+    faults = FAULTS | {"two units": lambda w, t: (w @ t) * (1 + units)}
+    wrong = faults[fault](weights, table).to(dtype)
+    # Beside a plain result that is as good as a rounding of the result.
+    assert not holds(assert_no_worse_than_plain, wrong, ours, exact, dtype, VOCAB, size)
+
+
+def test_a_half_near_zero_is_rounded_to_a_fixed_step():
+    exact = torch.tensor([2.0**-24 * 0.6, 2.0**-20 * 1.001], dtype=torch.float64)
+    assert_within(exact.half(), exact, 1, exact.abs())
+    assert not holds(assert_within, exact.half() + 2.0**-24, exact, 1, exact.abs())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_half_is_rounded_once(dtype):
     weights, table, exact, size = mixture(peaked=False)

@@ -8,7 +8,8 @@ that two sqrt(n) u are more than three deviations of the least favourable order,
 number comes first, and six of a sum of like numbers. Beside that each number is itself the result
 of a few operations: a product, an exponential of two units in the last place, a scale.
 
-A result of half precision is rounded once more, by half a unit of itself.
+A result of half precision is rounded once more, by half a unit of itself, or below the smallest
+normal number by half of the smallest one.
 """
 
 import math
@@ -32,6 +33,11 @@ def rounding(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2 if dtype.itemsize == 2 else 0.0
 
 
+def smallest_rounding(dtype: torch.dtype) -> float:
+    """Of one rounding of a number near 0 to ``dtype``; 0 of what sums are formed in anyway."""
+    return torch.finfo(dtype).smallest_normal * rounding(dtype)
+
+
 def assert_within(ours: Tensor, exact: Tensor, terms: int, magnitude: Tensor | float) -> None:
     """Elementwise: a float32 sum of ``terms`` numbers, rounded to the dtype of ``ours``.
 
@@ -52,7 +58,8 @@ def assert_within(ours: Tensor, exact: Tensor, terms: int, magnitude: Tensor | f
     finite = exact.isfinite()
     assert torch.equal(ours.isfinite(), finite)
     size = exact.detach().double().abs().masked_fill(~finite, 0)
-    allowed = allowed + rounding(ours.dtype) * size
+    rounded = (rounding(ours.dtype) * size).clamp(min=smallest_rounding(ours.dtype))
+    allowed = allowed + rounded
     error = (ours.detach().double() - exact.detach().double()).abs().masked_fill(~finite, 0)
     excess = error - allowed
     if excess.numel() == 0:
@@ -76,9 +83,9 @@ def assert_no_worse_than_plain(
 
     Both errors are taken against float64, in two norms, the largest entry and the root mean square:
     which single entry is unlucky differs between two orders, how unlucky they are as a whole does
-    not. In float32 the norm of ours may be twice plain torch's, which takes in its luck, too. In
-    half precision plain torch is itself a rounding of each step, and counts once; ours may add one
-    unit, half of which is the rounding of the result, and the float32 sum.
+    not. The norm of ours may be twice plain torch's, which takes in its luck, too. In half
+    precision plain torch is itself a rounding of each step, and its root mean square counts once;
+    ours may add one unit, half of which is the rounding of the result, and the float32 sum.
 
     Args:
         ours: any shape.
@@ -95,9 +102,9 @@ def assert_no_worse_than_plain(
     assert ours.shape == oracle.shape
     ours, plain, oracle = (x.detach().double() for x in (ours, plain, oracle))
     size = oracle.abs() if magnitude is None else magnitude.detach().double()
-    share = 2 if dtype == torch.float32 else 1
     for name, norm in (("largest", _largest), ("root mean square", _root_mean_square)):
         mine, theirs = norm(ours - oracle), norm(plain - oracle)
+        share = 1 if dtype.itemsize == 2 and norm is _root_mean_square else 2
         allowed = share * theirs + sum_error(terms) * norm(size)
         allowed += 2 * rounding(dtype) * norm(oracle)
         assert mine <= allowed, (

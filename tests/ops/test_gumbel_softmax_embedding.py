@@ -659,6 +659,25 @@ def test_no_weight_exceeds_that_of_the_peak(backend):
     torch.testing.assert_close(dembedding[[7, 1050]], torch.ones(2, 3))
 
 
+# The other way round: 1e30 beside a largest q of 1.01e30.
+@pytest.mark.parametrize("tau", [0.5, 0.0])
+def test_the_peak_keeps_its_weight(tau, backend):
+    logits, embedding = (x.detach() for x in make(2, 1100, 3))
+    logits[:, 7] = 1e30
+    _, _, *rest = raw_arguments(logits, embedding)
+    shared = (logits, embedding, torch.full((1,), tau, dtype=torch.float64), *rest[1:])
+    mixed, _, _, deviation, statistics = dispatch.load("gumbel_softmax_embedding", backend)(
+        *shared, False
+    )
+    statistics[:, [0, 2]] *= 1.01
+    kernel = dispatch.load("gumbel_softmax_embedding_backward", backend)
+    upstream = torch.ones(2, 3), torch.zeros(2), torch.zeros(2)
+    _, dembedding = kernel(*upstream, *shared, mixed, deviation, statistics, True, True)
+    expected = torch.zeros(1100, 3)
+    expected[7] = 2
+    assert torch.equal(dembedding, expected)
+
+
 def test_double_backward_is_refused(backend):
     logits, embedding = make()
     ours = gumbel_softmax_embedding(logits, embedding, 0.5)

@@ -214,9 +214,10 @@ def _weights(
     statistics: Tensor,  # [C, 8]
 ) -> Tensor:  # [C, V]
     q_max, scale = statistics[:, :2, None].to(q.dtype).unbind(dim=1)
-    soft = drop_specks(_soft(q, q_max, tau) * scale)
-    hard = _put_at_peak(torch.zeros_like(soft), scale, statistics)
-    return torch.where(tau == 0, hard, soft)
+    beside = torch.where(tau == 0, 0, drop_specks(_soft(q, q_max, tau) * scale))
+    # Logits that are formed anew may come out a little smaller than the largest was: the peak keeps
+    # its weight.
+    return _put_at_peak(beside, scale, statistics)
 
 
 def _put_at_peak(
