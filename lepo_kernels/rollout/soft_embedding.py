@@ -114,7 +114,7 @@ class _FixedRow(torch.autograd.Function):
         return table.view_as(table)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         # In place: nobody else holds what the mixture's backward has just made, and a copy would be
         # one of the whole table.
         grad[ctx.row] = 0

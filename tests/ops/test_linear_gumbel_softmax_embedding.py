@@ -10,7 +10,12 @@ import math
 import pytest
 import torch
 
-from lepo_kernels import dispatch, gumbel_softmax_embedding, linear_gumbel_softmax_embedding
+from lepo_kernels import (
+    dispatch,
+    gumbel_noise,
+    gumbel_softmax_embedding,
+    linear_gumbel_softmax_embedding,
+)
 from lepo_kernels.backends import checks
 from tests.ops.head_magnitudes import logit_magnitudes
 from tests.ops.helpers import LOW_DTYPES, LargestTensor, transposed
@@ -22,7 +27,7 @@ from tests.ops.test_gumbel_softmax_embedding import (
     plain,
 )
 from tests.seeds import seeded
-from tests.tolerances import assert_no_worse_than_plain, assert_within
+from tests.tolerances import assert_no_worse_than_plain, assert_within, sum_error
 
 KEYS = torch.tensor([3, -1, 2**40, 8, 0, 7])
 NOISE = {"seed": 5, "row_keys": KEYS, "step": torch.arange(6), "first_id": 12}
@@ -80,6 +85,13 @@ def assert_same(ours, expected, **slack):
             torch.testing.assert_close(x, y, **slack)
 
 
+def noise_of(vocab, rows, *, seed=0, row_keys=None, step=0, first_id=0):
+    """The magnitudes of the noise [N, V] that such options stand for."""
+    keys = torch.arange(rows) if row_keys is None else row_keys
+    ids = first_id + torch.arange(vocab)
+    return gumbel_noise(seed, keys, step, ids, dtype=torch.float64).abs()
+
+
 def sizes_of(inputs, softcap=None, tau=0.5, temperature=1.0, **noise):
     """Magnitudes of what `everything` sums up; a logit's error moves its weight by as much."""
     hidden, lm_head, embedding, *bias = (None if x is None else x.detach() for x in inputs)
@@ -97,8 +109,12 @@ def sizes_of(inputs, softcap=None, tau=0.5, temperature=1.0, **noise):
     off = logit_magnitudes(hidden, lm_head, bias)
     tau, temperature = (torch.as_tensor(x).double().reshape(-1, 1) for x in (tau, temperature))
     pull = (pull.abs() + 2 * upstream.abs()[:, None] / temperature) * (logits > -math.inf)
-    # Of a row's weights, relative to them: of the logits, and of noise that is at most 23.
-    moved = 1 + (2 * off.amax(1, keepdim=True) + 23) / (temperature * tau.clamp(max=1))
+    # What a row's weights are off by relative to them, in units of a sum over the vocabulary: its
+    # largest logit, a shorter sum, and noise, for the weight itself and for all of them.
+    shorter = sum_error(hidden.shape[1]) / sum_error(len(table))
+    off = shorter * off
+    drawn = shorter * noise_of(len(table), len(hidden), **noise)
+    moved = 1 + 2 * (off / temperature + drawn).amax(1, keepdim=True) / tau.clamp(max=1)
     slope = 1 if softcap is None else 1 + 2 * off / softcap
     row = moved[:, 0]
     sizes = [mixed * moved, log_prob * row, density * row]
