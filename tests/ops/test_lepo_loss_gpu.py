@@ -11,6 +11,7 @@ from lepo_kernels.backends.gpu import loss_blocks
 from lepo_kernels.backends.gpu.loss_blocks import Sizes
 from tests.ops.helpers import HALF_DTYPES, LOW_DTYPES, LargestTensor
 from tests.seeds import seeded
+from tests.tolerances import assert_no_worse_than_plain
 
 
 def on_each_backend(test):
@@ -47,6 +48,15 @@ def outputs(leaves, facts, **options):
     return *result, *torch.autograd.grad(1.5 * result.loss, leaves)
 
 
+def composed(leaves, facts, real):
+    """What the loss fuses, from the same numbers in ``real``, and the gradients."""
+    hidden, lm_head, bias = inputs = [x.detach().to(real).requires_grad_() for x in leaves]
+    options = {"bias": bias, "softcap": 5.0, "inv_temperature": 0.7, "backend": "reference"}
+    scored = linear_log_probs(hidden, lm_head, facts[0], **options)
+    result = lepo_objective(scored.logits, scored.lse, *facts[1:])
+    return *(x.detach() for x in result), *torch.autograd.grad(result.loss, inputs)
+
+
 # A rest of the rows in blocks and groups of them; one group; one block.
 HELD = [Sizes(2, 4), Sizes(4, N), Sizes(N, N)]
 
@@ -62,15 +72,17 @@ def test_rows_in_groups_make_a_whole(held, dtype, backend, monkeypatch):
     needs = (0.0, 0.2, 0.2, None, "k3", True, True, True)
     with torch.no_grad():
         ours = dispatch.load("lepo_loss", backend)(*arguments, *needs)
-    wide = [x.detach().double().requires_grad_() for x in leaves]
-    options = {"softcap": 5.0, "inv_temperature": 0.7, "backend": "reference"}
-    exact = lepo_loss(*wide[:2], *facts, bias=wide[2], **options)
-    gradients = torch.autograd.grad(exact.loss, wide)
-    for x, y in zip(ours, (*(z.detach() for z in exact), *gradients), strict=True):
-        # Sums of float32, up to 1e-6 each; gradients are rounded twice, and what cancels in their
-        # sums leaves more: a unit of the largest.
-        unit = 1e-5 if x.dtype == torch.float32 else torch.finfo(dtype).eps
-        assert (x.double() - y.double()).abs().max() <= unit * y.double().abs().max()
+    plain, exact = (composed(leaves, facts, real) for real in (torch.float32, torch.float64))
+    assert torch.equal(ours[4], exact[4])
+    # The loss is a sum over rows that cancels; all else is about as large as its terms.
+    scores = facts[3].abs() * torch.maximum(exact[3], exact[1].abs())
+    terms = (facts[4] * scores).sum().reshape(exact[0].shape)
+    for place in (0, 1, 2, 3):
+        each = (x[place] for x in (ours, plain, exact))
+        assert_no_worse_than_plain(*each, torch.float32, V, terms if place == 0 else None)
+    # Gradients are rounded twice: those of the logits, and the sums over them.
+    for each in zip(ours[5:], plain[5:], exact[5:], strict=True):
+        assert_no_worse_than_plain(*each, dtype, V)
     assert [x.dtype for x in ours[5:]] == [dtype] * 3
 
 
