@@ -24,6 +24,7 @@ from benchmarks.timing import Batch, host_timer, interleaved, stopwatch
 from lepo_kernels.backends.triton.common import launching
 from lepo_kernels.backends.triton.head import strategies
 from lepo_kernels.backends.triton.linear_log_probs import STRATEGIES
+from lepo_kernels.structures import Head, Needs, Selection, Statistics, Upstream
 
 _KEPT = 30
 # Rows by dtype: products of float32 take ten times as long.
@@ -45,11 +46,11 @@ def passes(
     """Statistics and gradients of one forward and one backward pass of a strategy, at their end."""
     chunk_size = max(1, _CHUNK_LOGITS // len(lm_head))
     one = torch.ones(1, device=hidden.device)
-    head = (hidden, lm_head, ids, None, None, one)
+    head = (Head(hidden, lm_head, None, None), Selection(ids, one))
     selected, lse, entropy = STRATEGIES[name].forward(*head, chunk_size, False)
-    upstream = (torch.ones_like(selected), torch.full_like(lse, -ids.shape[1]), 0 * entropy)
-    needs = (True, True, False)
-    grads = STRATEGIES[name].backward(*upstream, *head, lse, entropy, chunk_size, *needs)
+    upstream = Upstream(torch.ones_like(selected), torch.full_like(lse, -ids.shape[1]), 0 * entropy)
+    needs = Needs(True, True, False)
+    grads = STRATEGIES[name].backward(upstream, *head, Statistics(lse, entropy), chunk_size, needs)
     _wait(hidden)
     return selected, lse, entropy, *grads[:2]
 

@@ -60,10 +60,6 @@ NO_FLOAT64 = frozenset(("cuda", "triton", "cpu"))
 # is known would undo the scaling of a loss.
 NO_FLOAT16 = frozenset(("lepo_loss", "lepo_loss_backward"))
 
-# Backends whose kernels take a number by value where an op is given no tensor for it. The others
-# are given a tensor.
-BY_VALUE = frozenset(("cuda",))
-
 # Fastest first. A device that is not named here is served as "other".
 PREFERENCE: dict[str, tuple[str, ...]] = {
     "cuda": ("cuda", "triton", "reference"),
@@ -198,17 +194,20 @@ MISSING: dict[str, str] = {
 
 @functools.cache
 def load(op: str, name: str) -> Callable[..., Any]:
-    """Import the kernel of ``op`` from backend ``name``, shielded from autocast."""
+    """Import the kernel of ``op`` from backend ``name``, shielded from autocast.
+
+    Its first argument is a tensor, or a structure that begins with one.
+    """
     family = KERNELS[op][0]
     kernel: Callable[..., Any] = getattr(
         importlib.import_module(f"lepo_kernels.backends.{name}.{family}"), op
     )
 
     @functools.wraps(kernel)
-    def shielded(first: torch.Tensor, *rest: Any) -> Any:
+    def shielded(first: Any, *rest: Any) -> Any:
         # A kernel's own matrix products must keep the dtype it chose for them. Asking first is
         # cheaper than switching off what is off.
-        device_type = first.device.type
+        device_type = (first[0] if isinstance(first, tuple) else first).device.type
         if not is_autocast_enabled(device_type):
             return kernel(first, *rest)
         with torch.autocast(device_type, enabled=False):
@@ -219,7 +218,9 @@ def load(op: str, name: str) -> Callable[..., Any]:
 
 def is_autocast_enabled(device_type: str) -> bool:
     """Whether autocast is on for a type of device; some, such as "meta", know none."""
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    # Part of every call: not to be asked twice where the answer is known.
+    known = device_type in ("cpu", "cuda") or torch.amp.is_autocast_available(device_type)
+    return known and torch.is_autocast_enabled(device_type)
 
 
 def _check_name(name: object, where: str) -> None:

@@ -12,7 +12,7 @@ from lepo_kernels import dispatch
 ROOT = Path(lepo_kernels.__file__).parent
 # From the bottom. What is on one floor does not import from another part of that floor.
 FLOORS = (
-    ("validation", "dtypes", "version", "suggest", "extras", "streams", "printable"),
+    ("validation", "structures", "dtypes", "version", "suggest", "extras", "streams", "printable"),
     ("formulas", "native", "console"),
     ("backends",),
     ("dispatch",),

@@ -4,9 +4,10 @@ Contract: the bits of the backend's ``sample_latent`` and of its ``mix_embedding
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
+
+from lepo_kernels.structures import Draw
 
 
 def chained_step(
@@ -18,10 +19,10 @@ def chained_step(
     def latent_step(
         logits: Tensor,  # [N, V]
         embedding: Tensor,  # [V or more, D]
-        *draw: Any,  # the other arguments of sample_latent
+        draw: Draw,
     ) -> tuple[Tensor, ...]:
         """Fields of `lepo_kernels.ops.sample_latent.LatentSample`, and the mixture."""
-        fields = sample_latent(logits, *draw)
+        fields = sample_latent(logits, draw)
         ids, weights = fields[:2]
         return *fields, mix_embeddings(ids, weights, embedding)
 

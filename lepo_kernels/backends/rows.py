@@ -9,14 +9,6 @@ def dense_rows(x: Tensor) -> Tensor:  # [rows, columns]
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def per_row(
-    values: Tensor,  # [N] or [1]
-    rows: slice | Tensor,
-) -> Tensor:  # [R] or [1]
-    """The values of some of the rows."""
-    return values if len(values) == 1 else values[rows]
-
-
 def has_coefficients(
     grad_logits: Tensor,  # [N, K]
     grad_lse: Tensor,  # [N]

@@ -6,55 +6,29 @@ logits is that by log pi, the one by lse minus its sum. Where the objective is n
 inner derivative, as `lepo_kernels.formulas.kinks` says: an edge belongs to its range.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from lepo_kernels.formulas.lepo_objective import (
     LARGEST_EXPONENT,
+    LossSettings,
+    RowFacts,
     clipped_rows,
     ratio_of,
-    used_rows,
 )
 from lepo_kernels.formulas.scores import soft_log_prob
-
-
-class RowFacts(NamedTuple):
-    """What the loss needs to know of each row, by the names that `lepo_objective` has for it."""
-
-    weights: Tensor  # [N, K]
-    latent: Tensor  # [N] bool
-    advantages: Tensor  # [N]
-    row_weights: Tensor  # [N]
-    old_log_prob: Tensor | None  # [N]
-    ref_log_probs: Tensor | None  # [N, K]
-
-    def at(self, rows: slice | Tensor) -> "RowFacts":
-        """Of some of the rows."""
-        old, ref = (None if x is None else x[rows] for x in self[4:])
-        weights, latent, advantages, row_weights = (x[rows] for x in self[:4])
-        return RowFacts(weights, latent, advantages, row_weights, old, ref)
 
 
 def lepo_gradient(
     logits: Tensor,  # [N, K]
     lse: Tensor,  # [N]
-    weights: Tensor,  # [N, K]
-    latent: Tensor,  # [N] bool
-    advantages: Tensor,  # [N]
-    row_weights: Tensor,  # [N]
-    *,
-    old_log_prob: Tensor | None,  # [N]
-    ref_log_probs: Tensor | None,  # [N, K]
-    beta: float,
-    epsilon: float,
-    epsilon_high: float,
-    delta: float | None,
-    latent_kl: str,
+    facts: RowFacts,
+    settings: LossSettings,
 ) -> tuple[Tensor, Tensor]:  # [N, K], [N]
-    """Derivatives of the loss by ``logits`` and ``lse``; the arguments are `lepo_objective`'s."""
-    used = used_rows(advantages, row_weights, ref_log_probs)
+    """Derivatives of the loss by ``logits`` and ``lse``; the arguments are `objective_of`'s."""
+    weights, latent, advantages, row_weights, old_log_prob, ref_log_probs = facts
+    beta, epsilon, epsilon_high, delta, latent_kl = settings
+    used = facts.used()
     log_prob = soft_log_prob(logits, lse, weights)
     old = log_prob if old_log_prob is None else old_log_prob.to(log_prob.dtype)
     scale, weights = advantages.to(log_prob.dtype), weights.to(log_prob.dtype)

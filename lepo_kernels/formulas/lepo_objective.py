@@ -35,6 +35,40 @@ class LepoLoss(NamedTuple):
 torch.serialization.add_safe_globals([LepoLoss])
 
 
+class RowFacts(NamedTuple):
+    """What the loss needs to know of each row, by the names that `lepo_objective` has for it."""
+
+    weights: Tensor  # [N, K]
+    latent: Tensor  # [N] bool
+    advantages: Tensor  # [N]
+    row_weights: Tensor  # [N]
+    old_log_prob: Tensor | None  # [N]
+    ref_log_probs: Tensor | None  # [N, K]
+
+    def at(self, rows: slice | Tensor) -> "RowFacts":
+        """Of some of the rows."""
+        return RowFacts(*(None if x is None else x[rows] for x in self))  # type: ignore[arg-type]
+
+    def detach(self) -> "RowFacts":
+        """The same numbers, constant to autograd."""
+        return RowFacts(*(None if x is None else x.detach() for x in self))  # type: ignore[arg-type]
+
+    def used(self) -> Tensor:  # [N] bool
+        """The rows that are not left out; see `LepoLoss`."""
+        weighted = self.row_weights != 0
+        return weighted if self.ref_log_probs is not None else weighted & (self.advantages != 0)
+
+
+class LossSettings(NamedTuple):
+    """The numbers of the loss, by the names that `lepo_objective` has for them."""
+
+    beta: float
+    epsilon: float
+    epsilon_high: float
+    delta: float | None
+    latent_kl: str
+
+
 def lepo_objective(
     logits: Tensor,  # [N, K]
     lse: Tensor,  # [N]
@@ -91,22 +125,29 @@ def lepo_objective(
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
     """
-    epsilon_high = epsilon if epsilon_high is None else epsilon_high
+    facts = RowFacts(weights, latent, advantages, row_weights, old_log_prob, ref_log_probs)
+    upper = epsilon if epsilon_high is None else epsilon_high
+    return objective_of(logits, lse, facts, LossSettings(beta, epsilon, upper, delta, latent_kl))
+
+
+def objective_of(
+    logits: Tensor,  # [N, K]
+    lse: Tensor,  # [N]
+    facts: RowFacts,
+    settings: LossSettings,
+) -> LepoLoss:
+    """`lepo_objective`, which says all."""
     check_tensor("logits", logits, ("N", "K"), FLOAT_DTYPES)
     check_tensor("lse", lse, (logits.shape[0],), FLOAT_DTYPES, logits.device)
-    check_rows_of_loss(
-        logits, weights, latent, advantages, row_weights, old_log_prob, ref_log_probs
-    )
-    check_settings(beta, epsilon, epsilon_high, delta, latent_kl, ref_log_probs)
-    # Torch does not know every number, such as a Fraction.
-    beta, epsilon, epsilon_high = float(beta), float(epsilon), float(epsilon_high)
-    delta = None if delta is None else float(delta)
+    check_facts(logits, facts)
+    weights, latent, advantages, row_weights, old_log_prob, ref_log_probs = facts.detach()
+    settings = check_settings(settings, ref_log_probs is not None)
+    beta, epsilon, epsilon_high, delta, latent_kl = settings
 
     # A row that is left out adds exactly nothing, whatever its scores are.
-    used = used_rows(advantages, row_weights, ref_log_probs)
+    used = facts.used()
     logits = logits.masked_fill(~used[:, None], 0.0)
     lse = lse.masked_fill(~used, 0.0)
-    weights = weights.detach()
     log_prob = soft_log_prob(logits, lse, weights)
     constants = (advantages, row_weights, log_prob if old_log_prob is None else old_log_prob)
     advantages, row_weights, old = (x.detach().to(log_prob.dtype) for x in constants)
@@ -118,7 +159,7 @@ def lepo_objective(
 
     kl = torch.zeros_like(log_prob)
     if ref_log_probs is not None:
-        ref = ref_log_probs.detach().to(log_prob.dtype)
+        ref = ref_log_probs.to(log_prob.dtype)
         # Without a KL term it is a metric only, and may be infinite.
         with torch.set_grad_enabled(torch.is_grad_enabled() and beta > 0):
             kl = _kl(logits, lse, weights, latent, ref, latent_kl).masked_fill(~used, 0.0)
@@ -203,24 +244,9 @@ def _kl(
     return torch.where(latent, exact, k3)
 
 
-def used_rows(
-    advantages: Tensor,  # [N]
-    row_weights: Tensor,  # [N]
-    ref_log_probs: Tensor | None,  # [N, K]
-) -> Tensor:  # [N] bool
-    """The rows that are not left out; see `LepoLoss`."""
-    weighted = row_weights != 0
-    return weighted if ref_log_probs is not None else weighted & (advantages != 0)
-
-
-def check_rows_of_loss(
+def check_facts(
     like: Tensor,  # [N, K]
-    weights: Tensor,  # [N, K]
-    latent: Tensor,  # [N]
-    advantages: Tensor,  # [N]
-    row_weights: Tensor,  # [N]
-    old_log_prob: Tensor | None,  # [N]
-    ref_log_probs: Tensor | None,  # [N, K]
+    facts: RowFacts,
 ) -> None:
     """Check what the loss needs to know of each row, for ids or logits ``like``.
 
@@ -228,34 +254,31 @@ def check_rows_of_loss(
         TypeError, ValueError: an argument has the wrong dtype, shape or device.
     """
     (rows, kept), device = like.shape, like.device
-    check_tensor("weights", weights, (rows, kept), FLOAT_DTYPES, device)
-    check_tensor("latent", latent, (rows,), (torch.bool,), device)
-    check_tensor("advantages", advantages, (rows,), FLOAT_DTYPES, device)
-    check_tensor("row_weights", row_weights, (rows,), FLOAT_DTYPES, device)
-    if old_log_prob is not None:
-        check_tensor("old_log_prob", old_log_prob, (rows,), FLOAT_DTYPES, device)
-    if ref_log_probs is not None:
-        check_tensor("ref_log_probs", ref_log_probs, (rows, kept), FLOAT_DTYPES, device)
+    check_tensor("weights", facts.weights, (rows, kept), FLOAT_DTYPES, device)
+    check_tensor("latent", facts.latent, (rows,), (torch.bool,), device)
+    check_tensor("advantages", facts.advantages, (rows,), FLOAT_DTYPES, device)
+    check_tensor("row_weights", facts.row_weights, (rows,), FLOAT_DTYPES, device)
+    if facts.old_log_prob is not None:
+        check_tensor("old_log_prob", facts.old_log_prob, (rows,), FLOAT_DTYPES, device)
+    if facts.ref_log_probs is not None:
+        check_tensor("ref_log_probs", facts.ref_log_probs, (rows, kept), FLOAT_DTYPES, device)
 
 
-def check_settings(
-    beta: float,
-    epsilon: float,
-    epsilon_high: float,
-    delta: float | None,
-    latent_kl: str,
-    ref_log_probs: Tensor | None,
-) -> None:
-    """Check the numbers of the loss.
+def check_settings(settings: LossSettings, has_reference: bool) -> LossSettings:
+    """Check the numbers of the loss, and make them floats: torch knows no Fraction.
+
+    A KL term takes log-probabilities of the reference policy.
 
     Raises:
         TypeError, ValueError: one is out of range.
     """
-    check_number("beta", beta, 0.0)
-    check_number("epsilon", epsilon, 0.0, 1.0, low_included=False)
-    check_number("epsilon_high", epsilon_high, 0.0, low_included=False)
+    beta, epsilon, epsilon_high, delta, latent_kl = settings
+    beta = check_number("beta", beta, 0.0)
+    epsilon = check_number("epsilon", epsilon, 0.0, 1.0, low_included=False)
+    epsilon_high = check_number("epsilon_high", epsilon_high, 0.0, low_included=False)
     if delta is not None:
-        check_number("delta", delta, 1 + float(epsilon_high), low_included=False)
+        delta = check_number("delta", delta, 1 + epsilon_high, low_included=False)
     check_choice("latent_kl", latent_kl, LATENT_KL)
-    if beta > 0 and ref_log_probs is None:
+    if beta > 0 and not has_reference:
         raise ValueError("ref_log_probs: needed when beta is not 0, got None")
+    return LossSettings(beta, epsilon, epsilon_high, delta, latent_kl)

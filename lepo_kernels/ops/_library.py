@@ -1,16 +1,35 @@
 """How the torch ops of every family are declared.
 
-`torch_op` does what ``torch.library.custom_op`` does, through the same public functions of
-``torch.library``, but puts nothing between torch and the function: a call costs a quarter. Its
-functions must neither change nor return an input.
+A declaration is the op's fake kernel, which tells the results' shapes:
+
+    @torch_op("linear_log_probs")
+    def _linear_log_probs(head: Head, selection: Selection, backend: str) -> LinearLogProbs: ...
+
+Arguments are tensors, numbers, and structures: named tuples of these (`lepo_kernels.structures`).
+Torch's schema is flat, and holds the fields of a structure in its place. `_Layout` unpacks them, so
+the callers of the op, its fake kernel, its autograd and the backends' kernels see structures. What
+runs is the kernel of the op's name that `lepo_kernels.dispatch` loads from ``backend``, the last
+argument; it gets all the others, and returns what torch sees: tensors. It must neither change nor
+return an input.
+
+It is what ``torch.library.custom_op`` does, through the same public functions of
+``torch.library``, but puts less between torch and the kernel: a call costs a quarter.
 """
 
+import inspect
 from collections.abc import Callable
-from typing import Any, NoReturn
+from itertools import islice
+from typing import Any, Generic, NoReturn, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from typing_extensions import TypeVarTuple, Unpack
+
+from lepo_kernels import dispatch
+
+_Arguments = TypeVarTuple("_Arguments")
+_Results = TypeVar("_Results")
 
 
 class _Library(torch.library.Library):
@@ -47,27 +66,114 @@ def _refusing_tangents(op_name: Any, kernel: Callable[..., Any]) -> Callable[...
 _LIBRARY = _Library("lepo_kernels", "FRAGMENT")
 
 
-class TorchOp:
+class _Layout:
+    """Where arguments or results lie in torch's flat list of them."""
+
+    def __init__(self, kinds: dict[str, Any]) -> None:
+        self.flat: dict[str, Any] = {}  # the types of the flat list, by name
+        self._kinds, packed, unpacked = kinds, [], []
+        for name, kind in kinds.items():
+            fields = get_type_hints(kind) if _is_structure(kind) else {name: kind}
+            assert self.flat.keys().isdisjoint(fields), f"two arguments share a name: {fields}"
+            first, past = len(self.flat), len(self.flat) + len(fields)
+            self.flat |= fields
+            packed.append(f"*{name}" if _is_structure(kind) else name)
+            unpacked.append(
+                f"new({name}, flat[{first}:{past}])" if _is_structure(kind) else f"flat[{first}]"
+            )
+        self._unpacked = unpacked
+        self.pack = _function(f"{', '.join(kinds)}: ({', '.join(packed)},)", {})
+        self.unpack = self.before("", "flat")
+
+    def before(
+        self, function: str, flat: str = "*flat", count: int | None = None, **names: Any
+    ) -> Callable[..., Any]:
+        """A function of the flat list that calls an expression with what is unpacked of it."""
+        arguments = "".join(f"{x}, " for x in self._unpacked[:count])
+        return _function(
+            f"{flat}: {function}({arguments})", {"new": tuple.__new__, **names, **self._kinds}
+        )
+
+
+def _function(source: str, names: dict[str, Any]) -> Callable[..., Any]:
+    # Written out: a loop over the arguments of a small op takes longer than the call.
+    function: Callable[..., Any] = eval(compile(f"lambda {source}", __file__, "eval"), names)
+    return function
+
+
+def _is_structure(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, tuple)
+
+
+class TorchOp(Generic[Unpack[_Arguments], _Results]):
     """The op ``torch.ops.lepo_kernels.<name>`` for every device."""
 
-    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        fake: Callable[[Unpack[_Arguments]], _Results],
+        implementation: Callable[[Unpack[_Arguments]], Any] | None,
+    ) -> None:
         self.name = f"lepo_kernels::{name}"
-        schema = torch.library.infer_schema(function, mutates_args=())
-        _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        kinds = get_type_hints(fake)
+        result = kinds.pop("return")
+        self._arguments = _Layout(kinds)
+        self._results = _Layout(get_type_hints(result)) if _is_structure(result) else None
+        self._places = {field: at for at, field in enumerate(self._arguments.flat)}
+        _LIBRARY.define(name + self._schema(result), tags=(torch.Tag.pt2_compliant_tag,))
+        if implementation is None:
+            load = "dispatch.load(op, flat[-1])"
+            run = self._arguments.before(load, count=-1, dispatch=dispatch, op=name)
+        else:
+            run = self._arguments.before("run", run=implementation)
+        _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+        empty = self._arguments.before("fake", fake=fake)
+        torch.library.register_fake(self.name, lambda *flat: self._flat(empty(*flat)), lib=_LIBRARY)
+        self._op = getattr(torch.ops.lepo_kernels, name).default
+        # Results as callers see them, of results as torch sees them.
+        self._structured = self._structuring(result)
 
-    def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Let ``function`` tell the results' shapes and dtypes."""
-        torch.library.register_fake(self.name, function, lib=_LIBRARY)
-        return function
+    def __call__(self, *arguments: Unpack[_Arguments]) -> _Results:
+        """Call the op; structures come back as such."""
+        results: _Results = self._structured(self._op(*self._arguments.pack(*arguments)))
+        return results
+
+    def unpack(self, flat: Any) -> tuple[Any, ...]:
+        """Arguments as the kernels see them, of arguments as torch sees them."""
+        unpacked: tuple[Any, ...] = self._arguments.unpack(flat)
+        return unpacked
+
+    def needs(self, ctx: Any, *names: str) -> list[bool]:
+        """Which of the named arguments, fields of structures among them, take a gradient."""
+        needed = ctx.needs_input_grad
+        return [needed[self._places[name]] for name in names]
 
     def register_autograd(
-        self, backward: Callable[..., Any], *, setup_context: Callable[..., None] | None = None
+        self,
+        backward: Callable[..., dict[str, Tensor]],
+        setup_context: Callable[[Any, tuple[Any, ...], Any], None],
     ) -> None:
-        """Let ``backward`` compute the gradients."""
-        torch.library.register_autograd(
-            self.name, backward, setup_context=setup_context, lib=_LIBRARY
-        )
+        """Differentiate the op.
+
+        Args:
+            backward: called with a context and the gradients of all results; returns those of
+                arguments, or of fields of them, by name. One that is not needed may be anything.
+            setup_context: called with a context, the arguments and the results; it says with `save`
+                what ``backward`` gets from `saved`.
+        """
+
+        def setup(ctx: Any, inputs: Any, output: Any) -> None:
+            setup_context(ctx, self._arguments.unpack(inputs), self._structured(output))
+
+        def flat_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+            needed = ctx.needs_input_grad
+            gradients: list[Tensor | None] = [None] * len(needed)
+            for name, gradient in backward(ctx, *grads).items():
+                at = self._places[name]
+                gradients[at] = gradient if needed[at] else None
+            return tuple(gradients)
+
+        torch.library.register_autograd(self.name, flat_backward, setup_context=setup, lib=_LIBRARY)
 
     def refuse_double_backward(self) -> None:
         """Make differentiating this backward op an error that says what is not offered."""
@@ -78,9 +184,66 @@ class TorchOp:
                 "create_graph=True, or use the plain torch expression for double backward"
             )
 
-        self.register_autograd(backward)
+        torch.library.register_autograd(self.name, backward, lib=_LIBRARY)
+
+    def _schema(self, result: Any) -> str:
+        def prototype() -> None: ...
+
+        if self._results is not None:
+            # With brackets, mypy takes it for a type that is written here.
+            result = tuple.__class_getitem__(tuple(self._results.flat.values()))
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        prototype.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [inspect.Parameter(x, kind, annotation=y) for x, y in self._arguments.flat.items()],
+            return_annotation=result,
+        )
+        return torch.library.infer_schema(prototype, mutates_args=())
+
+    def _structuring(self, result: Any) -> Callable[[Any], Any]:
+        if self._results is None:
+            return lambda flat: flat
+        return self._results.before("result", "flat", result=result)
+
+    def _flat(self, results: Any) -> Any:
+        return results if self._results is None else self._results.pack(*results)
 
 
-def torch_op(name: str) -> Callable[[Callable[..., Any]], TorchOp]:
-    """Declare the decorated function as ``torch.ops.lepo_kernels.<name>``."""
-    return lambda function: TorchOp(name, function)
+OPS: dict[str, TorchOp] = {}
+
+
+def torch_op(
+    name: str, implementation: Callable[..., Any] | None = None
+) -> Callable[[Callable[[Unpack[_Arguments]], _Results]], TorchOp[Unpack[_Arguments], _Results]]:
+    """Declare ``torch.ops.lepo_kernels.<name>``, whose fake kernel the decorated function is.
+
+    Args:
+        name: of the op, and of the backends' kernels.
+        implementation: what runs instead of those, with all arguments.
+    """
+
+    def declare(
+        fake: Callable[[Unpack[_Arguments]], _Results],
+    ) -> TorchOp[Unpack[_Arguments], _Results]:
+        OPS[name] = TorchOp(name, fake, implementation)
+        return OPS[name]
+
+    return declare
+
+
+def save(ctx: Any, *values: Any) -> None:
+    """Keep tensors, numbers and structures of them for the backward pass."""
+    flat: list[Any] = []
+    for value in values:
+        flat += value if isinstance(value, tuple) else (value,)
+    ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in flat))
+    ctx.numbers = [None if isinstance(x, Tensor) else x for x in flat]
+    ctx.kinds = [type(value) if isinstance(value, tuple) else None for value in values]
+
+
+def saved(ctx: Any) -> list[Any]:
+    """What `save` was given."""
+    pairs = zip(ctx.saved_tensors, ctx.numbers, strict=True)
+    flat = iter([number if tensor is None else tensor for tensor, number in pairs])
+    return [
+        next(flat) if kind is None else kind(*islice(flat, len(kind._fields))) for kind in ctx.kinds
+    ]

@@ -1,4 +1,4 @@
-"""P5: the Gumbel-softmax mixture over the whole vocabulary, ``e = softmax((a + g) / tau) @ E``.
+"""The Gumbel-softmax mixture over the whole vocabulary, ``e = softmax((a + g) / tau) @ E``.
 
 Design note: neither the noise nor the weights are stored; the backward pass draws the same noise
 again from its counter, and makes the weights of it with a few statistics of the row. With ``z`` the
@@ -25,7 +25,8 @@ from torch import Tensor
 from lepo_kernels import dispatch
 from lepo_kernels.dtypes import accumulation_dtype
 from lepo_kernels.ops._arguments import as_per_row, as_row_keys, as_seed, as_step, check_first_id
-from lepo_kernels.ops._library import torch_op
+from lepo_kernels.ops._library import save, saved, torch_op
+from lepo_kernels.structures import Mixtures, MixtureUpstream, Noise, empty_gradient
 from lepo_kernels.validation import FLOAT_DTYPES, MAX_IDS, check_integer, check_tensor
 
 # Columns of the statistics that the backward pass takes over.
@@ -101,41 +102,69 @@ def gumbel_softmax_embedding(
         RuntimeError: a second or forward-mode derivative is asked for.
     """
     check_tensor("logits", logits, ("N", "V"), FLOAT_DTYPES)
-    (rows, vocab), device = logits.shape, logits.device
+    vocab, device = logits.shape[1], logits.device
     check_integer("logits.shape[1]", vocab, 1, MAX_IDS)
     check_tensor("embedding", embedding, (vocab, "D"), FLOAT_DTYPES, device)
     check_first_id(first_id, vocab)
     chosen = dispatch.resolve(
         "gumbel_softmax_embedding", device, backend, logits.dtype, embedding.dtype
     )
-    mixed, log_prob, log_density, _, _ = torch.ops.lepo_kernels.gumbel_softmax_embedding(
-        logits,
-        embedding,
+    noise = prepare_noise(logits, tau, temperature, seed, row_keys, step, first_id)
+    results = _gumbel_softmax_embedding(logits, embedding, noise, False, chosen)
+    return results.public(embedding.dtype)
+
+
+def prepare_noise(
+    like: Tensor,  # [N, ...]
+    tau: float | Tensor,
+    temperature: float | Tensor,
+    seed: int | Tensor,
+    row_keys: Tensor | None,  # [N]
+    step: int | Tensor,
+    first_id: int,
+) -> Noise:
+    """Check these arguments of the public ops, but for ``first_id``.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
+    """
+    rows, device = like.shape[0], like.device
+    return Noise(
         as_per_row("tau", tau, rows, device, zero_included=True),
         as_per_row("temperature", temperature, rows, device),
         as_seed(seed, device),
         as_row_keys(row_keys, rows, device),
         as_step(step, rows, device),
         first_id,
-        False,
-        chosen,
     )
-    return GumbelSoftmaxEmbedding(mixed.to(embedding.dtype), log_prob, log_density)
+
+
+class MixtureResults(NamedTuple):
+    """What the ops of Gumbel-softmax mixtures return; see `_gumbel_softmax_embedding`."""
+
+    mixed: Tensor  # [N, D]
+    log_prob: Tensor  # [N]
+    log_density: Tensor  # [N]
+    deviation: Tensor  # [N, D]
+    statistics: Tensor  # [N, 8]
+
+    def public(self, dtype: torch.dtype) -> GumbelSoftmaxEmbedding:
+        """What the public functions return of it."""
+        return GumbelSoftmaxEmbedding(self.mixed.to(dtype), self.log_prob, self.log_density)
+
+    def kept(self) -> Mixtures:
+        """What the backward pass takes over."""
+        return Mixtures(self.mixed, self.deviation, self.statistics)
 
 
 @torch_op("gumbel_softmax_embedding")
 def _gumbel_softmax_embedding(
     logits: Tensor,  # [N, V]
     embedding: Tensor,  # [V, D]
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
-    seed: Tensor,  # []
-    row_keys: Tensor,  # [N]
-    step: Tensor,  # [N] or [1]
-    first_id: int,
+    noise: Noise,
     shard: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> MixtureResults:
     """Mixtures [N, D], log-probabilities [N], log-densities [N], deviations [N, D], statistics.
 
     Mixtures and deviations ``e - E_peak`` are in the dtype that sums over the table are formed in.
@@ -177,144 +206,63 @@ def _gumbel_softmax_embedding(
     statistics, with the peak as a column of the shard: -1 outside of p. It returns the shard's part
     of both gradients, and needs nothing else of the other shards.
     """
-    fields: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = dispatch.load(
-        "gumbel_softmax_embedding", backend
-    )(logits, embedding, tau, temperature, seed, row_keys, step, first_id, shard)
-    return fields
+    return empty_results(logits, embedding)
 
 
-@_gumbel_softmax_embedding.register_fake
-def _(
-    logits: Tensor,
-    embedding: Tensor,
-    tau: Tensor,
-    temperature: Tensor,
-    seed: Tensor,
-    row_keys: Tensor,
-    step: Tensor,
-    first_id: int,
-    shard: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return fake_outputs(logits, embedding)
-
-
-def fake_outputs(
+def empty_results(
     like: Tensor,  # [N, ...], what the logits are or are made of
     table: Tensor,  # [V, D]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Empty tensors of the shapes and dtypes of a forward op's results."""
+) -> MixtureResults:
+    """Uninitialised tensors of the shapes and dtypes of a forward op's results."""
     rows = like.shape[0]
     mixed = table.new_empty(rows, table.shape[1], dtype=accumulation_dtype(table.dtype))
     log_prob = like.new_empty(rows, dtype=accumulation_dtype(like.dtype))
     statistics = like.new_empty(rows, _STATISTICS, dtype=torch.float64)
-    return mixed, log_prob, torch.empty_like(log_prob), torch.empty_like(mixed), statistics
+    return MixtureResults(
+        mixed, log_prob, torch.empty_like(log_prob), torch.empty_like(mixed), statistics
+    )
 
 
 @torch_op("gumbel_softmax_embedding_backward")
-def _gumbel_softmax_embedding_backward(
-    grad_embedding: Tensor,  # [N, D]
-    grad_log_prob: Tensor,  # [N]
-    grad_log_density: Tensor,  # [N]
+def gumbel_softmax_embedding_backward(
+    upstream: MixtureUpstream,
     logits: Tensor,  # [N, V]
     embedding: Tensor,  # [V, D]
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
-    seed: Tensor,  # []
-    row_keys: Tensor,  # [N]
-    step: Tensor,  # [N] or [1]
-    first_id: int,
-    mixed: Tensor,  # [N, D]
-    deviation: Tensor,  # [N, D]
-    statistics: Tensor,  # [N, 8]
+    noise: Noise,
+    mixtures: Mixtures,
     need_dlogits: bool,
     need_dembedding: bool,
     backend: str,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # [N, V] or [0], [V, D] or [0]
     """Gradients of the logits and the table; one that is not needed comes back empty.
 
     The pull at column j is ``E_j . de - mixed . de``, at the peak ``-(deviation . de)``. A peak of
     -1 is in another shard: no column is special then, and where tau = 0, all weights are 0.
     """
-    kernel = dispatch.load("gumbel_softmax_embedding_backward", backend)
-    dlogits, dembedding = kernel(
-        grad_embedding,
-        grad_log_prob,
-        grad_log_density,
+    return empty_gradient(logits, need_dlogits), empty_gradient(embedding, need_dembedding)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: MixtureResults) -> None:
+    logits, embedding, noise, _, backend = inputs
+    ctx.mark_non_differentiable(output.deviation, output.statistics)
+    save(ctx, logits, embedding, noise, output.kept(), backend)
+
+
+def _backward(ctx: Any, *grads: Tensor) -> dict[str, Tensor]:
+    logits, embedding, noise, mixtures, backend = saved(ctx)
+    need_dlogits, need_dembedding = _gumbel_softmax_embedding.needs(ctx, "logits", "embedding")
+    dlogits, dembedding = gumbel_softmax_embedding_backward(
+        MixtureUpstream(*grads[:3]),
         logits,
         embedding,
-        tau,
-        temperature,
-        seed,
-        row_keys,
-        step,
-        first_id,
-        mixed,
-        deviation,
-        statistics,
+        noise,
+        mixtures,
         need_dlogits,
         need_dembedding,
+        backend,
     )
-    return dlogits, dembedding
+    return {"logits": dlogits, "embedding": dembedding}
 
 
-@_gumbel_softmax_embedding_backward.register_fake
-def _(
-    grad_embedding: Tensor,
-    grad_log_prob: Tensor,
-    grad_log_density: Tensor,
-    logits: Tensor,
-    embedding: Tensor,
-    tau: Tensor,
-    temperature: Tensor,
-    seed: Tensor,
-    row_keys: Tensor,
-    step: Tensor,
-    first_id: int,
-    mixed: Tensor,
-    deviation: Tensor,
-    statistics: Tensor,
-    need_dlogits: bool,
-    need_dembedding: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return (
-        logits.new_empty(logits.shape if need_dlogits else (0,)),
-        embedding.new_empty(embedding.shape if need_dembedding else (0,)),
-    )
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.first_id, _, ctx.backend = inputs
-    mixed, _, _, deviation, statistics = output
-    ctx.mark_non_differentiable(deviation, statistics)
-    ctx.save_for_backward(*tensors, mixed, deviation, statistics)
-
-
-def _backward(
-    ctx: Any, grad_embedding: Tensor, grad_log_prob: Tensor, grad_log_density: Tensor, *_: Tensor
-) -> tuple[Tensor | None, ...]:
-    *tensors, mixed, deviation, statistics = ctx.saved_tensors
-    need_dlogits, need_dembedding = ctx.needs_input_grad[:2]
-    dlogits, dembedding = torch.ops.lepo_kernels.gumbel_softmax_embedding_backward(
-        grad_embedding,
-        grad_log_prob,
-        grad_log_density,
-        *tensors,
-        ctx.first_id,
-        mixed,
-        deviation,
-        statistics,
-        need_dlogits,
-        need_dembedding,
-        ctx.backend,
-    )
-    return (
-        dlogits if need_dlogits else None,
-        dembedding if need_dembedding else None,
-        *(None,) * 8,
-    )
-
-
-_gumbel_softmax_embedding.register_autograd(_backward, setup_context=_setup_context)
-_gumbel_softmax_embedding_backward.refuse_double_backward()
+_gumbel_softmax_embedding.register_autograd(_backward, _setup_context)
+gumbel_softmax_embedding_backward.refuse_double_backward()

@@ -1,4 +1,4 @@
-"""P1 and P2 in one call: a decoding step, from logits to the mixture that is the next input.
+"""A draw and its mixture in one call: a decoding step, from logits to the next input.
 
 Design note: what `lepo_kernels.sample_latent` followed by `lepo_kernels.mix_embeddings` computes,
 to the bit, at the price of one call: nothing between the two kernels waits for Python. The draw is
@@ -11,13 +11,10 @@ import torch
 from torch import Tensor
 
 from lepo_kernels import dispatch
-from lepo_kernels.ops._library import torch_op
-from lepo_kernels.ops.sample_latent import (
-    LatentSample,
-    draw_arguments,
-    fake_fields,
-    kernel_arguments,
-)
+from lepo_kernels.ops._library import save, saved, torch_op
+from lepo_kernels.ops.mix_embeddings import mix_embeddings_backward
+from lepo_kernels.ops.sample_latent import LatentSample, empty_sample, prepare_draw
+from lepo_kernels.structures import Draw
 from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
 
 
@@ -78,22 +75,10 @@ def latent_step(
             a row without a draw, and no other, yields NaN weights and a NaN mixture.
         RuntimeError: a second or forward-mode derivative is asked for.
     """
-    arguments, numbers = draw_arguments(
-        logits,
-        tau,
-        temperature,
-        top_k,
-        top_p,
-        min_p,
-        noise,
-        noise_scale,
-        noise_clamp,
-        num_draws,
-        exclude_ids,
-        seed,
-        row_keys,
-        step,
-    )
+    draw = prepare_draw(
+        logits, tau, temperature, top_k, top_p, min_p, noise, noise_scale, noise_clamp, num_draws,
+        exclude_ids, seed, row_keys, step,
+    )  # fmt: skip
     check_tensor("embedding", embedding, ("V", "D"), FLOAT_DTYPES, logits.device)
     if embedding.shape[0] < logits.shape[1]:
         raise ValueError(
@@ -101,107 +86,32 @@ def latent_step(
             f"got {embedding.shape[0]}"
         )
     chosen = dispatch.resolve("latent_step", logits.device, backend, logits.dtype, embedding.dtype)
-    *fields, mixed = torch.ops.lepo_kernels.latent_step.default(
-        logits.detach(), embedding, *arguments, chosen, *numbers
-    )
-    return LatentStep(LatentSample(*fields), mixed)
-
-
-_Results = tuple[
-    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
-]
+    return _latent_step(logits.detach(), embedding, draw, chosen)
 
 
 @torch_op("latent_step")
 def _latent_step(
     logits: Tensor,  # [N, V]
     embedding: Tensor,  # [V or more, D]
-    tau: Tensor | None,  # [N] or [1]
-    temperature: Tensor | None,  # [N] or [1]
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    noise: str,
-    noise_scale: float,
-    clamp_low: float,
-    clamp_high: float,
-    num_draws: int,
-    exclude_ids: Tensor | None,  # [M]
-    seed: Tensor | None,  # []
-    row_keys: Tensor | None,  # [N]; None numbers the rows
-    step: Tensor | None,  # [N] or [1]
+    draw: Draw,
     backend: str,
-    tau_number: float = 1.0,
-    temperature_number: float = 1.0,
-    seed_number: int = 0,
-    step_number: int = 0,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The fields of `LatentSample`, in its order, and the mixture."""
-    arguments = (
-        tau,
-        temperature,
-        top_k,
-        top_p,
-        min_p,
-        noise,
-        noise_scale,
-        clamp_low,
-        clamp_high,
-        num_draws,
-        exclude_ids,
-        seed,
-        row_keys,
-        step,
-    )
-    numbers = (tau_number, temperature_number, seed_number, step_number)
-    behind = kernel_arguments(backend, logits.device, arguments, numbers)
-    results: _Results = dispatch.load("latent_step", backend)(logits, embedding, *behind)
-    return results
-
-
-@_latent_step.register_fake
-def _(
-    logits: Tensor,
-    embedding: Tensor,
-    tau: Tensor | None,
-    temperature: Tensor | None,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    noise: str,
-    noise_scale: float,
-    clamp_low: float,
-    clamp_high: float,
-    num_draws: int,
-    exclude_ids: Tensor | None,
-    seed: Tensor | None,
-    row_keys: Tensor | None,
-    step: Tensor | None,
-    backend: str,
-    tau_number: float = 1.0,
-    temperature_number: float = 1.0,
-    seed_number: int = 0,
-    step_number: int = 0,
-) -> _Results:
+) -> LatentStep:
     mixed = embedding.new_empty(logits.shape[0], embedding.shape[1])
-    return *fake_fields(logits, top_k, noise, num_draws), mixed
+    return LatentStep(empty_sample(logits, draw), mixed)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *fields, _ = output
-    ids, weights = fields[:2]
-    # The numbers come behind the backend.
-    ctx.inputs, ctx.backend = len(inputs), inputs[-5]
-    ctx.mark_non_differentiable(*fields)
-    ctx.save_for_backward(ids, weights, inputs[1])
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: LatentStep) -> None:
+    _, embedding, _, backend = inputs
+    ctx.mark_non_differentiable(*output.sample)
+    save(ctx, output.sample.ids, output.sample.weights, embedding, backend)
 
 
-def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    ids, weights, embedding = ctx.saved_tensors
-    _, dembedding = torch.ops.lepo_kernels.mix_embeddings_backward.default(
-        grads[-1], ids, weights, embedding, False, True, ctx.backend
+def _backward(ctx: Any, *grads: Tensor) -> dict[str, Tensor]:
+    ids, weights, embedding, backend = saved(ctx)
+    _, dembedding = mix_embeddings_backward(
+        grads[-1], ids, weights, embedding, False, True, backend
     )
-    return None, dembedding, *(None,) * (ctx.inputs - 2)
+    return {"embedding": dembedding}
 
 
-_latent_step.register_autograd(_backward, setup_context=_setup_context)
+_latent_step.register_autograd(_backward, _setup_context)

@@ -1,4 +1,4 @@
-"""P6: LEPO's loss from hidden states and the language-model head.
+"""LEPO's loss from hidden states and the language-model head.
 
 Design note: the loss is a sum over rows, so the gradient of a row's logits is known as soon as its
 own logits are. Where the backend has a kernel for it, the forward pass forms the gradients, too,
@@ -7,7 +7,7 @@ and the logits are not computed again: three products of the head instead of fou
 never disagree with them.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,12 +15,20 @@ from torch import Tensor
 from lepo_kernels import dispatch
 from lepo_kernels.formulas.lepo_objective import (
     LepoLoss,
-    check_rows_of_loss,
+    LossSettings,
+    RowFacts,
+    check_facts,
     check_settings,
-    lepo_objective,
+    objective_of,
 )
-from lepo_kernels.ops._library import torch_op
-from lepo_kernels.ops.linear_log_probs import linear_log_probs, prepare_head, prepare_rows
+from lepo_kernels.ops._library import save, saved, torch_op
+from lepo_kernels.ops.linear_log_probs import (
+    linear_log_probs_op,
+    prepare_head,
+    prepare_selection,
+    rows_at_a_time,
+)
+from lepo_kernels.structures import Head, HeadGradients, Needs, Selection
 
 
 def lepo_loss(
@@ -75,180 +83,89 @@ def lepo_loss(
         ValueError, IndexError: a row's logits or an id are bad; see `linear_log_probs`.
         RuntimeError: a second or forward-mode derivative is asked for.
     """
-    epsilon_high = epsilon if epsilon_high is None else epsilon_high
+    upper = epsilon if epsilon_high is None else epsilon_high
     head = prepare_head(hidden, lm_head, bias, softcap)
-    scale = prepare_rows(head, ids, inv_temperature)
-    check_rows_of_loss(ids, weights, latent, advantages, row_weights, old_log_prob, ref_log_probs)
-    check_settings(beta, epsilon, epsilon_high, delta, latent_kl, ref_log_probs)
+    selection = prepare_selection(head, ids, inv_temperature)
+    facts = RowFacts(weights, latent, advantages, row_weights, old_log_prob, ref_log_probs)
+    check_facts(ids, facts)
+    settings = check_settings(
+        LossSettings(beta, epsilon, upper, delta, latent_kl), ref_log_probs is not None
+    )
     dtype = head.hidden.dtype
     op, chosen = dispatch.resolve_or_fall_back("lepo_loss", hidden.device, backend, dtype)
     if op != "lepo_loss":
-        scored = linear_log_probs(
-            hidden,
-            lm_head,
-            ids,
-            bias=bias,
-            softcap=softcap,
-            inv_temperature=inv_temperature,
-            backend=chosen,
-        )
-        return lepo_objective(
-            scored.logits,
-            scored.lse,
-            weights,
-            latent,
-            advantages,
-            row_weights,
-            old_log_prob=old_log_prob,
-            ref_log_probs=ref_log_probs,
-            beta=beta,
-            epsilon=epsilon,
-            epsilon_high=epsilon_high,
-            delta=delta,
-            latent_kl=latent_kl,
-        )
-    loss, *metrics, _, _, _ = torch.ops.lepo_kernels.lepo_loss(
-        head.hidden,
-        head.lm_head,
-        ids,
-        weights.detach(),
-        latent,
-        advantages.detach(),
-        row_weights.detach(),
-        None if old_log_prob is None else old_log_prob.detach(),
-        None if ref_log_probs is None else ref_log_probs.detach(),
-        head.bias,
-        head.softcap,
-        scale,
-        float(beta),
-        float(epsilon),
-        float(epsilon_high),
-        None if delta is None else float(delta),
-        latent_kl,
-        *(_will_be_asked_for(x) for x in (head.hidden, head.lm_head, head.bias)),
-        chosen,
-    )
-    return LepoLoss(loss, *metrics)
+        scored = linear_log_probs_op(head, selection, rows_at_a_time(None, head), False, chosen)
+        return objective_of(scored.logits, scored.lse, facts, settings)
+    needs = Needs(*(_will_be_asked_for(x) for x in (head.hidden, head.lm_head, head.bias)))
+    results = _lepo_loss(head, selection, facts.detach(), settings, needs, chosen)
+    return LepoLoss(*results[:5])
 
 
 def _will_be_asked_for(x: Tensor | None) -> bool:
     return x is not None and x.requires_grad and torch.is_grad_enabled()
 
 
+class _Results(NamedTuple):
+    """The fields of `LepoLoss`, then the gradients of the loss; one not needed comes empty."""
+
+    loss: Tensor  # []
+    log_prob: Tensor  # [N]
+    kl: Tensor  # [N]
+    ratio: Tensor  # [N]
+    clipped: Tensor  # [N]
+    dhidden: Tensor  # [N, D] or [0]
+    dlm_head: Tensor  # [V, D] or [0]
+    dbias: Tensor  # [V] or [0]
+
+
 @torch_op("lepo_loss")
 def _lepo_loss(
-    hidden: Tensor,  # [N, D]
-    lm_head: Tensor,  # [V, D]
-    ids: Tensor,  # [N, K]
-    weights: Tensor,  # [N, K]
-    latent: Tensor,  # [N]
-    advantages: Tensor,  # [N]
-    row_weights: Tensor,  # [N]
-    old_log_prob: Tensor | None,  # [N]
-    ref_log_probs: Tensor | None,  # [N, K]
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
-    inv_temperature: Tensor,  # [N] or [1]
-    beta: float,
-    epsilon: float,
-    epsilon_high: float,
-    delta: float | None,
-    latent_kl: str,
-    need_dhidden: bool,
-    need_dlm_head: bool,
-    need_dbias: bool,
+    head: Head,
+    selection: Selection,
+    facts: RowFacts,
+    settings: LossSettings,
+    needs: Needs,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The fields of `LepoLoss`, then the gradients of the loss; one not needed comes empty."""
-    outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] = dispatch.load(
-        "lepo_loss", backend
-    )(
-        hidden,
-        lm_head,
-        ids,
-        weights,
-        latent,
-        advantages,
-        row_weights,
-        old_log_prob,
-        ref_log_probs,
-        bias,
-        softcap,
-        inv_temperature,
-        beta,
-        epsilon,
-        epsilon_high,
-        delta,
-        latent_kl,
-        need_dhidden,
-        need_dlm_head,
-        need_dbias,
-    )
-    return outputs
-
-
-@_lepo_loss.register_fake
-def _(
-    hidden: Tensor,
-    lm_head: Tensor,
-    ids: Tensor,
-    weights: Tensor,
-    latent: Tensor,
-    advantages: Tensor,
-    row_weights: Tensor,
-    old_log_prob: Tensor | None,
-    ref_log_probs: Tensor | None,
-    bias: Tensor | None,
-    softcap: float | None,
-    inv_temperature: Tensor,
-    beta: float,
-    epsilon: float,
-    epsilon_high: float,
-    delta: float | None,
-    latent_kl: str,
-    need_dhidden: bool,
-    need_dlm_head: bool,
-    need_dbias: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    row = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
-    return (
+) -> _Results:
+    row = head.hidden.new_empty(head.hidden.shape[0], dtype=torch.float32)
+    return _Results(
         row.new_empty(()),
         row,
         torch.empty_like(row),
         torch.empty_like(row),
         torch.empty_like(row, dtype=torch.int8),
-        hidden.new_empty(hidden.shape if need_dhidden else (0,)),
-        lm_head.new_empty(lm_head.shape if need_dlm_head else (0,)),
-        lm_head.new_empty(lm_head.shape[0] if need_dbias else 0),
+        *head.empty_gradients(needs),
     )
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, lm_head, bias, ctx.backend = inputs[0], inputs[1], inputs[9], inputs[-1]
-    ctx.needs = inputs[-4:-1]
-    gradients = output[5:]
+@torch_op("lepo_loss_backward")
+def _lepo_loss_backward(
+    grad_loss: Tensor,  # []
+    gradients: HeadGradients,
+    head: Head,
+    backend: str,
+) -> HeadGradients:
+    """The gradients of the loss times its own; ``head`` is what the loss is made of."""
+    return HeadGradients(*(torch.empty_like(x) for x in gradients))
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: _Results) -> None:
+    head, _, _, _, needs, backend = inputs
     ctx.mark_non_differentiable(*output[1:])
     # Else autograd would make zeros of the size of the head for the outputs that have no gradient.
     ctx.set_materialize_grads(False)
-    # The first three only give second derivatives something to be refused for.
-    ctx.save_for_backward(hidden, lm_head, bias, *gradients)
+    # The head only gives second derivatives something to be refused for.
+    save(ctx, HeadGradients(*output[5:]), head, needs, backend)
 
 
-def _backward(
-    ctx: Any, grad_loss: Tensor | None, *constants: Tensor | None
-) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_loss: Tensor | None, *constants: Tensor | None) -> dict[str, Tensor]:
     if grad_loss is None:
-        return (None,) * 21
-    hidden, lm_head, bias, *gradients = ctx.saved_tensors
+        return {}
+    gradients, head, needs, backend = saved(ctx)
     if not _is_plain_one(grad_loss):
-        gradients = torch.ops.lepo_kernels.lepo_loss_backward(
-            grad_loss, *gradients, hidden, lm_head, bias, ctx.backend
-        )
-    dhidden, dlm_head, dbias = (
-        x if needed else None for x, needed in zip(gradients, ctx.needs, strict=True)
-    )
-    return dhidden, dlm_head, *(None,) * 7, dbias, *(None,) * 11
+        gradients = _lepo_loss_backward(grad_loss, gradients, head, backend)
+    named = zip(("hidden", "lm_head", "bias"), gradients, needs, strict=True)
+    return {name: gradient for name, gradient, needed in named if needed}
 
 
 def _is_plain_one(grad_loss: Tensor) -> bool:
@@ -261,37 +178,5 @@ def _is_plain_one(grad_loss: Tensor) -> bool:
     )
 
 
-@torch_op("lepo_loss_backward")
-def _lepo_loss_backward(
-    grad_loss: Tensor,  # []
-    dhidden: Tensor,  # [N, D] or [0]
-    dlm_head: Tensor,  # [V, D] or [0]
-    dbias: Tensor,  # [V] or [0]
-    hidden: Tensor,  # [N, D]
-    lm_head: Tensor,  # [V, D]
-    bias: Tensor | None,  # [V]
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of the loss times its own; hidden, lm_head and bias are what it is made of."""
-    grads: tuple[Tensor, Tensor, Tensor] = dispatch.load("lepo_loss_backward", backend)(
-        grad_loss, dhidden, dlm_head, dbias, hidden, lm_head, bias
-    )
-    return grads
-
-
-@_lepo_loss_backward.register_fake
-def _(
-    grad_loss: Tensor,
-    dhidden: Tensor,
-    dlm_head: Tensor,
-    dbias: Tensor,
-    hidden: Tensor,
-    lm_head: Tensor,
-    bias: Tensor | None,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(dhidden), torch.empty_like(dlm_head), torch.empty_like(dbias)
-
-
-_lepo_loss.register_autograd(_backward, setup_context=_setup)
+_lepo_loss.register_autograd(_backward, _setup)
 _lepo_loss_backward.refuse_double_backward()

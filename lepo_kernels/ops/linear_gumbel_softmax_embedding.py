@@ -1,4 +1,4 @@
-"""P5 from hidden states: the Gumbel-softmax mixture of a language-model head's own logits.
+"""From hidden states: the Gumbel-softmax mixture of a language-model head's own logits.
 
 Design note: nothing of size [N, V] is stored. The logits of some rows, or of some rows and a part
 of the vocabulary, exist at a time, and the backward pass forms them again. All else that it needs
@@ -13,17 +13,27 @@ A head that is the table, too, has one gradient, the sum of ``dW`` and ``dE``.
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lepo_kernels import dispatch
-from lepo_kernels.ops._arguments import as_per_row, as_row_keys, as_seed, as_step, check_first_id
-from lepo_kernels.ops._library import torch_op
-from lepo_kernels.ops.gumbel_softmax_embedding import GumbelSoftmaxEmbedding, fake_outputs
+from lepo_kernels.ops._arguments import check_first_id
+from lepo_kernels.ops._library import save, saved, torch_op
+from lepo_kernels.ops.gumbel_softmax_embedding import (
+    GumbelSoftmaxEmbedding,
+    MixtureResults,
+    empty_results,
+    prepare_noise,
+)
 from lepo_kernels.ops.linear_log_probs import prepare_head, rows_at_a_time
+from lepo_kernels.structures import (
+    Head,
+    Mixtures,
+    MixtureUpstream,
+    Needs,
+    Noise,
+    empty_gradient,
+)
 from lepo_kernels.validation import FLOAT_DTYPES, MAX_IDS, check_integer, check_tensor
-
-_Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def linear_gumbel_softmax_embedding(
@@ -71,116 +81,46 @@ def linear_gumbel_softmax_embedding(
         RuntimeError: a second or forward-mode derivative is asked for.
     """
     head = prepare_head(hidden, lm_head, bias, softcap)
-    rows, device, vocab = hidden.shape[0], hidden.device, lm_head.shape[0]
+    device, vocab = hidden.device, lm_head.shape[0]
     check_integer("lm_head.shape[0]", vocab, 1, MAX_IDS)
     if embedding is not None:
         check_tensor("embedding", embedding, (vocab, "D"), FLOAT_DTYPES, device)
     check_first_id(first_id, vocab)
-    table_dtype = (head.lm_head if embedding is None else embedding).dtype
+    table = head.lm_head if embedding is None else embedding
     chosen = dispatch.resolve(
-        "linear_gumbel_softmax_embedding", device, backend, head.hidden.dtype, table_dtype
+        "linear_gumbel_softmax_embedding", device, backend, head.hidden.dtype, table.dtype
     )
-    mixed, log_prob, log_density, _, _ = torch.ops.lepo_kernels.linear_gumbel_softmax_embedding(
-        head.hidden,
-        head.lm_head,
-        embedding,
-        head.bias,
-        head.softcap,
-        as_per_row("tau", tau, rows, device, zero_included=True),
-        as_per_row("temperature", temperature, rows, device),
-        as_seed(seed, device),
-        as_row_keys(row_keys, rows, device),
-        as_step(step, rows, device),
-        first_id,
-        rows_at_a_time(chunk_size, head),
-        False,
-        chosen,
-    )
-    return GumbelSoftmaxEmbedding(mixed.to(table_dtype), log_prob, log_density)
+    noise = prepare_noise(hidden, tau, temperature, seed, row_keys, step, first_id)
+    chunk = rows_at_a_time(chunk_size, head)
+    results = _linear_gumbel_softmax_embedding(head, embedding, noise, chunk, False, chosen)
+    return results.public(table.dtype)
 
 
 @torch_op("linear_gumbel_softmax_embedding")
 def _linear_gumbel_softmax_embedding(
-    hidden: Tensor,  # [N, Dh]
-    lm_head: Tensor,  # [V, Dh]
-    embedding: Tensor | None,  # [V, D]; None: lm_head
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
-    seed: Tensor,  # []
-    row_keys: Tensor,  # [N]
-    step: Tensor,  # [N] or [1]
-    first_id: int,
+    head: Head,
+    embedding: Tensor | None,  # [V, D]; None: the head
+    noise: Noise,
     chunk_size: int,
     shard: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> MixtureResults:
     """What ``torch.ops.lepo_kernels.gumbel_softmax_embedding`` returns of the logits.
 
     A shard is a part of the rows of head, bias and table. Shards join as those of that op do.
     """
-    fields: _Outputs = dispatch.load("linear_gumbel_softmax_embedding", backend)(
-        hidden,
-        lm_head,
-        embedding,
-        bias,
-        softcap,
-        tau,
-        temperature,
-        seed,
-        row_keys,
-        step,
-        first_id,
-        chunk_size,
-        shard,
-    )
-    return fields
-
-
-@_linear_gumbel_softmax_embedding.register_fake
-def _(
-    hidden: Tensor,
-    lm_head: Tensor,
-    embedding: Tensor | None,
-    bias: Tensor | None,
-    softcap: float | None,
-    tau: Tensor,
-    temperature: Tensor,
-    seed: Tensor,
-    row_keys: Tensor,
-    step: Tensor,
-    first_id: int,
-    chunk_size: int,
-    shard: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return fake_outputs(hidden, lm_head if embedding is None else embedding)
+    return empty_results(head.hidden, head.lm_head if embedding is None else embedding)
 
 
 @torch_op("linear_gumbel_softmax_embedding_backward")
-def _linear_gumbel_softmax_embedding_backward(
-    grad_embedding: Tensor,  # [N, D]
-    grad_log_prob: Tensor,  # [N]
-    grad_log_density: Tensor,  # [N]
-    hidden: Tensor,  # [N, Dh]
-    lm_head: Tensor,  # [V, Dh]
-    embedding: Tensor | None,  # [V, D]; None: lm_head
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
-    seed: Tensor,  # []
-    row_keys: Tensor,  # [N]
-    step: Tensor,  # [N] or [1]
-    first_id: int,
+def linear_gumbel_softmax_embedding_backward(
+    upstream: MixtureUpstream,
+    head: Head,
+    embedding: Tensor | None,  # [V, D]; None: the head
+    noise: Noise,
     chunk_size: int,
-    mixed: Tensor,  # [N, D]
-    deviation: Tensor,  # [N, D]
-    statistics: Tensor,  # [N, 8]
-    need_dhidden: bool,
-    need_dlm_head: bool,
-    need_dbias: bool,
+    mixtures: Mixtures,
+    needs: Needs,
     need_dembedding: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -189,115 +129,35 @@ def _linear_gumbel_softmax_embedding_backward(
     That of a tied head is the sum of both uses. On a shard, that of ``hidden`` is the shard's part
     of a sum over shards; the others are whole.
     """
-    grads: tuple[Tensor, Tensor, Tensor, Tensor] = dispatch.load(
-        "linear_gumbel_softmax_embedding_backward", backend
-    )(
-        grad_embedding,
-        grad_log_prob,
-        grad_log_density,
-        hidden,
-        lm_head,
+    table = head.lm_head if embedding is None else embedding
+    return *head.empty_gradients(needs), empty_gradient(table, need_dembedding)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: MixtureResults) -> None:
+    head, embedding, noise, chunk_size, _, backend = inputs
+    ctx.mark_non_differentiable(output.deviation, output.statistics)
+    save(ctx, head, embedding, noise, chunk_size, output.kept(), backend)
+
+
+def _backward(ctx: Any, *grads: Tensor) -> dict[str, Tensor]:
+    head, embedding, noise, chunk_size, mixtures, backend = saved(ctx)
+    *needs, need_dembedding = _linear_gumbel_softmax_embedding.needs(ctx, *DIFFERENTIABLE)
+    gradients = linear_gumbel_softmax_embedding_backward(
+        MixtureUpstream(*grads[:3]),
+        head,
         embedding,
-        bias,
-        softcap,
-        tau,
-        temperature,
-        seed,
-        row_keys,
-        step,
-        first_id,
+        noise,
         chunk_size,
-        mixed,
-        deviation,
-        statistics,
-        need_dhidden,
-        need_dlm_head,
-        need_dbias,
+        mixtures,
+        Needs(*needs),
         need_dembedding,
+        backend,
     )
-    return grads
+    return dict(zip(DIFFERENTIABLE, gradients, strict=True))
 
 
-@_linear_gumbel_softmax_embedding_backward.register_fake
-def _(
-    grad_embedding: Tensor,
-    grad_log_prob: Tensor,
-    grad_log_density: Tensor,
-    hidden: Tensor,
-    lm_head: Tensor,
-    embedding: Tensor | None,
-    bias: Tensor | None,
-    softcap: float | None,
-    tau: Tensor,
-    temperature: Tensor,
-    seed: Tensor,
-    row_keys: Tensor,
-    step: Tensor,
-    first_id: int,
-    chunk_size: int,
-    mixed: Tensor,
-    deviation: Tensor,
-    statistics: Tensor,
-    need_dhidden: bool,
-    need_dlm_head: bool,
-    need_dbias: bool,
-    need_dembedding: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    table = lm_head if embedding is None else embedding
-    return (
-        hidden.new_empty(hidden.shape if need_dhidden else (0,)),
-        lm_head.new_empty(lm_head.shape if need_dlm_head else (0,)),
-        lm_head.new_empty(lm_head.shape[0] if need_dbias else 0),
-        table.new_empty(table.shape if need_dembedding else (0,)),
-    )
+# In the order of the gradients.
+DIFFERENTIABLE = ("hidden", "lm_head", "bias", "embedding")
 
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, lm_head, embedding, bias, ctx.softcap, *noisy, first_id, chunk_size, _, ctx.backend = (
-        inputs
-    )
-    ctx.sizes = (first_id, chunk_size)
-    mixed, _, _, deviation, statistics = output
-    ctx.mark_non_differentiable(deviation, statistics)
-    ctx.save_for_backward(hidden, lm_head, embedding, bias, *noisy, mixed, deviation, statistics)
-
-
-def _backward(
-    ctx: Any, grad_embedding: Tensor, grad_log_prob: Tensor, grad_log_density: Tensor, *_: Tensor
-) -> tuple[Tensor | None, ...]:
-    hidden, lm_head, embedding, bias, *noisy, mixed, deviation, statistics = ctx.saved_tensors
-    need_dhidden, need_dlm_head, need_dembedding, need_dbias = ctx.needs_input_grad[:4]
-    dhidden, dlm_head, dbias, dembedding = (
-        torch.ops.lepo_kernels.linear_gumbel_softmax_embedding_backward(
-            grad_embedding,
-            grad_log_prob,
-            grad_log_density,
-            hidden,
-            lm_head,
-            embedding,
-            bias,
-            ctx.softcap,
-            *noisy,
-            *ctx.sizes,
-            mixed,
-            deviation,
-            statistics,
-            need_dhidden,
-            need_dlm_head,
-            need_dbias,
-            need_dembedding,
-            ctx.backend,
-        )
-    )
-    return (
-        dhidden if need_dhidden else None,
-        dlm_head if need_dlm_head else None,
-        dembedding if need_dembedding else None,
-        dbias if need_dbias else None,
-        *(None,) * 10,
-    )
-
-
-_linear_gumbel_softmax_embedding.register_autograd(_backward, setup_context=_setup_context)
-_linear_gumbel_softmax_embedding_backward.refuse_double_backward()
+_linear_gumbel_softmax_embedding.register_autograd(_backward, _setup_context)
+linear_gumbel_softmax_embedding_backward.refuse_double_backward()

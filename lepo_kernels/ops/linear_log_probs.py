@@ -1,4 +1,4 @@
-"""P3: selected logits, log-sum-exp and entropy of a language-model head, with gradients.
+"""Selected logits, log-sum-exp and entropy of a language-model head, with gradients.
 
 Design note: nothing of size [N, V] is stored. The outputs are the per-row quantities that every
 loss of this family is made of (`lepo_kernels.formulas.scores`), and the loss stays outside. With
@@ -8,7 +8,7 @@ over temperature, ``pi = softmax(a)``, ``H`` its entropy:
     da_j = sum_k alpha_k [j = i_k] + gamma pi_j - eta pi_j (log pi_j + H)
 
 Rows where all three are zero (masked, padded, zero advantage, clipped) cost nothing in backward.
-`gather_log_probs` is the same for logits that are at hand.
+`gather_log_probs` is the same for precomputed logits.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +19,16 @@ from torch import Tensor
 from lepo_kernels import dispatch
 from lepo_kernels.dtypes import accumulation_dtype
 from lepo_kernels.ops._arguments import as_per_row
-from lepo_kernels.ops._library import torch_op
+from lepo_kernels.ops._library import save, saved, torch_op
+from lepo_kernels.structures import (
+    Head,
+    HeadGradients,
+    Needs,
+    Selection,
+    Statistics,
+    Upstream,
+    empty_gradient,
+)
 from lepo_kernels.validation import (
     FLOAT_DTYPES,
     INDEX_DTYPES,
@@ -90,20 +99,9 @@ def linear_log_probs(
         RuntimeError: a second or forward-mode derivative is asked for.
     """
     head = prepare_head(hidden, lm_head, bias, softcap)
-    scale = prepare_rows(head, ids, inv_temperature)
+    selection = prepare_selection(head, ids, inv_temperature)
     chosen = dispatch.resolve("linear_log_probs", hidden.device, backend, head.hidden.dtype)
-    fields = torch.ops.lepo_kernels.linear_log_probs(
-        head.hidden,
-        head.lm_head,
-        ids,
-        head.bias,
-        head.softcap,
-        scale,
-        rows_at_a_time(chunk_size, head),
-        False,
-        chosen,
-    )
-    return LinearLogProbs(*fields)
+    return linear_log_probs_op(head, selection, rows_at_a_time(chunk_size, head), False, chosen)
 
 
 def gather_log_probs(
@@ -113,7 +111,7 @@ def gather_log_probs(
     inv_temperature: float | Tensor = 1.0,
     backend: str | None = None,
 ) -> LinearLogProbs:
-    """Selected logits, log-sum-exp and entropy of ``a = logits / T``, for logits at hand.
+    """Selected logits, log-sum-exp and entropy of ``a = logits / T``, for precomputed logits.
 
     Args:
         logits: [N, V] float32, bfloat16, float16, or float64; differentiable. Entries may be -inf.
@@ -131,18 +129,8 @@ def gather_log_probs(
     check_integer("logits.shape[1]", logits.shape[1], 1)
     check_tensor("ids", ids, (logits.shape[0], "K"), INDEX_DTYPES, logits.device)
     chosen = dispatch.resolve("gather_log_probs", logits.device, backend, logits.dtype)
-    scale = _as_scale(inv_temperature, logits)
-    fields = torch.ops.lepo_kernels.gather_log_probs(logits, ids, scale, chosen)
-    return LinearLogProbs(*fields)
-
-
-class Head(NamedTuple):
-    """The checked arguments of an op that starts from hidden states and a head."""
-
-    hidden: Tensor  # [N, D]
-    lm_head: Tensor  # [V, D]
-    bias: Tensor | None  # [V]
-    softcap: float | None
+    selection = Selection(ids, _as_scale(inv_temperature, logits))
+    return _gather_log_probs(logits, selection, chosen)
 
 
 def prepare_head(
@@ -182,18 +170,18 @@ def prepare_head(
     return Head(hidden, lm_head, bias, softcap)
 
 
-def prepare_rows(
+def prepare_selection(
     head: Head,
     ids: Tensor,  # [N, K]
     inv_temperature: float | Tensor,  # [] or [N]
-) -> Tensor:  # [N] or [1]
-    """Check what else `linear_log_probs` takes of each row; returns the inverse temperatures.
+) -> Selection:
+    """Check what else `linear_log_probs` takes of each row.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
     """
     check_tensor("ids", ids, (head.hidden.shape[0], "K"), INDEX_DTYPES, head.hidden.device)
-    return _as_scale(inv_temperature, head.hidden)
+    return Selection(ids, _as_scale(inv_temperature, head.hidden))
 
 
 def rows_at_a_time(chunk_size: int | None, head: Head) -> int:
@@ -220,24 +208,10 @@ def _as_scale(inv_temperature: float | Tensor, like: Tensor) -> Tensor:  # [N] o
     return as_per_row("inv_temperature", inv_temperature, like.shape[0], like.device, dtype=dtype)
 
 
-def _fake_outputs(like: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = accumulation_dtype(like.dtype)
-    selected = like.new_empty(ids.shape, dtype=dtype)
-    return selected, selected.new_empty(ids.shape[0]), selected.new_empty(ids.shape[0])
-
-
 @torch_op("linear_log_probs")
-def _linear_log_probs(
-    hidden: Tensor,  # [N, D]
-    lm_head: Tensor,  # [V, D]
-    ids: Tensor,  # [N, K]
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
-    inv_temperature: Tensor,  # [N] or [1]
-    chunk_size: int,
-    shard: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+def linear_log_probs_op(
+    head: Head, selection: Selection, chunk_size: int, shard: bool, backend: str
+) -> LinearLogProbs:
     """The fields of `LinearLogProbs`.
 
     A row without a finite log-sum-exp is an error, unless the head is a ``shard`` of a larger one:
@@ -245,212 +219,77 @@ def _linear_log_probs(
     or +inf has NaN for both. `lepo_kernels.parallel.linear_log_probs` joins shards. The backward op
     takes the whole's log-sum-exp and entropy, and then returns the shard's part of the gradients.
     """
-    fields: tuple[Tensor, Tensor, Tensor] = dispatch.load("linear_log_probs", backend)(
-        hidden, lm_head, ids, bias, softcap, inv_temperature, chunk_size, shard
-    )
-    return fields
-
-
-@_linear_log_probs.register_fake
-def _(
-    hidden: Tensor,
-    lm_head: Tensor,
-    ids: Tensor,
-    bias: Tensor | None,
-    softcap: float | None,
-    inv_temperature: Tensor,
-    chunk_size: int,
-    shard: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _fake_outputs(hidden, ids)
+    return _empty_outputs(head.hidden, selection.ids)
 
 
 @torch_op("linear_log_probs_backward")
-def _linear_log_probs_backward(
-    grad_logits: Tensor,  # [N, K]
-    grad_lse: Tensor,  # [N]
-    grad_entropy: Tensor,  # [N]
-    hidden: Tensor,  # [N, D]
-    lm_head: Tensor,  # [V, D]
-    ids: Tensor,  # [N, K]
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
-    inv_temperature: Tensor,  # [N] or [1]
-    lse: Tensor,  # [N]
-    entropy: Tensor,  # [N]
+def linear_log_probs_backward(
+    upstream: Upstream,
+    head: Head,
+    selection: Selection,
+    statistics: Statistics,
     chunk_size: int,
-    need_dhidden: bool,
-    need_dlm_head: bool,
-    need_dbias: bool,
+    needs: Needs,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> HeadGradients:
     """Gradients of hidden, lm_head and bias; one that is not needed comes back empty."""
-    grads: tuple[Tensor, Tensor, Tensor] = dispatch.load("linear_log_probs_backward", backend)(
-        grad_logits,
-        grad_lse,
-        grad_entropy,
-        hidden,
-        lm_head,
-        ids,
-        bias,
-        softcap,
-        inv_temperature,
-        lse,
-        entropy,
-        chunk_size,
-        need_dhidden,
-        need_dlm_head,
-        need_dbias,
+    return head.empty_gradients(needs)
+
+
+def _setup_linear(ctx: Any, inputs: tuple[Any, ...], output: LinearLogProbs) -> None:
+    head, selection, chunk_size, _, backend = inputs
+    save(ctx, head, selection, Statistics(*output[1:]), chunk_size, backend)
+
+
+def _backward_linear(ctx: Any, *grads: Tensor) -> dict[str, Tensor]:
+    head, selection, statistics, chunk_size, backend = saved(ctx)
+    needs = Needs(*linear_log_probs_op.needs(ctx, "hidden", "lm_head", "bias"))
+    dhidden, dlm_head, dbias = linear_log_probs_backward(
+        Upstream(*grads), head, selection, statistics, chunk_size, needs, backend
     )
-    return grads
+    return {"hidden": dhidden, "lm_head": dlm_head, "bias": dbias}
 
 
-@_linear_log_probs_backward.register_fake
-def _(
-    grad_logits: Tensor,
-    grad_lse: Tensor,
-    grad_entropy: Tensor,
-    hidden: Tensor,
-    lm_head: Tensor,
-    ids: Tensor,
-    bias: Tensor | None,
-    softcap: float | None,
-    inv_temperature: Tensor,
-    lse: Tensor,
-    entropy: Tensor,
-    chunk_size: int,
-    need_dhidden: bool,
-    need_dlm_head: bool,
-    need_dbias: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        hidden.new_empty(hidden.shape if need_dhidden else (0,)),
-        lm_head.new_empty(lm_head.shape if need_dlm_head else (0,)),
-        lm_head.new_empty(lm_head.shape[0] if need_dbias else 0),
-    )
-
-
-def _setup_linear(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    hidden, lm_head, ids, bias, ctx.softcap, inv_temperature, *rest = inputs
-    ctx.chunk_size, _, ctx.backend = rest
-    _, lse, entropy = output
-    ctx.save_for_backward(hidden, lm_head, ids, bias, inv_temperature, lse, entropy)
-
-
-def _backward_linear(
-    ctx: Any, grad_logits: Tensor, grad_lse: Tensor, grad_entropy: Tensor
-) -> tuple[Tensor | None, ...]:
-    hidden, lm_head, ids, bias, inv_temperature, lse, entropy = ctx.saved_tensors
-    need_dhidden, need_dlm_head, _, need_dbias = ctx.needs_input_grad[:4]
-    dhidden, dlm_head, dbias = torch.ops.lepo_kernels.linear_log_probs_backward(
-        grad_logits,
-        grad_lse,
-        grad_entropy,
-        hidden,
-        lm_head,
-        ids,
-        bias,
-        ctx.softcap,
-        inv_temperature,
-        lse,
-        entropy,
-        ctx.chunk_size,
-        need_dhidden,
-        need_dlm_head,
-        need_dbias,
-        ctx.backend,
-    )
-    return (
-        dhidden if need_dhidden else None,
-        dlm_head if need_dlm_head else None,
-        None,
-        dbias if need_dbias else None,
-        *(None,) * 5,
-    )
-
-
-_linear_log_probs.register_autograd(_backward_linear, setup_context=_setup_linear)
-_linear_log_probs_backward.refuse_double_backward()
+linear_log_probs_op.register_autograd(_backward_linear, _setup_linear)
+linear_log_probs_backward.refuse_double_backward()
 
 
 @torch_op("gather_log_probs")
 def _gather_log_probs(
     logits: Tensor,  # [N, V]
-    ids: Tensor,  # [N, K]
-    inv_temperature: Tensor,  # [N] or [1]
+    selection: Selection,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    fields: tuple[Tensor, Tensor, Tensor] = dispatch.load("gather_log_probs", backend)(
-        logits, ids, inv_temperature
-    )
-    return fields
-
-
-@_gather_log_probs.register_fake
-def _(
-    logits: Tensor, ids: Tensor, inv_temperature: Tensor, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _fake_outputs(logits, ids)
+) -> LinearLogProbs:
+    return _empty_outputs(logits, selection.ids)
 
 
 @torch_op("gather_log_probs_backward")
 def _gather_log_probs_backward(
-    grad_logits: Tensor,  # [N, K]
-    grad_lse: Tensor,  # [N]
-    grad_entropy: Tensor,  # [N]
+    upstream: Upstream,
     logits: Tensor,  # [N, V]
-    ids: Tensor,  # [N, K]
-    inv_temperature: Tensor,  # [N] or [1]
-    lse: Tensor,  # [N]
-    entropy: Tensor,  # [N]
+    selection: Selection,
+    statistics: Statistics,
     backend: str,
 ) -> Tensor:  # [N, V]
-    dlogits: Tensor = dispatch.load("gather_log_probs_backward", backend)(
-        grad_logits, grad_lse, grad_entropy, logits, ids, inv_temperature, lse, entropy
-    )
-    return dlogits
+    return empty_gradient(logits, True)
 
 
-@_gather_log_probs_backward.register_fake
-def _(
-    grad_logits: Tensor,
-    grad_lse: Tensor,
-    grad_entropy: Tensor,
-    logits: Tensor,
-    ids: Tensor,
-    inv_temperature: Tensor,
-    lse: Tensor,
-    entropy: Tensor,
-    backend: str,
-) -> Tensor:
-    return logits.new_empty(logits.shape)
+def _setup_gather(ctx: Any, inputs: tuple[Any, ...], output: LinearLogProbs) -> None:
+    logits, selection, backend = inputs
+    save(ctx, logits, selection, Statistics(*output[1:]), backend)
 
 
-def _setup_gather(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    logits, ids, inv_temperature, ctx.backend = inputs
-    _, lse, entropy = output
-    ctx.save_for_backward(logits, ids, inv_temperature, lse, entropy)
+def _backward_gather(ctx: Any, *grads: Tensor) -> dict[str, Tensor]:
+    return {"logits": _gather_log_probs_backward(Upstream(*grads), *saved(ctx))}
 
 
-def _backward_gather(
-    ctx: Any, grad_logits: Tensor, grad_lse: Tensor, grad_entropy: Tensor
-) -> tuple[Tensor | None, ...]:
-    logits, ids, inv_temperature, lse, entropy = ctx.saved_tensors
-    dlogits = torch.ops.lepo_kernels.gather_log_probs_backward(
-        grad_logits,
-        grad_lse,
-        grad_entropy,
-        logits,
-        ids,
-        inv_temperature,
-        lse,
-        entropy,
-        ctx.backend,
-    )
-    return dlogits, None, None, None
-
-
-_gather_log_probs.register_autograd(_backward_gather, setup_context=_setup_gather)
+_gather_log_probs.register_autograd(_backward_gather, _setup_gather)
 _gather_log_probs_backward.refuse_double_backward()
+
+
+def _empty_outputs(like: Tensor, ids: Tensor) -> LinearLogProbs:
+    dtype = accumulation_dtype(like.dtype)
+    selected = like.new_empty(ids.shape, dtype=dtype)
+    return LinearLogProbs(
+        selected, selected.new_empty(ids.shape[0]), selected.new_empty(ids.shape[0])
+    )

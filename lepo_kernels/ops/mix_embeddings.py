@@ -1,4 +1,4 @@
-"""P2: the soft embedding mixture ``e = sum_k w_k E[i_k]`` and its gradients.
+"""The soft embedding mixture ``e = sum_k w_k E[i_k]`` and its gradients.
 
 Design note: the mixture reads K rows of the table per output row, never the whole table. The
 gradients are ``dw_k = E[i_k] . de`` and ``dE[i_k] += w_k de``.
@@ -6,11 +6,11 @@ gradients are ``dw_k = E[i_k] . de`` and ``dE[i_k] += w_k de``.
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lepo_kernels import dispatch
-from lepo_kernels.ops._library import torch_op
+from lepo_kernels.ops._library import save, saved, torch_op
+from lepo_kernels.structures import empty_gradient
 from lepo_kernels.validation import FLOAT_DTYPES, INDEX_DTYPES, check_tensor, shape_or
 
 
@@ -51,31 +51,25 @@ def mix_embeddings(
     check_tensor("weights", weights, lead, FLOAT_DTYPES, embedding.device)
     chosen = dispatch.resolve("mix_embeddings", embedding.device, backend, embedding.dtype)
     if len(lead) == 2:
-        return _mix(ids, weights, embedding, chosen)
+        return _mix_embeddings(ids, weights, embedding, chosen)
     rows = weights.shape[:-1].numel()
     flat = (rows, lead[-1])
-    mixed = _mix(ids.reshape(flat), weights.reshape(flat), embedding, chosen)
+    mixed = _mix_embeddings(ids.reshape(flat), weights.reshape(flat), embedding, chosen)
     return mixed.reshape(*lead[:-1], embedding.shape[1])
 
 
-def _mix(ids: Tensor, weights: Tensor, embedding: Tensor, backend: str) -> Tensor:
-    mixed: Tensor = torch.ops.lepo_kernels.mix_embeddings.default(ids, weights, embedding, backend)
-    return mixed
-
-
 @torch_op("mix_embeddings")
-def _mix_embeddings(ids: Tensor, weights: Tensor, embedding: Tensor, backend: str) -> Tensor:
-    mixed: Tensor = dispatch.load("mix_embeddings", backend)(ids, weights, embedding)
-    return mixed
-
-
-@_mix_embeddings.register_fake
-def _(ids: Tensor, weights: Tensor, embedding: Tensor, backend: str) -> Tensor:
+def _mix_embeddings(
+    ids: Tensor,  # [N, K]
+    weights: Tensor,  # [N, K]
+    embedding: Tensor,  # [V, D]
+    backend: str,
+) -> Tensor:  # [N, D]
     return embedding.new_empty(ids.shape[0], embedding.shape[1])
 
 
 @torch_op("mix_embeddings_backward")
-def _mix_embeddings_backward(
+def mix_embeddings_backward(
     grad: Tensor,  # [N, D]
     ids: Tensor,  # [N, K]
     weights: Tensor,  # [N, K]
@@ -85,40 +79,21 @@ def _mix_embeddings_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the weights and of the table; one that is not needed comes back empty."""
-    kernel = dispatch.load("mix_embeddings_backward", backend)
-    dweights, dembedding = kernel(grad, ids, weights, embedding, need_dweights, need_dembedding)
-    return dweights, dembedding
-
-
-@_mix_embeddings_backward.register_fake
-def _(
-    grad: Tensor,
-    ids: Tensor,
-    weights: Tensor,
-    embedding: Tensor,
-    need_dweights: bool,
-    need_dembedding: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return (
-        weights.new_empty(weights.shape if need_dweights else (0,)),
-        embedding.new_empty(embedding.shape if need_dembedding else (0,)),
-    )
+    return empty_gradient(weights, need_dweights), empty_gradient(embedding, need_dembedding)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ids, weights, embedding, ctx.backend = inputs
-    ctx.save_for_backward(ids, weights, embedding)
+    save(ctx, *inputs)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    ids, weights, embedding = ctx.saved_tensors
-    _, need_dweights, need_dembedding, _ = ctx.needs_input_grad
-    dweights, dembedding = torch.ops.lepo_kernels.mix_embeddings_backward.default(
-        grad, ids, weights, embedding, need_dweights, need_dembedding, ctx.backend
+def _backward(ctx: Any, grad: Tensor) -> dict[str, Tensor]:
+    ids, weights, embedding, backend = saved(ctx)
+    need_dweights, need_dembedding = _mix_embeddings.needs(ctx, "weights", "embedding")
+    dweights, dembedding = mix_embeddings_backward(
+        grad, ids, weights, embedding, need_dweights, need_dembedding, backend
     )
-    return None, dweights if need_dweights else None, dembedding if need_dembedding else None, None
+    return {"weights": dweights, "embedding": dembedding}
 
 
-_mix_embeddings.register_autograd(_backward, setup_context=_setup_context)
-_mix_embeddings_backward.refuse_double_backward()
+_mix_embeddings.register_autograd(_backward, _setup_context)
+mix_embeddings_backward.refuse_double_backward()

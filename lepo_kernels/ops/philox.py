@@ -53,7 +53,7 @@ def philox_words(
     check_tensor("ids", ids, ("K",) if flat else (rows, "K"), INDEX_DTYPES, device)
     check_integer("draw", draw, 0, MAX_DRAWS - 1)
     chosen = dispatch.resolve("philox_words", device, backend)
-    words: Tensor = torch.ops.lepo_kernels.philox_words(
+    return _philox_words(
         as_seed(seed, device),
         row_keys,
         as_step(step, rows, device),
@@ -61,7 +61,6 @@ def philox_words(
         draw,
         chosen,
     )
-    return words
 
 
 def gumbel_noise(
@@ -138,10 +137,4 @@ def _philox_words(
     draw: int,
     backend: str,
 ) -> Tensor:  # [N, K]
-    words: Tensor = dispatch.load("philox_words", backend)(seed, row_keys, step, ids, draw)
-    return words
-
-
-@_philox_words.register_fake
-def _(seed: Tensor, row_keys: Tensor, step: Tensor, ids: Tensor, draw: int, backend: str) -> Tensor:
     return row_keys.new_empty(row_keys.shape[0], ids.shape[1])

@@ -1,4 +1,4 @@
-"""P1: one latent step's draw, from logits to a k-sparse soft token.
+"""One latent step's draw, from logits to a k-sparse soft token.
 
 Design note: filters, noise and weights touch only the K best entries of a row; over the whole
 vocabulary there is one selection and one log-sum-exp. Nothing here is differentiable: the weights
@@ -6,7 +6,7 @@ are constants to every method this package serves, and the gradient of their sco
 `lepo_kernels.linear_log_probs` with `lepo_kernels.formulas.scores`.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from lepo_kernels.ops._arguments import (
     step_or_number,
 )
 from lepo_kernels.ops._library import torch_op
+from lepo_kernels.structures import Draw
 from lepo_kernels.validation import (
     FLOAT_DTYPES,
     MAX_DRAWS,
@@ -31,9 +32,6 @@ from lepo_kernels.validation import (
     check_range,
     check_tensor,
 )
-
-# Those of tau, temperature, seed and step; one whose tensor is given counts for nothing.
-Numbers = tuple[float, float, int, int]
 
 NOISES = ("none", "gumbel", "gaussian", "dirichlet", "categorical")
 
@@ -138,30 +136,15 @@ def sample_latent(
             row, and no other, yields NaN weights).
         IndexError: an excluded id is out of range (checked likewise).
     """
-    arguments, numbers = draw_arguments(
-        logits,
-        tau,
-        temperature,
-        top_k,
-        top_p,
-        min_p,
-        noise,
-        noise_scale,
-        noise_clamp,
-        num_draws,
-        exclude_ids,
-        seed,
-        row_keys,
-        step,
-    )
+    draw = prepare_draw(
+        logits, tau, temperature, top_k, top_p, min_p, noise, noise_scale, noise_clamp, num_draws,
+        exclude_ids, seed, row_keys, step,
+    )  # fmt: skip
     chosen = dispatch.resolve("sample_latent", logits.device, backend, logits.dtype)
-    fields = torch.ops.lepo_kernels.sample_latent.default(
-        logits.detach(), *arguments, chosen, *numbers
-    )
-    return LatentSample(*fields)
+    return _sample_latent(logits.detach(), draw, chosen)
 
 
-def draw_arguments(
+def prepare_draw(
     logits: Tensor,  # [N, V]
     tau: float | Tensor,
     temperature: float | Tensor,
@@ -176,11 +159,11 @@ def draw_arguments(
     seed: int | Tensor,
     row_keys: Tensor | None,  # [N]
     step: int | Tensor,
-) -> tuple[tuple[Any, ...], Numbers]:
+) -> Draw:
     """Check the arguments of a draw.
 
-    Returns:
-        What its torch op takes behind the logits, and the numbers it takes at its end.
+    Raises:
+        TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
     """
     check_tensor("logits", logits, ("N", "V"), FLOAT_DTYPES)
     (rows, vocab), device = logits.shape, logits.device
@@ -198,12 +181,14 @@ def draw_arguments(
     if exclude_ids is not None:
         check_tensor("exclude_ids", exclude_ids, ("M",), (torch.int64,), device)
     tau_tensor, tau_number = per_row_or_number("tau", tau, rows, device, zero_included=True)
-    warmth, warmth_number = per_row_or_number("temperature", temperature, rows, device)
+    temperature_tensor, temperature_number = per_row_or_number(
+        "temperature", temperature, rows, device
+    )
     seed_tensor, seed_number = seed_or_number(seed, device)
     step_tensor, step_number = step_or_number(step, rows, device)
-    arguments = (
+    return Draw(
         tau_tensor,
-        warmth,
+        temperature_tensor,
         vocab if top_k is None else min(top_k, vocab),
         float(top_p),
         float(min_p),
@@ -216,35 +201,11 @@ def draw_arguments(
         seed_tensor,
         None if row_keys is None else as_row_keys(row_keys, rows, device),
         step_tensor,
+        tau_number,
+        temperature_number,
+        seed_number,
+        step_number,
     )
-    return arguments, (tau_number, warmth_number, seed_number, step_number)
-
-
-def kernel_arguments(
-    backend: str,
-    device: torch.device,
-    arguments: tuple[Any, ...],
-    numbers: Numbers,
-) -> tuple[Any, ...]:
-    """What a backend's kernel takes behind the logits."""
-    if backend in dispatch.BY_VALUE:
-        return (*arguments, *numbers)
-    tau, temperature, *filters, seed, row_keys, step = arguments
-    tau_number, temperature_number, seed_number, step_number = numbers
-    return (
-        _full((1,), tau_number, torch.float64, device) if tau is None else tau,
-        _full((1,), temperature_number, torch.float64, device)
-        if temperature is None
-        else temperature,
-        *filters,
-        _full((), seed_number, torch.int64, device) if seed is None else seed,
-        row_keys,
-        _full((1,), step_number, torch.int64, device) if step is None else step,
-    )
-
-
-def _full(shape: tuple[int, ...], value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.full(shape, value, dtype=dtype, device=device)
 
 
 def _clamp_range(noise_clamp: tuple[float, float] | None, noise: str) -> tuple[float, float]:
@@ -255,85 +216,22 @@ def _clamp_range(noise_clamp: tuple[float, float] | None, noise: str) -> tuple[f
     return check_range("noise_clamp", noise_clamp)
 
 
-Fields = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
 @torch_op("sample_latent")
 def _sample_latent(
     logits: Tensor,  # [N, V]
-    tau: Tensor | None,  # [N] or [1]
-    temperature: Tensor | None,  # [N] or [1]
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    noise: str,
-    noise_scale: float,
-    clamp_low: float,
-    clamp_high: float,
-    num_draws: int,
-    exclude_ids: Tensor | None,  # [M]
-    seed: Tensor | None,  # []
-    row_keys: Tensor | None,  # [N]; None numbers the rows
-    step: Tensor | None,  # [N] or [1]
+    draw: Draw,
     backend: str,
-    tau_number: float = 1.0,
-    temperature_number: float = 1.0,
-    seed_number: int = 0,
-    step_number: int = 0,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The fields of `LatentSample`, in its order."""
-    arguments = (
-        tau,
-        temperature,
-        top_k,
-        top_p,
-        min_p,
-        noise,
-        noise_scale,
-        clamp_low,
-        clamp_high,
-        num_draws,
-        exclude_ids,
-        seed,
-        row_keys,
-        step,
-    )
-    numbers = (tau_number, temperature_number, seed_number, step_number)
-    behind = kernel_arguments(backend, logits.device, arguments, numbers)
-    fields: Fields = dispatch.load("sample_latent", backend)(logits, *behind)
-    return fields
+) -> LatentSample:
+    return empty_sample(logits, draw)
 
 
-@_sample_latent.register_fake
-def _(
-    logits: Tensor,
-    tau: Tensor | None,
-    temperature: Tensor | None,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    noise: str,
-    noise_scale: float,
-    clamp_low: float,
-    clamp_high: float,
-    num_draws: int,
-    exclude_ids: Tensor | None,
-    seed: Tensor | None,
-    row_keys: Tensor | None,
-    step: Tensor | None,
-    backend: str,
-    tau_number: float = 1.0,
-    temperature_number: float = 1.0,
-    seed_number: int = 0,
-    step_number: int = 0,
-) -> Fields:
-    return fake_fields(logits, top_k, noise, num_draws)
-
-
-def fake_fields(logits: Tensor, top_k: int, noise: str, num_draws: int) -> Fields:
-    """The fields of `LatentSample`, not filled in."""
+def empty_sample(
+    logits: Tensor,  # [N, V]
+    draw: Draw,
+) -> LatentSample:
+    """Uninitialised tensors of the shapes and dtypes of a draw."""
     rows = logits.shape[0]
-    width = num_draws if noise == "categorical" else top_k
+    width = draw.num_draws if draw.noise == "categorical" else draw.top_k
     real = accumulation_dtype(logits.dtype)
 
     def entries(dtype: torch.dtype) -> Tensor:
@@ -342,7 +240,7 @@ def fake_fields(logits: Tensor, top_k: int, noise: str, num_draws: int) -> Field
     def per_row(dtype: torch.dtype) -> Tensor:
         return logits.new_empty(rows, dtype=dtype)
 
-    return (
+    return LatentSample(
         entries(torch.int64),
         entries(real),
         entries(real),

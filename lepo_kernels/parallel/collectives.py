@@ -23,18 +23,13 @@ def add_over_ranks(
     return x
 
 
-@torch_op("sum_over_ranks")
-def _sum_over_ranks(x: Tensor, group: str) -> Tensor:
+@torch_op("sum_over_ranks", lambda x, group: add_over_ranks(x.clone(), group))
+def sum_over_ranks(x: Tensor, group: str) -> Tensor:
     """The sum of ``x`` over all ranks: what a backward pass may call in a compiled graph, too."""
-    return add_over_ranks(x.clone(), group)
-
-
-@_sum_over_ranks.register_fake
-def _(x: Tensor, group: str) -> Tensor:
     return torch.empty_like(x)
 
 
-_sum_over_ranks.refuse_double_backward()
+sum_over_ranks.refuse_double_backward()
 
 
 def exchange(

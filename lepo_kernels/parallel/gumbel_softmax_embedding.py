@@ -17,18 +17,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lepo_kernels import dispatch
-from lepo_kernels.ops._library import torch_op
-from lepo_kernels.ops.gumbel_softmax_embedding import GumbelSoftmaxEmbedding
-from lepo_kernels.parallel.mixtures import (
-    NOISE_UNIT,
-    Noise,
-    check_values,
-    fake_joined,
-    join,
-    outputs_of_nothing,
+from lepo_kernels.ops._library import save, saved, torch_op
+from lepo_kernels.ops.gumbel_softmax_embedding import (
+    GumbelSoftmaxEmbedding,
+    MixtureResults,
+    gumbel_softmax_embedding_backward,
     prepare_noise,
 )
+from lepo_kernels.parallel.mixtures import (
+    NOISE_UNIT,
+    check_values,
+    empty_joined,
+    join,
+    results_of_nothing,
+)
 from lepo_kernels.parallel.shards import Ranks
+from lepo_kernels.structures import MixtureUpstream, Noise
 from lepo_kernels.validation import FLOAT_DTYPES, MAX_IDS, check_integer, check_tensor
 
 
@@ -76,7 +80,7 @@ def vocab_parallel_gumbel_softmax_embedding(
         check_tensor("logits", logits, ("N", "V"), FLOAT_DTYPES)
         width, device = logits.shape[1], logits.device
         check_tensor("embedding", embedding, (width, "D"), FLOAT_DTYPES, device)
-        noise = prepare_noise(logits, tau, temperature, seed, row_keys, step)
+        noise = prepare_noise(logits, tau, temperature, seed, row_keys, step, 0)
         op, dtypes = "gumbel_softmax_embedding", (logits.dtype, embedding.dtype)
         return noise, dispatch.resolve(op, device, backend, *dtypes)
 
@@ -93,97 +97,73 @@ def vocab_parallel_gumbel_softmax_embedding(
         },
     )
     check_integer("vocab_size", shard.vocab_size, 1, MAX_IDS)
-    mixed, log_prob, log_density, _, _ = (
-        torch.ops.lepo_kernels.vocab_parallel_gumbel_softmax_embedding(
-            logits[:, : shard.rows],
-            embedding[: shard.rows],
-            *noise,
-            shard.first_id,
-            shard.group,
-            need_deviation,
-            chosen,
-        )
+    results = _gumbel_softmax_embedding(
+        logits[:, : shard.rows],
+        embedding[: shard.rows],
+        noise._replace(first_id=shard.first_id),
+        shard.group,
+        need_deviation,
+        chosen,
     )
-    return GumbelSoftmaxEmbedding(mixed.to(embedding.dtype), log_prob, log_density)
+    return results.public(embedding.dtype)
 
 
-@torch_op("vocab_parallel_gumbel_softmax_embedding")
+def _computed(
+    logits: Tensor,  # [N, V_r]
+    embedding: Tensor,  # [V_r, D]
+    noise: Noise,
+    group: str,
+    need_deviation: bool,
+    backend: str,
+) -> MixtureResults:
+    check_values(noise)
+    if logits.shape[1] == 0:
+        part = results_of_nothing(logits, embedding)
+    else:
+        kernel = dispatch.load("gumbel_softmax_embedding", backend)
+        part = MixtureResults(*kernel(logits, embedding, noise, True))
+    return join("logits", part, noise.tau, group, need_deviation)
+
+
+@torch_op("vocab_parallel_gumbel_softmax_embedding", _computed)
 def _gumbel_softmax_embedding(
     logits: Tensor,  # [N, V_r]
     embedding: Tensor,  # [V_r, D]
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
-    seed: Tensor,  # []
-    row_keys: Tensor,  # [N]
-    step: Tensor,  # [N] or [1]
-    first_id: int,
+    noise: Noise,
     group: str,
     need_deviation: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> MixtureResults:
     """As ``torch.ops.lepo_kernels.gumbel_softmax_embedding``, but see `join`."""
-    check_values(tau, temperature, step)
-    if logits.shape[1] == 0:
-        part = outputs_of_nothing(logits, embedding)
-    else:
-        part = dispatch.load("gumbel_softmax_embedding", backend)(
-            logits, embedding, tau, temperature, seed, row_keys, step, first_id, True
-        )
-    return join("logits", part, tau, group, need_deviation)
+    return empty_joined(logits, embedding, need_deviation)
 
 
-@_gumbel_softmax_embedding.register_fake
-def _(
-    logits: Tensor,
-    embedding: Tensor,
-    tau: Tensor,
-    temperature: Tensor,
-    seed: Tensor,
-    row_keys: Tensor,
-    step: Tensor,
-    first_id: int,
-    group: str,
-    need_deviation: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return fake_joined(logits, embedding, need_deviation)
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: MixtureResults) -> None:
+    logits, embedding, noise, _, _, backend = inputs
+    ctx.mark_non_differentiable(output.deviation, output.statistics)
+    save(ctx, logits, embedding, noise, output.kept(), backend)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.first_id, _, _, ctx.backend = inputs
-    mixed, _, _, deviation, statistics = output
-    ctx.mark_non_differentiable(deviation, statistics)
-    ctx.save_for_backward(*tensors, mixed, deviation, statistics)
-
-
-def _backward(
-    ctx: Any, grad_embedding: Tensor, grad_log_prob: Tensor, grad_log_density: Tensor, *_: Tensor
-) -> tuple[Tensor | None, ...]:
-    *tensors, mixed, deviation, statistics = ctx.saved_tensors
-    logits, embedding = tensors[:2]
-    need_dlogits, need_dembedding = ctx.needs_input_grad[:2]
+def _backward(ctx: Any, *grads: Tensor) -> dict[str, Tensor]:
+    logits, embedding, noise, mixtures, backend = saved(ctx)
+    need_dlogits, need_dembedding = _gumbel_softmax_embedding.needs(ctx, "logits", "embedding")
     if logits.shape[1] == 0:
         dlogits, dembedding = torch.zeros_like(logits), torch.zeros_like(embedding)
     else:
-        dlogits, dembedding = torch.ops.lepo_kernels.gumbel_softmax_embedding_backward(
-            grad_embedding,
-            grad_log_prob,
-            grad_log_density,
-            *tensors,
-            ctx.first_id,
-            mixed,
+        if not need_dlogits:
             # Read for the gradient of the logits alone.
-            deviation if need_dlogits else mixed,
-            statistics,
+            mixtures = mixtures._replace(deviation=mixtures.mixed)
+        dlogits, dembedding = gumbel_softmax_embedding_backward(
+            MixtureUpstream(*grads[:3]),
+            logits,
+            embedding,
+            noise,
+            mixtures,
             need_dlogits,
             need_dembedding,
-            ctx.backend,
+            backend,
         )
-    return (
-        dlogits if need_dlogits else None,
-        dembedding if need_dembedding else None,
-        *(None,) * 9,
-    )
+    return {"logits": dlogits, "embedding": dembedding}
 
 
-_gumbel_softmax_embedding.register_autograd(_backward, setup_context=_setup)
+_gumbel_softmax_embedding.register_autograd(_backward, _setup)

@@ -1,6 +1,7 @@
 """`lepo_loss` over a head of which each rank holds a part of the vocabulary.
 
-The loss is plain torch on numbers that all ranks have, so it needs no collective of its own.
+It is plain torch on the log-probabilities, which all ranks have, so it needs no collective of its
+own.
 """
 
 import torch.distributed as dist
@@ -8,9 +9,11 @@ from torch import Tensor
 
 from lepo_kernels.formulas.lepo_objective import (
     LepoLoss,
-    check_rows_of_loss,
+    LossSettings,
+    RowFacts,
+    check_facts,
     check_settings,
-    lepo_objective,
+    objective_of,
 )
 from lepo_kernels.parallel.linear_log_probs import vocab_parallel_linear_log_probs
 from lepo_kernels.parallel.shards import Ranks
@@ -59,14 +62,14 @@ def vocab_parallel_lepo_loss(
     Raises:
         TypeError, ValueError, IndexError, RuntimeError: see both.
     """
+    facts = RowFacts(weights, latent, advantages, row_weights, old_log_prob, ref_log_probs)
+    upper = epsilon if epsilon_high is None else epsilon_high
+    settings = LossSettings(beta, epsilon, upper, delta, latent_kl)
 
     def check() -> None:
         check_tensor("ids", ids, ("N", "K"), INDEX_DTYPES)
-        check_rows_of_loss(
-            ids, weights, latent, advantages, row_weights, old_log_prob, ref_log_probs
-        )
-        upper = epsilon if epsilon_high is None else epsilon_high
-        check_settings(beta, epsilon, upper, delta, latent_kl, ref_log_probs)
+        check_facts(ids, facts)
+        check_settings(settings, ref_log_probs is not None)
 
     # Before the head's ranks wait for each other.
     Ranks(group, first_id, vocab_size).prepare(check)
@@ -82,18 +85,4 @@ def vocab_parallel_lepo_loss(
         inv_temperature=inv_temperature,
         backend=backend,
     )
-    return lepo_objective(
-        scored.logits,
-        scored.lse,
-        weights,
-        latent,
-        advantages,
-        row_weights,
-        old_log_prob=old_log_prob,
-        ref_log_probs=ref_log_probs,
-        beta=beta,
-        epsilon=epsilon,
-        epsilon_high=epsilon_high,
-        delta=delta,
-        latent_kl=latent_kl,
-    )
+    return objective_of(scored.logits, scored.lse, facts, settings)

@@ -12,19 +12,27 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lepo_kernels import dispatch
-from lepo_kernels.ops._library import torch_op
-from lepo_kernels.ops.gumbel_softmax_embedding import GumbelSoftmaxEmbedding
-from lepo_kernels.ops.linear_log_probs import Head, prepare_head, rows_at_a_time
-from lepo_kernels.parallel.mixtures import (
-    NOISE_UNIT,
-    Noise,
-    check_values,
-    fake_joined,
-    join,
-    outputs_of_nothing,
+from lepo_kernels.ops._library import save, saved, torch_op
+from lepo_kernels.ops.gumbel_softmax_embedding import (
+    GumbelSoftmaxEmbedding,
+    MixtureResults,
     prepare_noise,
 )
+from lepo_kernels.ops.linear_gumbel_softmax_embedding import (
+    DIFFERENTIABLE,
+    linear_gumbel_softmax_embedding_backward,
+)
+from lepo_kernels.ops.linear_log_probs import prepare_head, rows_at_a_time
+from lepo_kernels.parallel.collectives import sum_over_ranks
+from lepo_kernels.parallel.mixtures import (
+    NOISE_UNIT,
+    check_values,
+    empty_joined,
+    join,
+    results_of_nothing,
+)
 from lepo_kernels.parallel.shards import Ranks
+from lepo_kernels.structures import Head, MixtureUpstream, Needs, Noise
 from lepo_kernels.validation import FLOAT_DTYPES, MAX_IDS, check_integer, check_tensor
 
 
@@ -82,7 +90,7 @@ def vocab_parallel_linear_gumbel_softmax_embedding(
             check_tensor(
                 "embedding", embedding, (lm_head.shape[0], "D"), FLOAT_DTYPES, hidden.device
             )
-        noise = prepare_noise(head.hidden, tau, temperature, seed, row_keys, step)
+        noise = prepare_noise(head.hidden, tau, temperature, seed, row_keys, step, 0)
         table = head.lm_head if embedding is None else embedding
         chosen = dispatch.resolve(
             "linear_gumbel_softmax_embedding",
@@ -112,138 +120,85 @@ def vocab_parallel_linear_gumbel_softmax_embedding(
         },
     )
     check_integer("vocab_size", shard.vocab_size, 1, MAX_IDS)
-    mixed, log_prob, log_density, _, _ = (
-        torch.ops.lepo_kernels.vocab_parallel_linear_gumbel_softmax_embedding(
-            head.hidden,
-            head.lm_head[: shard.rows],
-            None if embedding is None else embedding[: shard.rows],
-            None if head.bias is None else head.bias[: shard.rows],
-            head.softcap,
-            *noise,
-            shard.first_id,
-            chunk,
-            shard.group,
-            need_deviation,
-            chosen,
-        )
+    results = _linear_gumbel_softmax_embedding(
+        head.columns(shard.rows),
+        None if embedding is None else embedding[: shard.rows],
+        noise._replace(first_id=shard.first_id),
+        chunk,
+        shard.group,
+        need_deviation,
+        chosen,
     )
-    return GumbelSoftmaxEmbedding(mixed.to(table.dtype), log_prob, log_density)
+    return results.public(table.dtype)
 
 
-@torch_op("vocab_parallel_linear_gumbel_softmax_embedding")
+def _computed(
+    head: Head,
+    embedding: Tensor | None,  # [V_r, D]
+    noise: Noise,
+    chunk_size: int,
+    group: str,
+    need_deviation: bool,
+    backend: str,
+) -> MixtureResults:
+    check_values(noise)
+    if head.lm_head.shape[0] == 0:
+        part = results_of_nothing(head.hidden, head.lm_head if embedding is None else embedding)
+    else:
+        kernel = dispatch.load("linear_gumbel_softmax_embedding", backend)
+        part = MixtureResults(*kernel(head, embedding, noise, chunk_size, True))
+    return join("logits of hidden", part, noise.tau, group, need_deviation)
+
+
+@torch_op("vocab_parallel_linear_gumbel_softmax_embedding", _computed)
 def _linear_gumbel_softmax_embedding(
-    hidden: Tensor,  # [N, Dh]
-    lm_head: Tensor,  # [V_r, Dh]
-    embedding: Tensor | None,  # [V_r, D]; None: lm_head
-    bias: Tensor | None,  # [V_r]
-    softcap: float | None,
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
-    seed: Tensor,  # []
-    row_keys: Tensor,  # [N]
-    step: Tensor,  # [N] or [1]
-    first_id: int,
+    head: Head,
+    embedding: Tensor | None,  # [V_r, D]; None: the head
+    noise: Noise,
     chunk_size: int,
     group: str,
     need_deviation: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> MixtureResults:
     """As ``torch.ops.lepo_kernels.vocab_parallel_gumbel_softmax_embedding`` of the logits."""
-    check_values(tau, temperature, step)
-    if lm_head.shape[0] == 0:
-        part = outputs_of_nothing(hidden, lm_head if embedding is None else embedding)
+    table = head.lm_head if embedding is None else embedding
+    return empty_joined(head.hidden, table, need_deviation)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: MixtureResults) -> None:
+    head, embedding, noise, chunk_size, group, need_deviation, backend = inputs
+    ctx.mark_non_differentiable(output.deviation, output.statistics)
+    mixtures = output.kept()
+    if not need_deviation:
+        # Read for the gradient of the logits alone.
+        mixtures = mixtures._replace(deviation=mixtures.mixed)
+    save(ctx, head, embedding, noise, chunk_size, mixtures, group, backend)
+
+
+def _backward(ctx: Any, *grads: Tensor) -> dict[str, Tensor]:
+    head, embedding, noise, chunk_size, mixtures, group, backend = saved(ctx)
+    *needs, need_dembedding = _linear_gumbel_softmax_embedding.needs(ctx, *DIFFERENTIABLE)
+    gradients: tuple[Tensor, ...]
+    if head.lm_head.shape[0] == 0:
+        table = head.lm_head if embedding is None else embedding
+        like = (head.hidden, head.lm_head, head.lm_head[:, 0], table)
+        gradients = tuple(torch.zeros_like(x) for x in like)
     else:
-        part = dispatch.load("linear_gumbel_softmax_embedding", backend)(
-            hidden,
-            lm_head,
+        gradients = linear_gumbel_softmax_embedding_backward(
+            MixtureUpstream(*grads[:3]),
+            head,
             embedding,
-            bias,
-            softcap,
-            tau,
-            temperature,
-            seed,
-            row_keys,
-            step,
-            first_id,
+            noise,
             chunk_size,
-            True,
+            mixtures,
+            Needs(*needs),
+            need_dembedding,
+            backend,
         )
-    return join("logits of hidden", part, tau, group, need_deviation)
+    named = dict(zip(DIFFERENTIABLE, gradients, strict=True))
+    if needs[0]:
+        named["hidden"] = sum_over_ranks(named["hidden"], group)
+    return named
 
 
-@_linear_gumbel_softmax_embedding.register_fake
-def _(
-    hidden: Tensor,
-    lm_head: Tensor,
-    embedding: Tensor | None,
-    bias: Tensor | None,
-    softcap: float | None,
-    tau: Tensor,
-    temperature: Tensor,
-    seed: Tensor,
-    row_keys: Tensor,
-    step: Tensor,
-    first_id: int,
-    chunk_size: int,
-    group: str,
-    need_deviation: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return fake_joined(hidden, lm_head if embedding is None else embedding, need_deviation)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, lm_head, embedding, bias, ctx.softcap, *noise = inputs[:10]
-    ctx.first_id, ctx.chunk_size, ctx.group, ctx.need_deviation, ctx.backend = inputs[10:]
-    mixed, _, _, deviation, statistics = output
-    ctx.mark_non_differentiable(deviation, statistics)
-    ctx.save_for_backward(hidden, lm_head, embedding, bias, *noise, mixed, deviation, statistics)
-
-
-def _backward(
-    ctx: Any, grad_embedding: Tensor, grad_log_prob: Tensor, grad_log_density: Tensor, *_: Tensor
-) -> tuple[Tensor | None, ...]:
-    hidden, lm_head, embedding, bias, *noise, mixed, deviation, statistics = ctx.saved_tensors
-    need_dhidden, need_dlm_head, need_dembedding, need_dbias = ctx.needs_input_grad[:4]
-    if lm_head.shape[0] == 0:
-        table = lm_head if embedding is None else embedding
-        dhidden, dlm_head, dbias, dembedding = (
-            torch.zeros_like(x) for x in (hidden, lm_head, lm_head[:, 0], table)
-        )
-    else:
-        dhidden, dlm_head, dbias, dembedding = (
-            torch.ops.lepo_kernels.linear_gumbel_softmax_embedding_backward(
-                grad_embedding,
-                grad_log_prob,
-                grad_log_density,
-                hidden,
-                lm_head,
-                embedding,
-                bias,
-                ctx.softcap,
-                *noise,
-                ctx.first_id,
-                ctx.chunk_size,
-                mixed,
-                # Read for the gradient of the logits alone.
-                deviation if ctx.need_deviation else mixed,
-                statistics,
-                need_dhidden,
-                need_dlm_head,
-                need_dbias,
-                need_dembedding,
-                ctx.backend,
-            )
-        )
-    if need_dhidden:
-        dhidden = torch.ops.lepo_kernels.sum_over_ranks(dhidden, ctx.group)
-    return (
-        dhidden if need_dhidden else None,
-        dlm_head if need_dlm_head else None,
-        dembedding if need_dembedding else None,
-        dbias if need_dbias else None,
-        *(None,) * 11,
-    )
-
-
-_linear_gumbel_softmax_embedding.register_autograd(_backward, setup_context=_setup)
+_linear_gumbel_softmax_embedding.register_autograd(_backward, _setup)

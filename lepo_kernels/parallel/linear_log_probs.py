@@ -18,16 +18,17 @@ from torch import Tensor
 
 from lepo_kernels import dispatch
 from lepo_kernels.backends.checks import check_ids, check_positive, check_rows
-from lepo_kernels.ops._library import torch_op
+from lepo_kernels.ops._library import save, saved, torch_op
 from lepo_kernels.ops.linear_log_probs import (
-    Head,
     LinearLogProbs,
+    linear_log_probs_backward,
     prepare_head,
-    prepare_rows,
+    prepare_selection,
     rows_at_a_time,
 )
-from lepo_kernels.parallel.collectives import exchange
+from lepo_kernels.parallel.collectives import exchange, sum_over_ranks
 from lepo_kernels.parallel.shards import Ranks
+from lepo_kernels.structures import Head, Needs, Selection, Statistics, Upstream
 
 
 def vocab_parallel_linear_log_probs(
@@ -79,13 +80,13 @@ def vocab_parallel_linear_log_probs(
     """
     ranks = Ranks(group, first_id, vocab_size)
 
-    def check() -> tuple[Head, Tensor, int, str]:
+    def check() -> tuple[Head, Selection, int, str]:
         head = prepare_head(hidden, lm_head, bias, softcap, least_rows=0)
-        scale = prepare_rows(head, ids, inv_temperature)
+        selection = prepare_selection(head, ids, inv_temperature)
         chosen = dispatch.resolve("linear_log_probs", hidden.device, backend, head.hidden.dtype)
-        return head, scale, rows_at_a_time(chunk_size, head), chosen
+        return head, selection, rows_at_a_time(chunk_size, head), chosen
 
-    head, scale, chunk, chosen = ranks.prepare(check)
+    head, selection, chunk, chosen = ranks.prepare(check)
     shard = ranks.locate(
         lm_head.shape[0],
         {
@@ -96,30 +97,20 @@ def vocab_parallel_linear_log_probs(
             "softcap": head.softcap,
         },
     )
-    fields = torch.ops.lepo_kernels.vocab_parallel_linear_log_probs(
-        head.hidden,
-        head.lm_head[: shard.rows],
-        ids,
-        None if head.bias is None else head.bias[: shard.rows],
-        head.softcap,
-        scale,
+    return _linear_log_probs(
+        head.columns(shard.rows),
+        selection,
         chunk,
         shard.first_id,
         shard.vocab_size,
         shard.group,
         chosen,
     )
-    return LinearLogProbs(*fields)
 
 
-@torch_op("vocab_parallel_linear_log_probs")
-def _linear_log_probs(
-    hidden: Tensor,  # [N, D]
-    lm_head: Tensor,  # [V_r, D]
-    ids: Tensor,  # [N, K]
-    bias: Tensor | None,  # [V_r]
-    softcap: float | None,
-    inv_temperature: Tensor,  # [N] or [1]
+def _computed(
+    head: Head,
+    selection: Selection,
     chunk_size: int,
     first_id: int,
     vocab_size: int,
@@ -127,16 +118,17 @@ def _linear_log_probs(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     # What the ranks have in common is checked before they wait for each other: it raises on all.
+    ids, inv_temperature = selection
     check_ids("ids", ids, vocab_size)
     check_positive("inv_temperature", inv_temperature)
-    own, elsewhere = _own_ids(ids, first_id, lm_head.shape[0])
-    if lm_head.shape[0] == 0:
+    own, elsewhere = _own_ids(ids, first_id, head.lm_head.shape[0])
+    if head.lm_head.shape[0] == 0:
         selected = inv_temperature.new_zeros(ids.shape)
         lse, entropy = selected.new_full((2, ids.shape[0]), -torch.inf)
         entropy.zero_()
     else:
         selected, lse, entropy = dispatch.load("linear_log_probs", backend)(
-            hidden, lm_head, own, bias, softcap, inv_temperature, chunk_size, True
+            head, Selection(own, inv_temperature), chunk_size, True
         )
         selected.masked_fill_(elsewhere, 0)
     of_ranks, logits = exchange(torch.stack((lse, entropy)), selected.T, group)
@@ -145,70 +137,47 @@ def _linear_log_probs(
     return logits.T.contiguous(), lse, entropy
 
 
-@_linear_log_probs.register_fake
-def _(
-    hidden: Tensor,
-    lm_head: Tensor,
-    ids: Tensor,
-    bias: Tensor | None,
-    softcap: float | None,
-    inv_temperature: Tensor,
+@torch_op("vocab_parallel_linear_log_probs", _computed)
+def _linear_log_probs(
+    head: Head,
+    selection: Selection,
     chunk_size: int,
     first_id: int,
     vocab_size: int,
     group: str,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    selected = inv_temperature.new_empty(ids.shape)
-    return selected, selected.new_empty(ids.shape[0]), selected.new_empty(ids.shape[0])
+) -> LinearLogProbs:
+    selected = selection.inv_temperature.new_empty(selection.ids.shape)
+    lse, entropy = (selected.new_empty(selected.shape[0]) for _ in range(2))
+    return LinearLogProbs(selected, lse, entropy)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    hidden, lm_head, ids, bias, ctx.softcap, inv_temperature, *rest = inputs
-    ctx.chunk_size, ctx.first_id, _, ctx.group, ctx.backend = rest
-    _, lse, entropy = output
-    ctx.save_for_backward(hidden, lm_head, ids, bias, inv_temperature, lse, entropy)
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: LinearLogProbs) -> None:
+    head, selection, chunk_size, first_id, _, group, backend = inputs
+    save(ctx, head, selection, Statistics(*output[1:]), chunk_size, first_id, group, backend)
 
 
-def _backward(
-    ctx: Any, grad_logits: Tensor, grad_lse: Tensor, grad_entropy: Tensor
-) -> tuple[Tensor | None, ...]:
-    hidden, lm_head, ids, bias, inv_temperature, lse, entropy = ctx.saved_tensors
-    need_dhidden, need_dlm_head, _, need_dbias = ctx.needs_input_grad[:4]
-    own, elsewhere = _own_ids(ids, ctx.first_id, lm_head.shape[0])
-    if lm_head.shape[0] == 0:
-        dhidden, dlm_head, dbias = (torch.zeros_like(x) for x in (hidden, lm_head, lm_head[:, 0]))
+def _backward(ctx: Any, *grads: Tensor) -> dict[str, Tensor]:
+    head, selection, statistics, chunk_size, first_id, group, backend = saved(ctx)
+    needs = Needs(*_linear_log_probs.needs(ctx, "hidden", "lm_head", "bias"))
+    own, elsewhere = _own_ids(selection.ids, first_id, head.lm_head.shape[0])
+    gradients: tuple[Tensor, ...]
+    if head.lm_head.shape[0] == 0:
+        gradients = tuple(map(torch.zeros_like, (head.hidden, head.lm_head, head.lm_head[:, 0])))
     else:
-        dhidden, dlm_head, dbias = torch.ops.lepo_kernels.linear_log_probs_backward(
-            grad_logits.masked_fill(elsewhere, 0),
-            grad_lse,
-            grad_entropy,
-            hidden,
-            lm_head,
-            own,
-            bias,
-            ctx.softcap,
-            inv_temperature,
-            lse,
-            entropy,
-            ctx.chunk_size,
-            need_dhidden,
-            need_dlm_head,
-            need_dbias,
-            ctx.backend,
+        grad_logits, grad_lse, grad_entropy = grads
+        upstream = Upstream(grad_logits.masked_fill(elsewhere, 0), grad_lse, grad_entropy)
+        selection = selection._replace(ids=own)
+        gradients = linear_log_probs_backward(
+            upstream, head, selection, statistics, chunk_size, needs, backend
         )
-    if need_dhidden:
-        dhidden = torch.ops.lepo_kernels.sum_over_ranks(dhidden, ctx.group)
-    return (
-        dhidden if need_dhidden else None,
-        dlm_head if need_dlm_head else None,
-        None,
-        dbias if need_dbias else None,
-        *(None,) * 7,
-    )
+    dhidden, dlm_head, dbias = gradients
+    if needs.need_dhidden:
+        dhidden = sum_over_ranks(dhidden, group)
+    return {"hidden": dhidden, "lm_head": dlm_head, "bias": dbias}
 
 
-_linear_log_probs.register_autograd(_backward, setup_context=_setup)
+_linear_log_probs.register_autograd(_backward, _setup)
 
 
 def _own_ids(

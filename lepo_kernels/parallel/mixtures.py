@@ -12,65 +12,25 @@ from torch import Tensor
 from lepo_kernels.backends.checks import check_positive, check_rows, check_steps
 from lepo_kernels.backends.reference.gumbel_softmax_embedding import log_density_of
 from lepo_kernels.backends.reference.numerics import flush_tiny
-from lepo_kernels.ops._arguments import as_per_row, as_row_keys, as_seed, as_step
-from lepo_kernels.ops.gumbel_softmax_embedding import fake_outputs
+from lepo_kernels.ops.gumbel_softmax_embedding import MixtureResults, empty_results
 from lepo_kernels.parallel.collectives import add_over_ranks, exchange, rank_in
+from lepo_kernels.structures import Noise
 
 # A counter of the noise covers this many ids: where a vocabulary may be cut.
 NOISE_UNIT = 4
 # The column of the statistics.
 _PEAK = 4
 
-# Mixtures [N, D], log-probabilities [N], log-densities [N], deviations [N, D], statistics [N, 8].
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
-
-class Noise(NamedTuple):
-    """How all ranks perturb their logits."""
-
-    tau: Tensor  # [N] or [1]
-    temperature: Tensor  # [N] or [1]
-    seed: Tensor  # []
-    row_keys: Tensor  # [N]
-    step: Tensor  # [N] or [1]
-
-
-def prepare_noise(
-    like: Tensor,  # [N, ...]
-    tau: float | Tensor,
-    temperature: float | Tensor,
-    seed: int | Tensor,
-    row_keys: Tensor | None,  # [N]
-    step: int | Tensor,
-) -> Noise:
-    """Check these arguments of the public ops.
-
-    Raises:
-        TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
-    """
-    rows, device = like.shape[0], like.device
-    return Noise(
-        as_per_row("tau", tau, rows, device, zero_included=True),
-        as_per_row("temperature", temperature, rows, device),
-        as_seed(seed, device),
-        as_row_keys(row_keys, rows, device),
-        as_step(step, rows, device),
-    )
-
-
-def check_values(
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
-    step: Tensor,  # [N] or [1]
-) -> None:
+def check_values(noise: Noise) -> None:
     """Check what all ranks have in common before they wait for each other: it raises on all.
 
     Raises:
         ValueError: naming the argument.
     """
-    check_positive("tau", tau, zero_included=True)
-    check_positive("temperature", temperature)
-    check_steps(step)
+    check_positive("tau", noise.tau, zero_included=True)
+    check_positive("temperature", noise.temperature)
+    check_steps(noise.step)
 
 
 class Whole(NamedTuple):
@@ -83,35 +43,34 @@ class Whole(NamedTuple):
     has_peak: Tensor  # [N] bool: whether it is in this rank's part
 
 
-def outputs_of_nothing(
+def results_of_nothing(
     like: Tensor,  # [N, ...], what the logits are or are made of
     table: Tensor,  # [0, D]
-) -> Outputs:
+) -> MixtureResults:
     """What a part of the vocabulary without columns contributes: what is left out."""
-    outputs = fake_outputs(like, table)
-    for x in outputs:
+    results = empty_results(like, table)
+    for x in results:
         x.zero_()
-    return outputs
+    return results
 
 
-def fake_joined(
+def empty_joined(
     like: Tensor,  # [N, ...], what the logits are or are made of
     table: Tensor,  # [V_r, D]
     need_deviation: bool,
-) -> Outputs:
-    """Empty tensors like those that `join` returns."""
-    mixed, log_prob, log_density, deviation, statistics = fake_outputs(like, table)
-    deviation = deviation if need_deviation else mixed.new_empty(0)
-    return mixed, log_prob, log_density, deviation, statistics
+) -> MixtureResults:
+    """Uninitialised tensors like those that `join` returns."""
+    results = empty_results(like, table)
+    return results if need_deviation else results._replace(deviation=results.mixed.new_empty(0))
 
 
 def join(
     name: str,
-    part: Outputs,
+    part: MixtureResults,
     tau: Tensor,  # [N] or [1]
     group: str,
     need_deviation: bool,
-) -> Outputs:
+) -> MixtureResults:
     """What an op returns of the whole vocabulary, from what it returned of this rank's part.
 
     Deviations are right where the rank has the peak, and 0 elsewhere; [0] if they are not needed.
@@ -124,7 +83,7 @@ def join(
     check_rows(name, whole.log_prob)
     mixed, deviation = join_mixtures(mixed, deviation, whole, group, need_deviation)
     log_density = log_density_of(whole.statistics, tau, log_prob.dtype)
-    return mixed, whole.log_prob, log_density, deviation, whole.statistics
+    return MixtureResults(mixed, whole.log_prob, log_density, deviation, whole.statistics)
 
 
 def join_rows(

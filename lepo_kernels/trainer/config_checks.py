@@ -9,9 +9,7 @@ import math
 from dataclasses import fields
 from typing import Any
 
-import torch
-
-from lepo_kernels.formulas.lepo_objective import check_settings
+from lepo_kernels.formulas.lepo_objective import LossSettings, check_settings
 from lepo_kernels.trainer.advantages import SCALE_REWARDS
 from lepo_kernels.trainer.evaluation_settings import check_evaluation_settings
 from lepo_kernels.trainer.rewards import check_timeout, check_weights
@@ -114,8 +112,8 @@ def _check_ranges(args: Any) -> None:
     check_sampling(args)
     upper = args.epsilon if args.epsilon_high is None else args.epsilon_high
     # The trainer has reference log-probs whenever beta asks for them.
-    some = torch.empty(0)
-    check_settings(args.beta, args.epsilon, upper, args.delta, args.latent_kl, some)
+    settings = LossSettings(args.beta, args.epsilon, upper, args.delta, args.latent_kl)
+    check_settings(settings, has_reference=True)
     check_evaluation_settings(args)
     check_weights(args.reward_weights)
     check_timeout(args.reward_timeout)

@@ -7,6 +7,7 @@ import torch
 
 from lepo_kernels import lepo_objective
 from lepo_kernels.formulas.lepo_gradient import lepo_gradient
+from lepo_kernels.formulas.lepo_objective import LossSettings, RowFacts
 from tests.seeds import seeded
 
 # Distances of the log-probability from the old one: the same; inside; on the edges of the clipping
@@ -47,6 +48,14 @@ def case(kept):
     return logits, lse, facts, old, ref
 
 
+def structured(**options):
+    """The keywords of `lepo_objective` as the structures that it makes of them."""
+    return (
+        RowFacts(*(options[name] for name in RowFacts._fields)),
+        LossSettings(*(options[name] for name in LossSettings._fields)),
+    )
+
+
 @pytest.mark.parametrize("kept", [1, 4])
 @pytest.mark.parametrize("with_old", [False, True])
 @pytest.mark.parametrize(
@@ -66,7 +75,7 @@ def test_it_is_what_autograd_gives(kept, with_old, beta, latent_kl, with_delta):
     leaves = [x.requires_grad_() for x in (logits, lse)]
     expected = torch.autograd.grad(lepo_objective(logits, lse, **facts, **settings).loss, leaves)
     with torch.no_grad():
-        ours = lepo_gradient(logits, lse, **facts, **settings)
+        ours = lepo_gradient(logits, lse, *structured(**facts, **settings))
     assert expected[0].isfinite().all()
     for x, y in zip(ours, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
@@ -99,7 +108,7 @@ def corner(distance, advantage, beyond=0.0, with_delta=False):
     settings |= {"old_log_prob": old, "ref_log_probs": None, "beta": 0.0, "latent_kl": "k3"}
     result = lepo_objective(logits, lse, **facts, **settings)
     (by_autograd,) = torch.autograd.grad(result.loss, logits)
-    written_out, _ = lepo_gradient(logits.detach(), lse, **facts, **settings)
+    written_out, _ = lepo_gradient(logits.detach(), lse, *structured(**facts, **settings))
     return ratio, float(by_autograd), float(written_out), int(result.clipped)
 
 

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lepo_kernels import dispatch, native
+from lepo_kernels.ops._library import OPS
 
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 LOW_DTYPES = (torch.float32, *HALF_DTYPES)
@@ -20,6 +23,16 @@ def backends_of(op: str) -> list[str]:
     device = torch.device("cpu")
     here = [b for b in ("cpu", "reference") if dispatch.why_not(op, device, b) is None]
     return here + [b for b in dispatch.KERNELS[op][1] if b in ("cuda", "triton")]
+
+
+def kernel_of(op: str, backend: str) -> Callable[..., Any]:
+    """A backend's kernel, with the arguments of ``torch.ops.lepo_kernels.<op>`` but the backend."""
+
+    def call(*flat: Any) -> Any:
+        *arguments, _ = OPS[op].unpack((*flat, backend))
+        return dispatch.load(op, backend)(*arguments)
+
+    return call
 
 
 def transposed(x: Tensor) -> Tensor:
@@ -36,7 +49,7 @@ class LargestTensor(TorchDispatchMode):
         if func.namespace == "lepo_kernels":
             # Torch runs an op below the mode that sees it: run its kernel under the mode instead.
             with self:
-                result = dispatch.load(func._opname, args[-1])(*args[:-1])
+                result = kernel_of(func._opname, args[-1])(*args[:-1])
         else:
             result = func(*args, **(kwargs or {}))
         made = result if isinstance(result, tuple | list) else (result,)

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from lepo_kernels import dispatch, native
-from tests.ops.helpers import LOW_DTYPES
+from tests.ops.helpers import LOW_DTYPES, kernel_of
 from tests.seeds import seeded
 
 ROWS = 3
 Arguments = tuple[Any, ...]
+# Of tau, temperature, seed and step, whose tensors are given.
+NUMBERS = (1.0, 1.0, 0, 0)
 
 
 class NativeOp(NamedTuple):
@@ -124,6 +126,7 @@ def _sample_latent(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
                 # Not of a row that has one entry alone, or -inf in the other.
                 torch.tensor([vocab - 1]) if vocab > 2 else None,
                 *_noise_key(),
+                *NUMBERS,
             )
 
 
@@ -155,14 +158,14 @@ def _linear_log_probs(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
         hidden, head = torch.randn(ROWS, 9).to(dtype), torch.randn(vocab, 9).to(dtype)
         bias = None if softcap is None else torch.randn(vocab).to(dtype)
         scale = _per_row(1.0, 0.5, 2.0, dtype=torch.float32)
-        yield hidden, head, _ids(vocab, 4), bias, softcap, scale, chunk, softcap is None
+        yield hidden, head, bias, softcap, _ids(vocab, 4), scale, chunk, softcap is None
 
 
 def _linear_log_probs_backward(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
     for arguments in _linear_log_probs(dtype, vocab):
-        _, lse, entropy = dispatch.load("linear_log_probs", "reference")(*arguments)
+        _, lse, entropy = kernel_of("linear_log_probs", "reference")(*arguments)
         *head, chunk, _ = arguments
-        bias = arguments[3]
+        bias = arguments[2]
         inputs = (*head, lse, entropy, chunk)
         yield *_upstream(4), *inputs, True, True, bias is not None
 
@@ -175,7 +178,7 @@ def _gather_log_probs(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
 
 def _gather_log_probs_backward(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
     for logits, ids, scale in _gather_log_probs(dtype, vocab):
-        _, lse, entropy = dispatch.load("gather_log_probs", "reference")(logits, ids, scale)
+        _, lse, entropy = kernel_of("gather_log_probs", "reference")(logits, ids, scale)
         yield *_upstream(ids.shape[1]), logits, ids, scale, lse, entropy
 
 
@@ -197,7 +200,7 @@ def _gumbel_softmax_embedding(dtype: torch.dtype, vocab: int) -> Iterator[Argume
 
 def _gumbel_softmax_embedding_backward(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
     for *inputs, shard in _gumbel_softmax_embedding(dtype, vocab):
-        forward = dispatch.load("gumbel_softmax_embedding", "reference")
+        forward = kernel_of("gumbel_softmax_embedding", "reference")
         mixed, log_prob, log_density, deviation, statistics = forward(*inputs, shard)
         upstream = (torch.randn_like(x) for x in (mixed, log_prob, log_density))
         yield *upstream, *inputs, mixed, deviation, statistics, True, True
@@ -210,22 +213,22 @@ def _linear_gumbel_softmax_embedding(dtype: torch.dtype, vocab: int) -> Iterator
         table = torch.randn(vocab, 3).to(dtype) if softcap is None else None
         bias = None if softcap is None else torch.randn(vocab).to(dtype)
         per_row = _per_row(0.3, 0.0, 1.5), _per_row(1.0, 0.7, 2.0)
-        yield hidden, head, table, bias, softcap, *per_row, *_noise_key(), 8, chunk, chunk == 2
+        yield hidden, head, bias, softcap, table, *per_row, *_noise_key(), 8, chunk, chunk == 2
 
 
 def _linear_gumbel_softmax_embedding_backward(
     dtype: torch.dtype, vocab: int
 ) -> Iterator[Arguments]:
     for *inputs, shard in _linear_gumbel_softmax_embedding(dtype, vocab):
-        forward = dispatch.load("linear_gumbel_softmax_embedding", "reference")
+        forward = kernel_of("linear_gumbel_softmax_embedding", "reference")
         mixed, log_prob, log_density, deviation, statistics = forward(*inputs, shard)
         upstream = (torch.randn_like(x) for x in (mixed, log_prob, log_density))
-        needs = (True, True, inputs[3] is not None, inputs[2] is not None)
+        needs = (True, True, inputs[2] is not None, inputs[4] is not None)
         yield *upstream, *inputs, mixed, deviation, statistics, *needs
 
 
 def _lepo_loss(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
-    for hidden, head, ids, bias, softcap, scale, *_ in _linear_log_probs(dtype, vocab):
+    for *head, ids, scale, _, _ in _linear_log_probs(dtype, vocab):
         weights = torch.softmax(torch.randn(ROWS, ids.shape[1]), dim=-1)
         # A hard row, and one that counts for nothing.
         weights[1] = torch.eye(ids.shape[1])[0]
@@ -234,14 +237,14 @@ def _lepo_loss(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
         old, reference = -torch.rand(ROWS), -40 - torch.rand(ROWS, ids.shape[1])
         rows = (weights, latent, torch.randn(ROWS), row_weights, old, reference)
         settings = (0.1, 0.2, 0.3, None, "k3")
-        needs = (True, True, bias is not None)
-        yield hidden, head, ids, *rows, bias, softcap, scale, *settings, *needs
+        needs = (True, True, head[2] is not None)
+        yield *head, ids, scale, *rows, *settings, *needs
 
 
 def _lepo_loss_backward(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
     hidden, head, bias = (torch.randn(n).to(dtype) for n in ((ROWS, 9), (vocab, 9), vocab))
     grads = (torch.randn_like(x) for x in (hidden, head, bias))
-    yield torch.tensor(0.5), *grads, hidden, head, bias
+    yield torch.tensor(0.5), *grads, hidden, head, bias, None
 
 
 NATIVE_OPS = {

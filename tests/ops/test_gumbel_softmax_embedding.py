@@ -14,7 +14,7 @@ from lepo_kernels.backends import checks
 from lepo_kernels.backends.reference import numerics
 from lepo_kernels.backends.reference.gumbel_softmax_embedding import log_density_of
 from lepo_kernels.formulas.scores import exp_concrete_log_density
-from tests.ops.helpers import LOW_DTYPES, LargestTensor, transposed
+from tests.ops.helpers import LOW_DTYPES, LargestTensor, kernel_of, transposed
 from tests.seeds import seeded
 from tests.tolerances import assert_no_worse_than_plain
 
@@ -601,8 +601,8 @@ def test_rows_without_gradient_are_not_computed_in_backward(backend, monkeypatch
     upstream[0][1, 2] = upstream[1][4] = upstream[2][5] = 1
     monkeypatch.setattr(checks, "checks_enabled", lambda device: False)
     shared = raw_arguments(logits, embedding)
-    mixed, _, _, *known = dispatch.load("gumbel_softmax_embedding", backend)(*shared, False)
-    kernel = dispatch.load("gumbel_softmax_embedding_backward", backend)
+    mixed, _, _, *known = kernel_of("gumbel_softmax_embedding", backend)(*shared, False)
+    kernel = kernel_of("gumbel_softmax_embedding_backward", backend)
     dlogits, dembedding = kernel(*upstream, *shared, mixed, *known, True, True)
     assert dlogits[[0, 2, 3]].eq(0).all()
     assert dlogits[[1, 4, 5]].ne(0).all()
@@ -647,11 +647,11 @@ def test_no_weight_exceeds_that_of_the_peak(backend):
     logits, embedding = (x.detach() for x in make(2, 1100, 3))
     logits[:, [7, 1050]] = 1e30
     shared = raw_arguments(logits, embedding)
-    mixed, _, _, deviation, statistics = dispatch.load("gumbel_softmax_embedding", backend)(
+    mixed, _, _, deviation, statistics = kernel_of("gumbel_softmax_embedding", backend)(
         *shared, False
     )
     statistics[:, [0, 2]] *= 0.99
-    kernel = dispatch.load("gumbel_softmax_embedding_backward", backend)
+    kernel = kernel_of("gumbel_softmax_embedding_backward", backend)
     upstream = torch.ones(2, 3), torch.ones(2), torch.ones(2)
     dlogits, dembedding = kernel(*upstream, *shared, mixed, deviation, statistics, True, True)
     assert dlogits.isfinite().all()
@@ -666,11 +666,11 @@ def test_the_peak_keeps_its_weight(tau, backend):
     logits[:, 7] = 1e30
     _, _, *rest = raw_arguments(logits, embedding)
     shared = (logits, embedding, torch.full((1,), tau, dtype=torch.float64), *rest[1:])
-    mixed, _, _, deviation, statistics = dispatch.load("gumbel_softmax_embedding", backend)(
+    mixed, _, _, deviation, statistics = kernel_of("gumbel_softmax_embedding", backend)(
         *shared, False
     )
     statistics[:, [0, 2]] *= 1.01
-    kernel = dispatch.load("gumbel_softmax_embedding_backward", backend)
+    kernel = kernel_of("gumbel_softmax_embedding_backward", backend)
     upstream = torch.ones(2, 3), torch.zeros(2), torch.zeros(2)
     _, dembedding = kernel(*upstream, *shared, mixed, deviation, statistics, True, True)
     expected = torch.zeros(1100, 3)

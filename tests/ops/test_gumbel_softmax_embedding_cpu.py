@@ -9,7 +9,7 @@ import torch
 
 import lepo_kernels
 from lepo_kernels import dispatch, gumbel_softmax_embedding, native
-from tests.ops.helpers import LOW_DTYPES, LargestTensor
+from tests.ops.helpers import LOW_DTYPES, LargestTensor, kernel_of
 from tests.ops.test_gumbel_softmax_embedding import (
     OPTIONS,
     everything,
@@ -101,8 +101,8 @@ def test_weights_exist_for_one_chunk_at_a_time(monkeypatch):
     with torch.no_grad(), LargestTensor() as largest:
         gumbel_softmax_embedding(logits, embedding, 0.5)
     assert largest.numel == 8 * 64
-    forward = dispatch.load("gumbel_softmax_embedding", "cpu")
-    backward = dispatch.load("gumbel_softmax_embedding_backward", "cpu")
+    forward = kernel_of("gumbel_softmax_embedding", "cpu")
+    backward = kernel_of("gumbel_softmax_embedding_backward", "cpu")
     one, zero = torch.ones(1, dtype=torch.float64), torch.tensor(0)
     shared = (logits.detach(), embedding.detach(), one, one, zero, torch.arange(8), zero[None], 0)
     mixed, _, _, *known = forward(*shared, False)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import lepo_kernels
-from lepo_kernels import dispatch, gumbel_softmax_embedding
+from lepo_kernels import gumbel_softmax_embedding
 from tests import triton_backend
-from tests.ops.helpers import LOW_DTYPES, LargestTensor
+from tests.ops.helpers import LOW_DTYPES, LargestTensor, kernel_of
 from tests.ops.test_gumbel_softmax_embedding import (
     OPTIONS,
     assert_as_good_as_plain,
@@ -168,7 +168,7 @@ def test_weights_keep_more_digits_than_a_table_of_half_precision(dtype):
     logits, _ = make(4, 3000, 1)
     _, embedding = make(1, 3000, 8, dtype=dtype)
     shared = raw_arguments(logits.detach(), embedding.detach())
-    forward = dispatch.load("gumbel_softmax_embedding", "triton")
+    forward = kernel_of("gumbel_softmax_embedding", "triton")
     mixed, _, _, deviation, statistics = forward(*shared, False)
     exact, _, _ = plain(*in_float64((logits, embedding)), 1.0)
     # Two bfloat16 numbers hold a weight to 2^-17; the noise is float32's.
@@ -186,13 +186,13 @@ def test_idle_rows_are_left_out(active):
     for x in upstream:
         x[active] = torch.randn(x[active].shape)
     shared = raw_arguments(logits, embedding)
-    mixed, _, _, *known = dispatch.load("gumbel_softmax_embedding", "reference")(*shared, False)
+    mixed, _, _, *known = kernel_of("gumbel_softmax_embedding", "reference")(*shared, False)
     idle = torch.ones(70, dtype=torch.bool)
     idle[active] = False
     logits[idle] = torch.nan  # would spread into the gradient of the table
     for needs in ((True, True), (False, True)):
         ours, expected = (
-            dispatch.load("gumbel_softmax_embedding_backward", name)(
+            kernel_of("gumbel_softmax_embedding_backward", name)(
                 *upstream, *shared, mixed, *known, *needs
             )
             for name in ("triton", "reference")
@@ -223,8 +223,8 @@ def test_what_is_held_of_a_size_with_the_logits_is_bounded(entries, ids, launche
         gumbel_softmax_embedding(logits, embedding, 0.5)
     assert largest.numel == 16 * ids
     shared = raw_arguments(logits.detach(), embedding.detach())
-    mixed, _, _, *known = dispatch.load("gumbel_softmax_embedding", "triton")(*shared, False)
-    backward = dispatch.load("gumbel_softmax_embedding_backward", "triton")
+    mixed, _, _, *known = kernel_of("gumbel_softmax_embedding", "triton")(*shared, False)
+    backward = kernel_of("gumbel_softmax_embedding_backward", "triton")
     upstream = (torch.randn(16, 4), torch.randn(16), torch.randn(16))
     with LargestTensor() as largest:
         backward(*upstream, *shared, mixed, *known, False, True)
@@ -247,4 +247,4 @@ def test_raw_calls_are_checked(position, value, message):
     arguments = [*raw_arguments(*(x.detach() for x in make())), False]
     arguments[position] = value
     with pytest.raises(ValueError, match=message):
-        dispatch.load("gumbel_softmax_embedding", "triton")(*arguments)
+        kernel_of("gumbel_softmax_embedding", "triton")(*arguments)

@@ -153,7 +153,7 @@ def test_opcheck(noise, backend):
     draws = 2 if noise == "categorical" else 1
     filters = (4, 0.9, 0.01, noise, 1.0, -math.inf, math.inf, draws, torch.tensor([1]))
     key = (torch.tensor(0), torch.arange(3), torch.tensor([0]))
-    behind = (one, one, *filters, *key, backend)
+    behind = (one, one, *filters, *key, 1.0, 1.0, 0, 0, backend)
     op = torch.ops.lepo_kernels.latent_step.default
     torch.library.opcheck(op, (logits, table, *behind))
     # Its comparison of gradients adds to a sum of ids in place; the compiled step is tested below.

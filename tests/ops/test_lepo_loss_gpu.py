@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from lepo_kernels import dispatch, lepo_loss, lepo_objective, linear_log_probs
+from lepo_kernels import lepo_loss, lepo_objective, linear_log_probs
 from lepo_kernels.backends.gpu import loss as gpu_loss
 from lepo_kernels.backends.gpu import loss_blocks
 from lepo_kernels.backends.gpu.loss_blocks import Sizes
-from tests.ops.helpers import HALF_DTYPES, LOW_DTYPES, LargestTensor
+from tests.ops.helpers import HALF_DTYPES, LOW_DTYPES, LargestTensor, kernel_of
 from tests.seeds import seeded
 from tests.tolerances import assert_no_worse_than_plain
 
@@ -68,10 +68,11 @@ def test_rows_in_groups_make_a_whole(held, dtype, backend, monkeypatch):
     monkeypatch.setattr(loss_blocks, "sizes", lambda *shape: held)
     leaves, facts = make(dtype)
     # The public function leaves float16 to other ops; the kernel takes it.
-    arguments = (*leaves[:2], *facts, None, None, leaves[2], 5.0, torch.full((1,), 0.7))
+    ids, *facts_of_rows = facts
+    arguments = (*leaves, 5.0, ids, torch.full((1,), 0.7), *facts_of_rows, None, None)
     needs = (0.0, 0.2, 0.2, None, "k3", True, True, True)
     with torch.no_grad():
-        ours = dispatch.load("lepo_loss", backend)(*arguments, *needs)
+        ours = kernel_of("lepo_loss", backend)(*arguments, *needs)
     plain, exact = (composed(leaves, facts, real) for real in (torch.float32, torch.float64))
     assert torch.equal(ours[4], exact[4])
     # The loss is a sum over rows that cancels; all else is about as large as its terms.
@@ -219,7 +220,7 @@ def test_the_gradient_of_the_loss_is_not_rounded(dtype, backend):
     # Not a number of bfloat16, nor of float16.
     factor = torch.tensor(1.7)
     gradients = [torch.randn(shape).to(dtype) for shape in ((N, D), (0,), (V,))]
-    ours = dispatch.load("lepo_loss_backward", backend)(factor, *gradients, None, None, None)
+    ours = kernel_of("lepo_loss_backward", backend)(factor, *gradients, *(None,) * 4)
     for x, y in zip(ours, gradients, strict=True):
         assert torch.equal(x, (y.float() * factor).to(dtype))
         assert x.data_ptr() != y.data_ptr() or x.numel() == 0

@@ -339,25 +339,25 @@ def test_autocast_is_that_of_the_head():
 
 
 def test_opcheck(backend):
-    leaves, facts = make()
+    leaves, (ids, *facts) = make()
     old, ref = off_policy(N, 4)
     scale = torch.rand(N) + 0.5
     settings = (0.1, 0.2, 0.3, None, "exact")
     ops = torch.ops.lepo_kernels
     torch.library.opcheck(
         ops.lepo_loss.default,
-        (*leaves[:2], *facts, old["old_log_prob"], ref["ref_log_probs"], leaves[2], 3.0, scale,
-         *settings, True, True, True, backend),
+        (*leaves, 3.0, ids, scale, *facts, old["old_log_prob"], ref["ref_log_probs"], *settings,
+         True, True, True, backend),
     )  # fmt: skip
     detached = [x.detach() for x in leaves]
     torch.library.opcheck(
         ops.lepo_loss.default,
-        (*detached[:2], *facts, None, None, None, None, scale[:1], 0.0, *settings[1:], False, False,
-         False, backend),
+        (*detached[:2], None, None, ids, scale[:1], *facts, None, None, 0.0, *settings[1:], False,
+         False, False, backend),
     )  # fmt: skip
     torch.library.opcheck(
         ops.lepo_loss_backward.default,
-        (torch.tensor(2.0), *detached, *detached, backend),
+        (torch.tensor(2.0), *detached, *detached, 3.0, backend),
         test_utils=("test_schema", "test_faketensor"),
     )
 
@@ -365,12 +365,13 @@ def test_opcheck(backend):
 # All rows used, and some: as they lie, and taken out.
 @pytest.mark.parametrize("advantage", [0.0, 1.0])
 def test_opcheck_of_transposed_inputs(advantage, backend):
-    (hidden, lm_head, _), (*facts, advantages, row_weights) = make()
+    (hidden, lm_head, _), (ids, *facts, advantages, row_weights) = make()
     advantages[2], row_weights = advantage, torch.ones(N)
     torch.library.opcheck(
         torch.ops.lepo_kernels.lepo_loss.default,
-        (transposed(hidden), transposed(lm_head), *facts, advantages, row_weights, None, None, None,
-         None, torch.ones(1), 0.0, 0.2, 0.2, None, "k3", True, True, False, backend),
+        (transposed(hidden), transposed(lm_head), None, None, ids, torch.ones(1), *facts,
+         advantages, row_weights, None, None, 0.0, 0.2, 0.2, None, "k3", True, True, False,
+         backend),
         test_utils=("test_schema", "test_faketensor"),
     )  # fmt: skip
 

@@ -11,7 +11,8 @@ from lepo_kernels import dispatch, gather_log_probs, linear_log_probs
 from lepo_kernels.backends import checks
 from lepo_kernels.backends.reference import linear_log_probs as kernel
 from lepo_kernels.backends.reference import numerics
-from tests.ops.helpers import LOW_DTYPES, LargestTensor, transposed
+from lepo_kernels.structures import Statistics, Upstream
+from tests.ops.helpers import LOW_DTYPES, LargestTensor, kernel_of, transposed
 from tests.seeds import seeded
 from tests.tolerances import assert_no_worse_than_plain
 
@@ -302,7 +303,7 @@ def test_a_shard_may_have_rows_without_mass(vocab, backend):
     bias = torch.full((vocab,), -math.inf, dtype=hidden.dtype)
     with torch.no_grad():
         hidden[1] = math.nan
-    arguments = (ids, bias, None, hidden.new_ones(1), 2, True, backend)
+    arguments = (bias, None, ids, hidden.new_ones(1), 2, True, backend)
     selected, lse, entropy = torch.ops.lepo_kernels.linear_log_probs(hidden, lm_head, *arguments)
     assert selected[[0, 2]].eq(-math.inf).all()
     for values, empty in ((lse, -math.inf), (entropy, 0)):
@@ -339,8 +340,8 @@ def test_nothing_of_the_size_of_all_logits_is_formed():
 def test_default_chunks_hold_64_mib_of_logits(vocab, dtype, entry_bytes, monkeypatch):
     sizes = []
 
-    def spy(hidden, lm_head, ids, *rest):
-        sizes.append(rest[-2])
+    def spy(head, selection, chunk_size, shard):
+        sizes.append(chunk_size)
         return torch.zeros(1, 1), torch.zeros(1), torch.zeros(1)
 
     monkeypatch.setattr("lepo_kernels.dispatch.load", lambda op, name: spy)
@@ -376,8 +377,9 @@ def test_duplicate_ids_never_add_by_atomics():
     def gradient(device):
         row = torch.zeros(2, device=device)
         ids = torch.zeros(2, 3, dtype=torch.int32, device=device)
+        upstream, statistics = Upstream(ids.float(), row, row), Statistics(row, row)
         with OpNames() as ops:
-            kernel._logit_gradient(row[:, None].expand(2, 5), ids, ids.float(), row, row, row, row)
+            kernel._logit_gradient(row[:, None].expand(2, 5), ids, upstream, statistics)
         return ops.names
 
     assert "aten::scatter_add_" in gradient("cpu")
@@ -413,15 +415,15 @@ def test_rows_without_coefficients_are_not_computed_in_backward(backend):
     alpha[1, 2], gamma[3], eta[4] = 1, 1, 1
     idle = [0, 2, 5, 6]
     hidden[idle] = math.nan  # would spread into the gradient of the head
-    dhidden, dlm_head, _ = dispatch.load("linear_log_probs_backward", backend)(
-        alpha, gamma, eta, hidden, lm_head, ids, None, None, one, lse, entropy, 2, True, True, False
+    dhidden, dlm_head, _ = kernel_of("linear_log_probs_backward", backend)(
+        alpha, gamma, eta, hidden, lm_head, None, None, ids, one, lse, entropy, 2, True, True, False
     )
     assert dhidden[idle].eq(0).all()
     assert dhidden[[1, 3, 4]].ne(0).any(-1).all()
     assert dlm_head.isfinite().all()
     logits = torch.full((7, 5), math.nan, dtype=dtype)
     logits[[1, 3, 4]] = 0
-    dlogits = dispatch.load("gather_log_probs_backward", backend)(
+    dlogits = kernel_of("gather_log_probs_backward", backend)(
         alpha, gamma, eta, logits, ids * 0, one, lse, entropy
     )
     assert dlogits[idle].eq(0).all()
@@ -441,7 +443,7 @@ def test_frozen_inputs_get_no_gradient_and_cost_nothing(trained, backend, monkey
         def kernel(*args):
             results = load(op, name)(*args)
             if op.endswith("backward"):
-                needs.append(args[-3:])
+                needs.append(args[-1])
                 gradients.extend(results)
             return results
 
@@ -519,18 +521,18 @@ def test_opcheck(backend):
     scale = torch.ones(1, dtype=dtype)
     ops = torch.ops.lepo_kernels
     torch.library.opcheck(
-        ops.linear_log_probs.default, (hidden, lm_head, ids, bias, 2.0, scale, 2, False, backend)
+        ops.linear_log_probs.default, (hidden, lm_head, bias, 2.0, ids, scale, 2, False, backend)
     )
     torch.library.opcheck(
-        ops.linear_log_probs.default, (hidden, lm_head, ids, None, None, scale, 2, True, backend)
+        ops.linear_log_probs.default, (hidden, lm_head, None, None, ids, scale, 2, True, backend)
     )
     logits = torch.randn(3, 11, requires_grad=True)
     torch.library.opcheck(ops.gather_log_probs.default, (logits, ids, scale.float(), backend))
     row = torch.ones(3, dtype=dtype)
     torch.library.opcheck(
         ops.linear_log_probs_backward.default,
-        (row[:, None].expand(3, 4), row, row, hidden.detach(), lm_head.detach(), ids, None, None,
-         scale, row, row, 2, True, False, False, backend),
+        (row[:, None].expand(3, 4), row, row, hidden.detach(), lm_head.detach(), None, None,
+         ids, scale, row, row, 2, True, False, False, backend),
         test_utils=("test_schema", "test_faketensor"),
     )  # fmt: skip
     torch.library.opcheck(
@@ -550,9 +552,9 @@ def test_opcheck_of_transposed_inputs(backend):
     scale, row = torch.ones(1, dtype=dtype), torch.ones(3, dtype=dtype)
     ops = torch.ops.lepo_kernels
     for op, arguments in (
-        (ops.linear_log_probs, (hidden, lm_head, ids, bias, 2.0, scale, 2, False)),
+        (ops.linear_log_probs, (hidden, lm_head, bias, 2.0, ids, scale, 2, False)),
         (ops.linear_log_probs_backward,
-         (alpha.to(dtype), row, row, hidden, lm_head, ids, bias.detach(), 2.0, scale, row, row, 2,
+         (alpha.to(dtype), row, row, hidden, lm_head, bias.detach(), 2.0, ids, scale, row, row, 2,
           True, True, True)),
         (ops.gather_log_probs, (logits, ids, scale.float())),
         (ops.gather_log_probs_backward,

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from lepo_kernels import dispatch, gather_log_probs, linear_log_probs
+from lepo_kernels import gather_log_probs, linear_log_probs
 from lepo_kernels.backends.gpu import blocks as gpu_blocks
 from lepo_kernels.backends.gpu import head as gpu_head
 from tests.ops.head_magnitudes import head_magnitudes
-from tests.ops.helpers import HALF_DTYPES, LOW_DTYPES, LargestTensor
+from tests.ops.helpers import HALF_DTYPES, LOW_DTYPES, LargestTensor, kernel_of
 from tests.seeds import seeded
 from tests.tolerances import assert_within, rounding, sum_error
 
@@ -122,10 +122,10 @@ def test_backward_gives_the_same_where_it_may_not_wait(monkeypatch):
     lse, entropy = torch.zeros(2, rows)
     lse[good], entropy[good] = found.lse, found.entropy
     arguments = (
-        alpha, gamma, eta, hidden, lm_head, ids, bias, None, torch.ones(1),
+        alpha, gamma, eta, hidden, lm_head, bias, None, ids, torch.ones(1),
         lse, entropy, 2, True, True, True,
     )  # fmt: skip
-    backward = dispatch.load("linear_log_probs_backward", "cuda")
+    backward = kernel_of("linear_log_probs_backward", "cuda")
     compacted = backward(*arguments)
     monkeypatch.setattr(gpu_head, "may_wait", lambda like: False)
     captured = backward(*arguments)

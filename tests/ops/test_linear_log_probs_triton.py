@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import lepo_kernels
-from lepo_kernels import dispatch, gather_log_probs, lepo_loss, linear_log_probs
+from lepo_kernels import gather_log_probs, lepo_loss, linear_log_probs
 from tests import triton_backend
 from tests.ops import test_linear_log_probs as contract
-from tests.ops.helpers import LOW_DTYPES, LargestTensor
+from tests.ops.helpers import LOW_DTYPES, LargestTensor, kernel_of
 from tests.ops.test_linear_log_probs import OpNames, plain
 from tests.seeds import seeded
 from tests.tolerances import assert_no_worse_than_plain
@@ -202,13 +202,12 @@ def test_idle_rows_are_left_out(strategy, active, chunk_size, serve):
     hidden, lm_head, bias, ids = make(140, 3, 40)
     idle, upstream = upstream_of(140, 3, active)
     scale = torch.linspace(0.5, 2, 140)
-    shared = (hidden, lm_head, ids, bias, None, scale)
-    _, *saved = dispatch.load("linear_log_probs", "reference")(*shared, 1000, False)
+    shared = (hidden, lm_head, bias, None, ids, scale)
+    _, *saved = kernel_of("linear_log_probs", "reference")(*shared, 1000, False)
     hidden[idle] = math.nan  # would spread into the gradient of the head
     arguments = (*upstream, *shared, *saved, chunk_size, True, True, True)
     ours, expected = (
-        dispatch.load("linear_log_probs_backward", name)(*arguments)
-        for name in ("triton", "reference")
+        kernel_of("linear_log_probs_backward", name)(*arguments) for name in ("triton", "reference")
     )
     for x, y in zip(ours, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
@@ -220,9 +219,9 @@ def test_tiles_never_wait_for_the_device(serve):
     hidden, lm_head, bias, ids = make(6, 3, 40)
     _, upstream = upstream_of(6, 3, [1, 4])
     row = torch.ones(6)
-    arguments = (*upstream, hidden, lm_head, ids, bias, 2.0, row, row, row, 3, True, True, True)
+    arguments = (*upstream, hidden, lm_head, bias, 2.0, ids, row, row, row, 3, True, True, True)
     with OpNames() as ops:
-        dispatch.load("linear_log_probs_backward", "triton")(*arguments)
+        kernel_of("linear_log_probs_backward", "triton")(*arguments)
     waiting = ("nonzero", "_local_scalar_dense", "is_nonzero", "equal", "_to_copy_to_host")
     assert not {f"aten::{name}" for name in waiting} & ops.names
 

@@ -61,21 +61,17 @@ CHUNK = one_of(1, 2, 100, 0, -1, INT64.max, INT64.min)
 HEAD = (
     tensor(FLOAT, "ND"),
     tensor(FLOAT, "VD"),
-    tensor(IDS, "NK"),
     tensor(FLOAT, "V", optional=True),
     one_of(None, 2.0, 0.0, -1.0, float("nan")),
-    SCALE,
 )
+SELECTION = (tensor(IDS, "NK"), SCALE)
 FIRST_ID = one_of(0, 8, 1 << 26, 2, -4, INT64.max, INT64.min)
 MIXTURE_GRADIENTS = (tensor(FLOAT, "ND"), ROW, ROW)
 MIXTURE_KNOWN = (tensor(REAL, "ND"), tensor(REAL, "ND"), tensor(FLOAT64, "N8"))
 # The hidden states as wide as the embedding, so that a table may be missing.
 MIXTURE_HEAD = (
-    tensor(FLOAT, "ND"),
-    tensor(FLOAT, "VD"),
+    *HEAD,
     tensor(FLOAT, "VD", optional=True),
-    tensor(FLOAT, "V", optional=True),
-    one_of(None, 2.0, 0.0, -1.0, float("nan")),
     PER_ROW,
     PER_ROW,
     *NOISE_KEY,
@@ -96,6 +92,11 @@ DRAW = (
     one_of(1, 3, 64, 0, -1, INT64.min),
     tensor(IDS, "M", optional=True),
     *NOISE_KEY,
+    # Numbers in place of tensors.
+    one_of(1.0, 0.0, -1.0, float("nan")),
+    one_of(1.0, 0.0, -1.0, float("nan")),
+    one_of(0, INT64.max, INT64.min),
+    one_of(0, 1 << 32, INT64.min),
 )
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "philox_words": (
@@ -114,16 +115,20 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
         BOOL,
         BOOL,
     ),
-    "linear_log_probs": (*HEAD, CHUNK, BOOL),
-    "linear_log_probs_backward": (ENTRIES, ROW, ROW, *HEAD, ROW, ROW, CHUNK, BOOL, BOOL, BOOL),
-    "gather_log_probs": (tensor(FLOAT, "NV"), tensor(IDS, "NK"), SCALE),
+    "linear_log_probs": (*HEAD, *SELECTION, CHUNK, BOOL),
+    "linear_log_probs_backward": (
+        *(ENTRIES, ROW, ROW),
+        *HEAD,
+        *SELECTION,
+        *(ROW, ROW, CHUNK, BOOL, BOOL, BOOL),
+    ),
+    "gather_log_probs": (tensor(FLOAT, "NV"), *SELECTION),
     "gather_log_probs_backward": (
         ENTRIES,
         ROW,
         ROW,
         tensor(FLOAT, "NV"),
-        tensor(IDS, "NK"),
-        SCALE,
+        *SELECTION,
         ROW,
         ROW,
     ),
@@ -159,18 +164,14 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
         one_of(False, True),
     ),
     "lepo_loss": (
-        tensor(FLOAT, "ND"),
-        tensor(FLOAT, "VD"),
-        tensor(IDS, "NK"),
+        *HEAD,
+        *SELECTION,
         ENTRIES,
         tensor(BOOLS, "N"),
         ROW,
         ROW,
         tensor(REAL, "N", optional=True),
         tensor(REAL, "NK", optional=True),
-        tensor(FLOAT, "V", optional=True),
-        one_of(None, 2.0, 0.0, -1.0, float("nan")),
-        SCALE,
         one_of(0.0, 0.1, -1.0, float("nan")),
         one_of(0.2, 0.0, 2.0, float("nan")),
         one_of(0.2, 0.0, -1.0, float("nan")),
@@ -185,9 +186,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
         tensor(FLOAT, "ND"),
         tensor(FLOAT, "VD"),
         tensor(FLOAT, "V"),
-        tensor(FLOAT, "ND"),
-        tensor(FLOAT, "VD"),
-        tensor(FLOAT, "V", optional=True),
+        *HEAD,
     ),
 }
 OPS_AND_BACKENDS = [

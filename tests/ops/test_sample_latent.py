@@ -533,6 +533,7 @@ def test_opcheck(noise, backend):
             torch.tensor(0),
             torch.arange(3),
             torch.tensor([0]),
+            *(1.0, 1.0, 0, 0),
             backend,
         ),
     )

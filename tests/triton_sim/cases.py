@@ -11,6 +11,17 @@ import pytest
 import torch
 
 from lepo_kernels import dispatch
+from lepo_kernels.structures import (
+    Draw,
+    Head,
+    Mixtures,
+    MixtureUpstream,
+    Needs,
+    Noise,
+    Selection,
+    Statistics,
+    Upstream,
+)
 
 # Of the targets that are not one themselves.
 FAMILIES = {"sm_89": "other"}
@@ -26,11 +37,11 @@ def mix_embeddings(dtype: torch.dtype) -> None:
 
 def gumbel_softmax_embedding(dtype: torch.dtype) -> None:
     logits, embedding = torch.zeros(64, 4096, dtype=dtype), torch.zeros(4096, 2048, dtype=dtype)
-    shared = (logits, embedding, *_draws())
-    dispatch.load("gumbel_softmax_embedding", "triton")(*shared, 0, False)
+    shared = (logits, embedding, _noise())
+    dispatch.load("gumbel_softmax_embedding", "triton")(*shared, False)
     backward = dispatch.load("gumbel_softmax_embedding_backward", "triton")
     for needs in ((True, True), (False, True)):
-        backward(*_grads(), *shared, 0, *_known(), *needs)
+        backward(_grads(), *shared, _known(), *needs)
 
 
 def linear_gumbel_softmax_embedding(dtype: torch.dtype) -> None:
@@ -42,33 +53,35 @@ def linear_gumbel_softmax_embedding(dtype: torch.dtype) -> None:
     # Head and table of different sizes: the kernel that takes both has more registers to fill.
     mixed = (torch.zeros(4096, 2048, dtype=other), None, None)
     for table in ((None, None, None), untied, mixed):
-        embedding, bias, _ = table
-        shared = (hidden, lm_head, *table, *_draws(), 0, 1 << 20)
+        embedding, bias, softcap = table
+        shared = (Head(hidden, lm_head, bias, softcap), embedding, _noise(), 1 << 20)
         forward(*shared, False)
-        needs = (True, True, bias is not None, embedding is not None)
-        backward(*_grads(), *shared, *_known(), *needs)
+        needs = Needs(True, True, bias is not None)
+        backward(_grads(), *shared, _known(), needs, embedding is not None)
 
 
-def _draws() -> tuple[torch.Tensor, ...]:
+def _noise() -> Noise:
     one, zero = torch.ones(1, dtype=torch.float64), torch.tensor(0)
-    return one, one, zero, torch.arange(64), torch.arange(64)
+    return Noise(one, one, zero, torch.arange(64), torch.arange(64), 0)
 
 
-def _grads() -> tuple[torch.Tensor, ...]:
-    return torch.zeros(64, 2048), torch.zeros(64), torch.zeros(64)
+def _grads() -> MixtureUpstream:
+    return MixtureUpstream(torch.zeros(64, 2048), torch.zeros(64), torch.zeros(64))
 
 
-def _known() -> tuple[torch.Tensor, ...]:
-    return torch.zeros(64, 2048), torch.zeros(64, 2048), torch.zeros(64, 8, dtype=torch.float64)
+def _known() -> Mixtures:
+    statistics = torch.zeros(64, 8, dtype=torch.float64)
+    return Mixtures(torch.zeros(64, 2048), torch.zeros(64, 2048), statistics)
 
 
 def linear_log_probs(dtype: torch.dtype) -> None:
     rows, vocab, kept = 128, 1536, 30
-    logits, ids, one = torch.zeros(rows, vocab, dtype=dtype), _ids(rows, kept), torch.ones(1)
-    dispatch.load("gather_log_probs", "triton")(logits, ids, one)
-    gather_backward = dispatch.load("gather_log_probs_backward", "triton")
-    alpha, gamma, eta, lse, entropy = _saved(rows, kept)
-    gather_backward(alpha, gamma, eta, logits, ids, one, lse, entropy)
+    logits = torch.zeros(rows, vocab, dtype=dtype)
+    selection = Selection(_ids(rows, kept), torch.ones(1))
+    dispatch.load("gather_log_probs", "triton")(logits, selection)
+    upstream, statistics = _saved(rows, kept)
+    backward = dispatch.load("gather_log_probs_backward", "triton")
+    backward(upstream, logits, selection, statistics)
     # With all that makes a kernel larger, in one block; without, in two blocks of rows and three
     # parts of the vocabulary, where sums begin, go on and end.
     for strategy in ("chunks", "tiles"):
@@ -95,26 +108,22 @@ def head(
     from lepo_kernels.backends.triton.linear_log_probs import STRATEGIES
 
     hidden, lm_head = torch.zeros(rows, width, dtype=dtype), torch.zeros(vocab, width, dtype=dtype)
-    options = (hidden.new_zeros(vocab), 30.0, torch.ones(rows)) if full else _BARE
-    shared = (hidden, lm_head, _ids(rows, kept), *options)
+    bias, softcap = (hidden.new_zeros(vocab), 30.0) if full else (None, None)
+    selection = Selection(_ids(rows, kept), torch.ones(rows if full else 1))
+    shared = (Head(hidden, lm_head, bias, softcap), selection)
     STRATEGIES[strategy].forward(*shared, chunk_size, False)
-    alpha, gamma, eta, lse, entropy = _saved(rows, kept)
-    upstream = (alpha, gamma, eta)
-    needs = (True, True, full)
-    STRATEGIES[strategy].backward(*upstream, *shared, lse, entropy, chunk_size, *needs)
-
-
-# No bias, no softcap, one inverse temperature.
-_BARE = (None, None, torch.ones(1))
+    upstream, statistics = _saved(rows, kept)
+    needs = Needs(True, True, full)
+    STRATEGIES[strategy].backward(upstream, *shared, statistics, chunk_size, needs)
 
 
 def _ids(rows: int, kept: int) -> torch.Tensor:
     return torch.zeros(rows, kept, dtype=torch.int64)
 
 
-def _saved(rows: int, kept: int) -> tuple[torch.Tensor, ...]:
-    """Upstream gradients, log-sum-exp and entropy."""
-    return torch.ones(rows, kept), *torch.ones(4, rows)
+def _saved(rows: int, kept: int) -> tuple[Upstream, Statistics]:
+    gamma, eta, lse, entropy = torch.ones(4, rows)
+    return Upstream(torch.ones(rows, kept), gamma, eta), Statistics(lse, entropy)
 
 
 def sample_latent(dtype: torch.dtype) -> None:
@@ -138,7 +147,8 @@ def draw(
     ids = torch.tensor([3]) if excluded else None
     draws = 3 if noise == "categorical" else 1
     filters = (top_k, 0.9, 0.01, noise, 0.5, -1.0, 3.0, draws, ids)
-    dispatch.load("sample_latent", "triton")(logits, one, one, *filters, zero, rows, rows)
+    made = Draw(one, one, *filters, zero, rows, rows, 1.0, 1.0, 0, 0)
+    dispatch.load("sample_latent", "triton")(logits, made)
 
 
 def philox(dtype: torch.dtype) -> None:

@@ -11,14 +11,15 @@ number of threads and any batch, what comes from a matrix product may not.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lepo_kernels.backends.checks import check_positive, check_rows, check_steps
 from lepo_kernels.backends.cpu.memory import fresh
-from lepo_kernels.backends.reference.gumbel_softmax_embedding import has_density, log_density_of
+from lepo_kernels.backends.reference.gumbel_softmax_embedding import log_density_of, with_density
+from lepo_kernels.structures import Mixtures, MixtureUpstream, Noise
 
 # A block of rows that keeps a matrix product busy.
 _BLOCK_ROWS = 1024
@@ -35,22 +36,17 @@ _NOISE_IDS = 64
 def gumbel_softmax_embedding(
     logits: Tensor,  # [N, V]
     embedding: Tensor,  # [V, D]
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
-    seed: Tensor,  # []
-    row_keys: Tensor,  # [N]
-    step: Tensor,  # [N] or [1]
-    first_id: int,
+    noise: Noise,
     shard: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # [N, D], [N], [N], [N, D], [N, 8]
     """Mixtures ``z @ embedding``, ``sum z log pi``, log-densities, and what backward takes over.
 
     The latter are the deviations ``e - E_peak`` and the statistics of the rows, see the op.
     """
-    check_positive("tau", tau, zero_included=True)
-    check_positive("temperature", temperature)
-    check_steps(step)
-    noisy = _noisy_rows(logits, tau, temperature, seed, row_keys, step, first_id)
+    check_positive("tau", noise.tau, zero_included=True)
+    check_positive("temperature", noise.temperature)
+    check_steps(noise.step)
+    noisy = _noisy_rows(logits, noise)
     log_prob, statistics = torch.ops.lepo_kernels_cpu.gumbel_softmax_statistics(*noisy)
     if not shard:
         check_rows("logits", log_prob)
@@ -70,47 +66,36 @@ def gumbel_softmax_embedding(
     # Both from the same sum: the larger of them may be much larger than the other.
     mixed = torch.addcmul(beside_peak, at_peak.float(), peaks)
     deviation = beside_peak.addcmul_((1 - at_peak).float(), peaks, value=-1)
-    log_density = log_density_of(statistics, tau, torch.float32)
+    log_density = log_density_of(statistics, noise.tau, torch.float32)
     return mixed, log_prob, log_density, deviation, statistics
 
 
 def gumbel_softmax_embedding_backward(
-    grad_embedding: Tensor,  # [N, D]
-    grad_log_prob: Tensor,  # [N]
-    grad_log_density: Tensor,  # [N]
+    upstream: MixtureUpstream,
     logits: Tensor,  # [N, V]
     embedding: Tensor,  # [V, D]
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
-    seed: Tensor,  # []
-    row_keys: Tensor,  # [N]
-    step: Tensor,  # [N] or [1]
-    first_id: int,
-    mixed: Tensor,  # [N, D]
-    deviation: Tensor,  # [N, D]
-    statistics: Tensor,  # [N, 8]
+    noise: Noise,
+    mixtures: Mixtures,
     need_dlogits: bool,
     need_dembedding: bool,
 ) -> tuple[Tensor, Tensor]:  # [N, V] or [0], [V, D] or [0]
     """da and dE as the op's file has them."""
     dlogits = fresh(logits.shape if need_dlogits else (0,), logits.dtype)
     dembedding = fresh(embedding.shape if need_dembedding else (0,), embedding.dtype)
-    upstream = upstream_of(
-        grad_embedding, grad_log_prob, grad_log_density, tau, mixed, deviation, statistics
-    )
-    rows, grad = upstream.rows, upstream.grad_embedding
+    active = active_upstream(upstream, noise.tau, mixtures)
+    rows, grad = active.rows, active.grad_embedding
     if need_dlogits:
-        dlogits.index_fill_(0, upstream.idle_rows, 0)
-    if not upstream.has_pull:
+        dlogits.index_fill_(0, active.idle_rows, 0)
+    if not active.has_pull:
         dembedding.zero_()
-    if not (upstream.has_pull or need_dlogits):
+    if not (active.has_pull or need_dlogits):
         return dlogits, dembedding
-    noisy = _noisy_rows(logits, tau, temperature, seed, row_keys, step, first_id)
-    statistics = statistics.contiguous()
+    noisy = _noisy_rows(logits, noise)
+    statistics = mixtures.statistics.contiguous()
     grid = _Grid(len(rows), embedding)
     for ids in grid.chunks():
-        table = grid.converted(embedding, ids) if need_dlogits and upstream.has_pull else None
-        sums = grid.sums(dembedding, ids) if need_dembedding and upstream.has_pull else None
+        table = grid.converted(embedding, ids) if need_dlogits and active.has_pull else None
+        sums = grid.sums(dembedding, ids) if need_dembedding and active.has_pull else None
         for block in grid.blocks():
             z = grid.weights(block, ids)
             # What pulls at the logits; the native kernel puts the weights in its place.
@@ -119,7 +104,7 @@ def gumbel_softmax_embedding_backward(
             else:
                 z.zero_()
             torch.ops.lepo_kernels_cpu.gumbel_softmax_gradients(
-                z, dlogits, *noisy, statistics, rows[block], ids.start, upstream.per_row[block]
+                z, dlogits, *noisy, statistics, rows[block], ids.start, active.per_row[block]
             )
             if sums is not None:
                 sums.addmm_(z.T, grad[block], beta=float(block.start > 0))
@@ -128,7 +113,7 @@ def gumbel_softmax_embedding_backward(
     return dlogits, dembedding
 
 
-class Upstream(NamedTuple):
+class ActiveUpstream(NamedTuple):
     """The gradients that come from above, and which rows they come to."""
 
     rows: Tensor  # [M], those with a gradient that is not zero
@@ -138,17 +123,15 @@ class Upstream(NamedTuple):
     has_pull: bool  # or a loss of log-probabilities and densities alone, without matrix products
 
 
-def upstream_of(
-    grad_embedding: Tensor,  # [N, D]
-    grad_log_prob: Tensor,  # [N]
-    grad_log_density: Tensor,  # [N]
+def active_upstream(
+    upstream: MixtureUpstream,
     tau: Tensor,  # [N] or [1]
-    mixed: Tensor,  # [N, D]
-    deviation: Tensor,  # [N, D]
-    statistics: Tensor,  # [N, 8]
-) -> Upstream:
+    mixtures: Mixtures,
+) -> ActiveUpstream:
     """Gather the upstream gradients of the rows that have any."""
-    grad_log_density = grad_log_density.where(has_density(statistics, tau, torch.float32), 0)
+    mixed, deviation, statistics = mixtures
+    upstream = with_density(upstream, statistics, tau, torch.float32)
+    grad_embedding, grad_log_prob, grad_log_density = upstream
     pulled = (grad_embedding != 0).any(dim=-1)
     active = pulled | (grad_log_prob != 0) | (grad_log_density != 0)
     rows, idle_rows = (x.nonzero().squeeze(-1) for x in (active, ~active))
@@ -160,7 +143,7 @@ def upstream_of(
         per_row[:, 1] = _dots(deviation[rows], grad)
     per_row[:, 2] = grad_log_prob[rows]
     per_row[:, 3] = grad_log_density[rows]
-    return Upstream(rows, idle_rows, grad, per_row, has_pull)
+    return ActiveUpstream(rows, idle_rows, grad, per_row, has_pull)
 
 
 class _Grid:
@@ -217,15 +200,9 @@ def _ranges(total: int, size: int) -> Iterator[slice]:
 
 def _noisy_rows(
     logits: Tensor,  # [N, V]
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
-    seed: Tensor,  # []
-    row_keys: Tensor,  # [N]
-    step: Tensor,  # [N] or [1]
-    first_id: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, int]:
+    noise: Noise,
+) -> tuple[Any, ...]:
     """The arguments in the layout that the native kernels read; rows may lie apart."""
     if logits.stride(1) != 1 and logits.shape[1] > 1:
         logits = logits.contiguous()
-    tau, temperature = tau.contiguous(), temperature.contiguous()
-    return logits, tau, temperature, seed, row_keys.contiguous(), step.contiguous(), first_id
+    return logits, *noise.contiguous()

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from lepo_kernels.backends.checks import check_rows
-from lepo_kernels.backends.cpu.gumbel_softmax_embedding import gumbel_softmax_embedding, upstream_of
+from lepo_kernels.backends.cpu.gumbel_softmax_embedding import (
+    active_upstream,
+    gumbel_softmax_embedding,
+)
 from lepo_kernels.backends.cpu.linear_log_probs import (
     Buffer,
     HeadGradient,
@@ -22,27 +25,19 @@ from lepo_kernels.backends.cpu.linear_log_probs import (
     head_parts,
 )
 from lepo_kernels.backends.cpu.memory import fresh
-from lepo_kernels.backends.rows import per_row
+from lepo_kernels.structures import Head, Mixtures, MixtureUpstream, Needs, Noise
 
 
 def linear_gumbel_softmax_embedding(
-    hidden: Tensor,  # [N, Dh]
-    lm_head: Tensor,  # [V, Dh]
-    embedding: Tensor | None,  # [V, D]; None: lm_head
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
-    seed: Tensor,  # []
-    row_keys: Tensor,  # [N]
-    step: Tensor,  # [N] or [1]
-    first_id: int,
+    head: Head,
+    embedding: Tensor | None,  # [V, D]; None: the head
+    noise: Noise,
     chunk_size: int,
     shard: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # [N, D], [N], [N], [N, D], [N, 8]
     """`gumbel_softmax_embedding` of the logits ``cap(hidden @ lm_head^T + bias)``."""
+    lm_head, hidden = head.lm_head, head.hidden.float()
     table = lm_head if embedding is None else embedding
-    hidden = hidden.float()
     buffer = fresh((min(len(hidden), chunk_size), len(lm_head)), torch.float32)
     parts = []
     # Once, too, where there are no rows.
@@ -50,16 +45,10 @@ def linear_gumbel_softmax_embedding(
         rows = slice(start, start + chunk_size)
         inputs = hidden[rows]
         logits = buffer[: len(inputs)]
-        for part in head_parts(lm_head, bias):
+        for part in head_parts(lm_head, head.bias):
             torch.mm(inputs, part.weight.T, out=logits[:, part.columns])
-            _finish(logits[:, part.columns], part, softcap)
-        noise_key = (seed, row_keys[rows], per_row(step, rows))
-        parts.append(
-            gumbel_softmax_embedding(
-                logits, table, per_row(tau, rows), per_row(temperature, rows), *noise_key,
-                first_id, True,
-            )
-        )  # fmt: skip
+            _finish(logits[:, part.columns], part, head.softcap)
+        parts.append(gumbel_softmax_embedding(logits, table, noise.at(rows), True))
     mixed, log_prob, log_density, deviation, statistics = map(torch.cat, zip(*parts, strict=True))
     if not shard:
         check_rows("logits of hidden", log_prob)
@@ -67,49 +56,35 @@ def linear_gumbel_softmax_embedding(
 
 
 def linear_gumbel_softmax_embedding_backward(
-    grad_embedding: Tensor,  # [N, D]
-    grad_log_prob: Tensor,  # [N]
-    grad_log_density: Tensor,  # [N]
-    hidden: Tensor,  # [N, Dh]
-    lm_head: Tensor,  # [V, Dh]
-    embedding: Tensor | None,  # [V, D]; None: lm_head
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
-    seed: Tensor,  # []
-    row_keys: Tensor,  # [N]
-    step: Tensor,  # [N] or [1]
-    first_id: int,
+    upstream: MixtureUpstream,
+    head: Head,
+    embedding: Tensor | None,  # [V, D]; None: the head
+    noise: Noise,
     chunk_size: int,
-    mixed: Tensor,  # [N, D]
-    deviation: Tensor,  # [N, D]
-    statistics: Tensor,  # [N, 8]
-    need_dhidden: bool,
-    need_dlm_head: bool,
-    need_dbias: bool,
+    mixtures: Mixtures,
+    needs: Needs,
     need_dembedding: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [N, Dh], [V, Dh], [V], [V, D], or [0]
     """Gradients of hidden states, head, bias and table; those not needed are empty."""
+    hidden, lm_head, bias, softcap = head
+    need_dhidden, need_dlm_head, need_dbias = needs
     table = lm_head if embedding is None else embedding
     dhidden = hidden.new_zeros(hidden.shape if need_dhidden else (0,))
     dlm_head = fresh(lm_head.shape if need_dlm_head else (0,), lm_head.dtype)
     dbias = torch.zeros(len(lm_head) if need_dbias else 0, dtype=torch.float32)
     dembedding = fresh(table.shape if need_dembedding else (0,), table.dtype)
-    upstream = upstream_of(
-        grad_embedding, grad_log_prob, grad_log_density, tau, mixed, deviation, statistics
-    )
-    active, grad, has_pull = upstream.rows, upstream.grad_embedding, upstream.has_pull
+    active = active_upstream(upstream, noise.tau, mixtures)
+    grad, has_pull = active.grad_embedding, active.has_pull
     if not has_pull:
         dembedding.zero_()
-    need_da = need_dhidden or need_dlm_head or need_dbias
-    if len(active) == 0 or not (need_da or has_pull):
+    if len(active.rows) == 0 or not (any(needs) or has_pull):
         return dhidden, dlm_head.zero_(), dbias.to(lm_head.dtype), dembedding
     # Of the same rows, what each of the native kernel's calls takes a block of.
-    tau, temperature, step = (per_row(x, active).contiguous() for x in (tau, temperature, step))
-    row_keys, known, inputs = row_keys[active], statistics[active], hidden[active].float()
+    noise = noise.at(active.rows).contiguous()
+    known, inputs = mixtures.statistics[active.rows], hidden[active.rows].float()
     dinputs = torch.zeros(inputs.shape if need_dhidden else (0,), dtype=torch.float32)
-    work = RowBlocks(len(active), len(lm_head), chunk_size)
+    need_da = any(needs)
+    work = RowBlocks(len(active.rows), len(lm_head), chunk_size)
     pulls, slopes = Buffer(work.entries), Buffer(work.entries if need_da else 0)
     head_gradient, table_gradient = HeadGradient(dlm_head), HeadGradient(dembedding)
     tables = head_parts(table, None) if embedding is not None else None
@@ -134,16 +109,12 @@ def linear_gumbel_softmax_embedding_backward(
                 z,
                 da,
                 logits,
-                per_row(tau, rows),
-                per_row(temperature, rows),
-                seed,
-                row_keys[rows],
-                per_row(step, rows),
-                first_id + part.columns.start,
+                *noise.at(rows)[:-1],
+                noise.first_id + part.columns.start,
                 local[rows],
                 torch.arange(len(logits)),
                 0,
-                upstream.per_row[rows],
+                active.per_row[rows],
             )
             if need_da and softcap is not None:
                 da.mul_(1 - logits.div_(softcap).square_())
@@ -163,7 +134,7 @@ def linear_gumbel_softmax_embedding_backward(
         if need_dembedding and has_pull:
             table_gradient.put(part.columns, dtable)
     if need_dhidden:
-        dhidden[active] = dinputs.to(hidden.dtype)
+        dhidden[active.rows] = dinputs.to(hidden.dtype)
     return dhidden, dlm_head, dbias.to(lm_head.dtype), dembedding
 
 

@@ -16,7 +16,16 @@ import torch
 from torch import Tensor
 
 from lepo_kernels.backends.checks import check_ids, check_positive, check_rows
-from lepo_kernels.backends.rows import active_rows, fill_empty_sums, per_row
+from lepo_kernels.backends.rows import active_rows, fill_empty_sums
+from lepo_kernels.structures import (
+    Head,
+    HeadGradients,
+    Needs,
+    Selection,
+    Statistics,
+    Upstream,
+    empty_gradient,
+)
 
 # The products of a part of the vocabulary run at full speed from here on.
 _COLUMNS = 2048
@@ -111,56 +120,36 @@ def new_state(rows: int) -> Tensor:  # [rows, 3]
 
 
 def linear_log_probs(
-    hidden: Tensor,  # [N, D]
-    lm_head: Tensor,  # [V, D]
-    ids: Tensor,  # [N, K]
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
-    inv_temperature: Tensor,  # [N] or [1]
-    chunk_size: int,
-    shard: bool,
+    head: Head, selection: Selection, chunk_size: int, shard: bool
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """Selected logits, log-sum-exp and entropy of ``cap(hidden @ lm_head^T + bias) / T``."""
-    check_ids("ids", ids, lm_head.shape[0])
-    check_positive("inv_temperature", inv_temperature)
-    outputs = statistics(
-        hidden.float(),
-        lm_head,
-        ids.long().contiguous(),
-        bias,
-        softcap,
-        inv_temperature.contiguous(),
-        chunk_size,
-        shard=shard,
-    )
+    check_ids("ids", selection.ids, len(head.lm_head))
+    check_positive("inv_temperature", selection.inv_temperature)
+    wide = Head(head.hidden.float(), *head[1:])
+    outputs = statistics_of(wide, _as_read(selection), chunk_size, shard=shard)
     if not shard:
         check_rows("logits of hidden", outputs[1])
     return outputs
 
 
-def statistics(
-    hidden: Tensor,  # [N, D] float32
-    lm_head: Tensor,  # [V, D]
-    ids: Tensor,  # [N, K] int64
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
-    inv_temperature: Tensor,  # [N] or [1]
+def statistics_of(
+    head: Head,  # hidden: float32
+    selection: Selection,  # ids: int64
     chunk_size: int,
     shard: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """`linear_log_probs` without its checks."""
-    selected = torch.zeros(ids.shape, dtype=torch.float32)
+    hidden, lm_head, bias, softcap = head
+    selected = torch.zeros(selection.ids.shape, dtype=torch.float32)
     state = new_state(len(hidden))
     work = RowBlocks(len(hidden), len(lm_head), chunk_size)
     for part in head_parts(lm_head, bias):
         for rows in work.blocks:
-            torch.ops.lepo_kernels_cpu.summarise_logits(
+            summarise(
                 work.logits(hidden[rows], part.weight),
-                part.bias,
-                softcap or 0.0,
-                per_row(inv_temperature, rows),
-                ids[rows],
-                part.columns.start,
+                part,
+                softcap,
+                selection.at(rows),
                 state[rows],
                 selected[rows],
             )
@@ -170,103 +159,122 @@ def statistics(
     return selected, lse, entropy
 
 
-def linear_log_probs_backward(
-    grad_logits: Tensor,  # [N, K]
-    grad_lse: Tensor,  # [N]
-    grad_entropy: Tensor,  # [N]
-    hidden: Tensor,  # [N, D]
-    lm_head: Tensor,  # [V, D]
-    ids: Tensor,  # [N, K]
-    bias: Tensor | None,  # [V]
+def summarise(
+    logits: Tensor,  # [R, C]
+    part: HeadPart,
     softcap: float | None,
-    inv_temperature: Tensor,  # [N] or [1]
-    lse: Tensor,  # [N]
-    entropy: Tensor,  # [N]
+    selection: Selection,  # of R rows
+    state: Tensor,  # [R, 3], changed in place
+    selected: Tensor,  # [R, K], changed in place
+) -> None:
+    """Add raw logits of a part of the vocabulary to the sums of their rows."""
+    torch.ops.lepo_kernels_cpu.summarise_logits(
+        logits,
+        part.bias,
+        softcap or 0.0,
+        selection.inv_temperature,
+        selection.ids,
+        part.columns.start,
+        state,
+        selected,
+    )
+
+
+def turn_into_gradient(
+    logits: Tensor,  # [R, C], changed in place
+    part: HeadPart,
+    softcap: float | None,
+    selection: Selection,  # of R rows
+    upstream: Upstream,  # of R rows
+    statistics: Statistics,  # of R rows
+) -> None:
+    """Put the gradient of raw logits in their place."""
+    torch.ops.lepo_kernels_cpu.logit_gradient_(
+        logits,
+        part.bias,
+        softcap or 0.0,
+        selection.inv_temperature,
+        selection.ids,
+        part.columns.start,
+        *upstream,
+        *statistics,
+    )
+
+
+def linear_log_probs_backward(
+    upstream: Upstream,
+    head: Head,
+    selection: Selection,
+    statistics: Statistics,
     chunk_size: int,
-    need_dhidden: bool,
-    need_dlm_head: bool,
-    need_dbias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # [N, D] or [0], [V, D] or [0], [V] or [0]
+    needs: Needs,
+) -> HeadGradients:
     """Gradients of the hidden states, the head and the bias; those not needed are empty."""
-    active = active_rows(grad_logits, grad_lse, grad_entropy)
-    dhidden = hidden.new_zeros(hidden.shape if need_dhidden else (0,))
-    dlm_head = torch.empty(lm_head.shape if need_dlm_head else (0,), dtype=lm_head.dtype)
-    dbias = torch.zeros(len(lm_head) if need_dbias else 0, dtype=torch.float32)
+    hidden, lm_head, bias, softcap = head
+    active = active_rows(*upstream)
+    dhidden = hidden.new_zeros(hidden.shape if needs.need_dhidden else (0,))
+    dlm_head = empty_gradient(lm_head, needs.need_dlm_head)
+    dbias = torch.zeros(len(lm_head) if needs.need_dbias else 0, dtype=torch.float32)
     if len(active) == 0:
-        return dhidden, dlm_head.zero_(), dbias.to(lm_head.dtype)
-    inv_temperature = per_row(inv_temperature, active).contiguous()
-    per_row_inputs = (ids.long(), grad_logits, grad_lse, grad_entropy, lse, entropy)
-    ids, alpha, gamma, eta, lse, entropy = (x[active] for x in per_row_inputs)
+        return HeadGradients(dhidden, dlm_head.zero_(), dbias.to(lm_head.dtype))
+    selection = _as_read(selection.at(active))
+    upstream, statistics = upstream.at(active), statistics.at(active)
     inputs = (hidden if len(active) == len(hidden) else hidden[active]).float()
-    dinputs = torch.zeros(inputs.shape if need_dhidden else (0,), dtype=torch.float32)
+    dinputs = torch.zeros(inputs.shape if needs.need_dhidden else (0,), dtype=torch.float32)
     work = RowBlocks(len(active), len(lm_head), chunk_size)
     gradients = HeadGradient(dlm_head)
     for part in head_parts(lm_head, bias):
         dweight = gradients.take(part.columns)
         for rows in work.blocks:
             da = work.logits(inputs[rows], part.weight)
-            torch.ops.lepo_kernels_cpu.logit_gradient_(
-                da,
-                part.bias,
-                softcap or 0.0,
-                per_row(inv_temperature, rows),
-                ids[rows],
-                part.columns.start,
-                alpha[rows],
-                gamma[rows],
-                eta[rows],
-                lse[rows],
-                entropy[rows],
-            )
-            if need_dhidden:
+            of_rows = selection.at(rows), upstream.at(rows), statistics.at(rows)
+            turn_into_gradient(da, part, softcap, *of_rows)
+            if needs.need_dhidden:
                 dinputs[rows].addmm_(da, part.weight)
-            if need_dlm_head:
+            if needs.need_dlm_head:
                 dweight.addmm_(da.T, inputs[rows], beta=float(rows.start > 0))
-            if need_dbias:
+            if needs.need_dbias:
                 dbias[part.columns] += da.sum(dim=0)
         gradients.put(part.columns, dweight)
-    if need_dhidden:
+    if needs.need_dhidden:
         dhidden[active] = dinputs.to(hidden.dtype)
-    return dhidden, dlm_head, dbias.to(lm_head.dtype)
+    return HeadGradients(dhidden, dlm_head, dbias.to(lm_head.dtype))
 
 
 def gather_log_probs(
     logits: Tensor,  # [N, V]
-    ids: Tensor,  # [N, K]
-    inv_temperature: Tensor,  # [N] or [1]
+    selection: Selection,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """Selected logits, log-sum-exp and entropy of ``logits / T``."""
-    check_ids("ids", ids, logits.shape[1])
-    check_positive("inv_temperature", inv_temperature)
+    check_ids("ids", selection.ids, logits.shape[1])
+    check_positive("inv_temperature", selection.inv_temperature)
     outputs: tuple[Tensor, Tensor, Tensor] = torch.ops.lepo_kernels_cpu.gather_log_probs(
-        _dense_rows(logits), ids.long().contiguous(), inv_temperature.contiguous()
+        _dense_rows(logits), *_as_read(selection)
     )
     check_rows("logits", outputs[1])
     return outputs
 
 
 def gather_log_probs_backward(
-    grad_logits: Tensor,  # [N, K]
-    grad_lse: Tensor,  # [N]
-    grad_entropy: Tensor,  # [N]
+    upstream: Upstream,
     logits: Tensor,  # [N, V]
-    ids: Tensor,  # [N, K]
-    inv_temperature: Tensor,  # [N] or [1]
-    lse: Tensor,  # [N]
-    entropy: Tensor,  # [N]
+    selection: Selection,
+    statistics: Statistics,
 ) -> Tensor:  # [N, V]
     """Gradient of the logits, in their dtype."""
     dlogits: Tensor = torch.ops.lepo_kernels_cpu.gather_log_probs_backward(
-        grad_logits.contiguous(),
-        grad_lse.contiguous(),
-        grad_entropy.contiguous(),
+        *(x.contiguous() for x in upstream),
         _dense_rows(logits),
-        ids.long().contiguous(),
-        inv_temperature.contiguous(),
-        lse.contiguous(),
-        entropy.contiguous(),
+        *_as_read(selection),
+        *(x.contiguous() for x in statistics),
     )
     return dlogits
+
+
+def _as_read(selection: Selection) -> Selection:
+    """In the layout and with the dtype of ids that the native kernels read."""
+    ids, inv_temperature = selection
+    return Selection(ids.long().contiguous(), inv_temperature.contiguous())
 
 
 def _dense_rows(logits: Tensor) -> Tensor:  # [N, V], rows of any stride

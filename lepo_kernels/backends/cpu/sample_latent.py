@@ -16,53 +16,37 @@ from lepo_kernels.backends.checks import (
     check_steps,
     check_survivors,
 )
+from lepo_kernels.structures import Draw, DrawnFields
 
 # As csrc/cpu/sample_latent.h numbers them.
 _NOISES = {"none": 0, "gumbel": 1, "gaussian": 2, "dirichlet": 3, "categorical": 4}
 
-_Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
 
 def sample_latent(
     logits: Tensor,  # [N, V]
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
-    top_k: int,  # in [1, V]
-    top_p: float,
-    min_p: float,
-    noise: str,
-    noise_scale: float,
-    clamp_low: float,
-    clamp_high: float,
-    num_draws: int,
-    exclude_ids: Tensor | None,  # [M]
-    seed: Tensor,  # []
-    row_keys: Tensor | None,  # [N]; None numbers the rows
-    step: Tensor,  # [N] or [1]
-) -> _Outputs:
+    draw: Draw,
+) -> DrawnFields:
     """Fields of `lepo_kernels.ops.sample_latent.LatentSample`, in its order."""
-    if logits.stride(1) != 1:
-        logits = logits.contiguous()
-    if exclude_ids is not None:
-        exclude_ids = exclude_ids.contiguous()
+    tau, temperature, seed, step = draw.tensors(logits.device)
+    exclude_ids, row_keys = draw.exclude_ids, draw.row_keys
     results = torch.ops.lepo_kernels_cpu.sample_latent.default(
-        logits,
+        logits if logits.stride(1) == 1 else logits.contiguous(),
         tau.contiguous(),
         temperature.contiguous(),
-        top_k,
-        top_p,
-        min_p,
-        _NOISES[noise],
-        noise_scale,
-        clamp_low,
-        clamp_high,
-        num_draws,
-        exclude_ids,
+        draw.top_k,
+        draw.top_p,
+        draw.min_p,
+        _NOISES[draw.noise],
+        draw.noise_scale,
+        draw.clamp_low,
+        draw.clamp_high,
+        draw.num_draws,
+        None if exclude_ids is None else exclude_ids.contiguous(),
         seed,
         None if row_keys is None else row_keys.contiguous(),
         step.contiguous(),
     )
-    fields: _Outputs = results[:-1]
+    fields: DrawnFields = results[:-1]
     if not results[-1]:
         check_positive("tau", tau, zero_included=True)
         check_positive("temperature", temperature)

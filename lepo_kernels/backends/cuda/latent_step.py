@@ -4,26 +4,24 @@ Contract: the bits of `sample_latent` and of `mix_embeddings` after it. One call
 that nothing but the device is between them.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from lepo_kernels.backends.checks import check_draw
 from lepo_kernels.backends.cuda.sample_latent import op_arguments
 from lepo_kernels.backends.rows import dense_rows
+from lepo_kernels.structures import Draw
 
 
 def latent_step(
     logits: Tensor,  # [N, V]
     embedding: Tensor,  # [V or more, D]
-    *draw: Any,  # the other arguments of sample_latent
+    draw: Draw,
 ) -> tuple[Tensor, ...]:
     """Fields of `lepo_kernels.ops.sample_latent.LatentSample`, in its order, and the mixture."""
-    dense, *arguments = op_arguments(logits, *draw)
+    dense, *arguments = op_arguments(logits, draw)
     results: tuple[Tensor, ...] = torch.ops.lepo_kernels_cuda.latent_step.default(
         dense, dense_rows(embedding), *arguments
     )
-    noise, exclude_ids, step = draw[5], draw[10], draw[13]
-    check_draw(results, logits, noise, exclude_ids, step)
+    check_draw(results, logits, draw.noise, draw.exclude_ids, draw.step)
     return results

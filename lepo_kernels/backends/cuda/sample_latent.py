@@ -15,107 +15,49 @@ import torch
 from torch import Tensor
 
 from lepo_kernels.backends.checks import check_draw, check_positive
+from lepo_kernels.structures import Draw, DrawnFields
 
 # As csrc/cuda/sample_latent.h numbers them.
 _NOISES = {"none": 0, "gumbel": 1, "gaussian": 2, "dirichlet": 3, "categorical": 4}
 
-_Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
 
 def sample_latent(
     logits: Tensor,  # [N, V]
-    tau: Tensor | None,  # [N] or [1]; None: tau_number, and so for those below
-    temperature: Tensor | None,  # [N] or [1]
-    top_k: int,  # in [1, V]
-    top_p: float,
-    min_p: float,
-    noise: str,
-    noise_scale: float,
-    clamp_low: float,
-    clamp_high: float,
-    num_draws: int,
-    exclude_ids: Tensor | None,  # [M]
-    seed: Tensor | None,  # []
-    row_keys: Tensor | None,  # [N]; None numbers the rows
-    step: Tensor | None,  # [N] or [1]
-    tau_number: float = 1.0,
-    temperature_number: float = 1.0,
-    seed_number: int = 0,
-    step_number: int = 0,
-) -> _Outputs:
+    draw: Draw,
+) -> DrawnFields:
     """Fields of `lepo_kernels.ops.sample_latent.LatentSample`, in its order."""
-    arguments = op_arguments(
-        logits,
-        tau,
-        temperature,
-        top_k,
-        top_p,
-        min_p,
-        noise,
-        noise_scale,
-        clamp_low,
-        clamp_high,
-        num_draws,
-        exclude_ids,
-        seed,
-        row_keys,
-        step,
-        tau_number,
-        temperature_number,
-        seed_number,
-        step_number,
-    )
-    fields: _Outputs = torch.ops.lepo_kernels_cuda.sample_latent.default(*arguments)
-    check_draw(fields, logits, noise, exclude_ids, step)
+    arguments = op_arguments(logits, draw)
+    fields: DrawnFields = torch.ops.lepo_kernels_cuda.sample_latent.default(*arguments)
+    check_draw(fields, logits, draw.noise, draw.exclude_ids, draw.step)
     return fields
 
 
 def op_arguments(
     logits: Tensor,  # [N, V]
-    tau: Tensor | None,  # [N] or [1]; None: tau_number, and so for those below
-    temperature: Tensor | None,  # [N] or [1]
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    noise: str,
-    noise_scale: float,
-    clamp_low: float,
-    clamp_high: float,
-    num_draws: int,
-    exclude_ids: Tensor | None,  # [M]
-    seed: Tensor | None,  # []
-    row_keys: Tensor | None,  # [N]
-    step: Tensor | None,  # [N] or [1]
-    tau_number: float = 1.0,
-    temperature_number: float = 1.0,
-    seed_number: int = 0,
-    step_number: int = 0,
+    draw: Draw,
 ) -> tuple[Any, ...]:
     """What the binding takes for these; checks those that the kernel divides by."""
-    if tau is not None:
-        check_positive("tau", tau, zero_included=True)
-    if temperature is not None:
-        check_positive("temperature", temperature)
+    if draw.tau is not None:
+        check_positive("tau", draw.tau, zero_included=True)
+    if draw.temperature is not None:
+        check_positive("temperature", draw.temperature)
     return (
         logits if logits.stride(1) == 1 else logits.contiguous(),
-        _dense(tau),
-        _dense(temperature),
-        top_k,
-        top_p,
-        min_p,
-        _NOISES[noise],
-        noise_scale,
-        clamp_low,
-        clamp_high,
-        num_draws,
-        _dense(exclude_ids),
-        seed,
-        _dense(row_keys),
-        _dense(step),
-        tau_number,
-        temperature_number,
-        seed_number,
-        step_number,
+        _dense(draw.tau),
+        _dense(draw.temperature),
+        draw.top_k,
+        draw.top_p,
+        draw.min_p,
+        _NOISES[draw.noise],
+        draw.noise_scale,
+        draw.clamp_low,
+        draw.clamp_high,
+        draw.num_draws,
+        _dense(draw.exclude_ids),
+        draw.seed,
+        _dense(draw.row_keys),
+        _dense(draw.step),
+        *draw[-4:],
     )
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lepo_kernels.backends.rows import per_row
+from lepo_kernels.structures import Head, Selection, per_row
 
 # The row kernels' unit of summation: where the vocabulary may be cut.
 UNIT = 512
@@ -51,11 +51,10 @@ class HeadPart(NamedTuple):
 
 def head_parts(
     columns: list[slice],
-    lm_head: Tensor,  # [V, D]
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
+    head: Head,
 ) -> Iterator[HeadPart]:
     """Cut a head at ``columns``."""
+    _, lm_head, bias, softcap = head
     wide = None if bias is None else bias.float().contiguous()
     for part in columns:
         part_bias = None if wide is None else wide[part]
@@ -74,20 +73,6 @@ class Rows(NamedTuple):
         return Rows(self.hidden[rows], self.ids[rows], per_row(self.inv_temperature, rows))
 
 
-class Upstream(NamedTuple):
-    """The upstream gradients of each row, and its statistics."""
-
-    grad_logits: Tensor  # [M, K]
-    grad_lse: Tensor  # [M]
-    grad_entropy: Tensor  # [M]
-    lse: Tensor  # [M]
-    entropy: Tensor  # [M]
-
-    def block(self, rows: slice) -> "Upstream":
-        """Of some of the rows."""
-        return Upstream(*(x[rows] for x in self))
-
-
 def may_wait(like: Tensor) -> bool:
     """Whether the host may wait for the GPU."""
     return not (like.is_cuda and torch.cuda.is_current_stream_capturing())
@@ -99,3 +84,19 @@ def take_rows(
 ) -> Tensor:  # [M, ...] or [N, ...]
     """Some of the rows; None stands for all."""
     return x if rows is None or len(rows) == len(x) else x[rows]
+
+
+def rows_of(
+    hidden: Tensor,  # [N, D]
+    selection: Selection,
+    taken: Tensor | None,  # [M]
+) -> Rows:
+    """Some of the rows, as the kernels read them; None stands for all."""
+    ids, inv_temperature = selection
+    if len(inv_temperature) > 1:
+        inv_temperature = take_rows(inv_temperature, taken)
+    return Rows(
+        take_rows(hidden, taken),
+        take_rows(ids, taken).long().contiguous(),
+        inv_temperature.contiguous(),
+    )

@@ -26,51 +26,46 @@ from lepo_kernels.backends.checks import check_ids, check_positive, check_rows
 from lepo_kernels.backends.gpu.blocks import (
     HeadPart,
     Rows,
-    Upstream,
     blocks_of,
     head_parts,
     may_wait,
+    rows_of,
     take_rows,
 )
-from lepo_kernels.backends.gpu.head_gradients import HeadGradients
+from lepo_kernels.backends.gpu.head_gradients import GradientSums
 from lepo_kernels.backends.gpu.products import wide_product
 from lepo_kernels.backends.gpu.row_kernels import RowKernels, States
 from lepo_kernels.backends.rows import has_coefficients
+from lepo_kernels.structures import Head, HeadGradients, Needs, Selection, Statistics, Upstream
 
 
 def linear_log_probs(
     kernels: RowKernels,
-    hidden: Tensor,  # [N, D]
-    lm_head: Tensor,  # [V, D]
-    ids: Tensor,  # [N, K]
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
-    inv_temperature: Tensor,  # [N] or [1]
+    head: Head,
+    selection: Selection,
     chunk_size: int,
     shard: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """Selected logits, log-sum-exp and entropy of ``cap(hidden @ lm_head^T + bias) / T``."""
-    check_ids("ids", ids, lm_head.shape[0])
-    check_positive("inv_temperature", inv_temperature)
-    rows = Rows(hidden, ids.long().contiguous(), inv_temperature.contiguous())
-    outputs = statistics(kernels, rows, lm_head, bias, softcap, chunk_size, shard)
+    check_ids("ids", selection.ids, head.lm_head.shape[0])
+    check_positive("inv_temperature", selection.inv_temperature)
+    rows = rows_of(head.hidden, selection, None)
+    outputs = statistics_of(kernels, rows, head, chunk_size, shard)
     if not shard:
         check_rows("logits of hidden", outputs[1])
     return outputs
 
 
-def statistics(
+def statistics_of(
     kernels: RowKernels,
     rows: Rows,
-    lm_head: Tensor,  # [V, D]
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
+    head: Head,  # its hidden states are not read
     chunk_size: int,
     shard: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [M, K], [M], [M]
     """`linear_log_probs` without its checks."""
-    blocks = blocks_of(len(rows.hidden), len(lm_head), chunk_size)
-    parts = list(head_parts(blocks.columns, lm_head, bias, softcap))
+    blocks = blocks_of(len(rows.hidden), len(head.lm_head), chunk_size)
+    parts = list(head_parts(blocks.columns, head))
     pieces = [
         _statistics(kernels, rows.block(block), parts, shard)
         for block in blocks.rows or [slice(0, 0)]
@@ -100,48 +95,32 @@ def _statistics(
 
 def linear_log_probs_backward(
     kernels: RowKernels,
-    grad_logits: Tensor,  # [N, K]
-    grad_lse: Tensor,  # [N]
-    grad_entropy: Tensor,  # [N]
-    hidden: Tensor,  # [N, D]
-    lm_head: Tensor,  # [V, D]
-    ids: Tensor,  # [N, K]
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
-    inv_temperature: Tensor,  # [N] or [1]
-    lse: Tensor,  # [N]
-    entropy: Tensor,  # [N]
+    upstream: Upstream,
+    head: Head,
+    selection: Selection,
+    statistics: Statistics,
     chunk_size: int,
-    need_dhidden: bool,
-    need_dlm_head: bool,
-    need_dbias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # [N, D] or [0], [V, D] or [0], [V] or [0]
+    needs: Needs,
+) -> HeadGradients:
     """Gradients of the hidden states, the head and the bias; those not needed are empty."""
-    active = has_coefficients(grad_logits, grad_lse, grad_entropy)
+    hidden = head.hidden
+    active = has_coefficients(*upstream)
     taken = active.nonzero().squeeze(-1) if may_wait(hidden) else None
     if taken is None:
         # What a row that is left out holds may be NaN: 0 times it would spread.
         hidden = hidden.masked_fill(~active[:, None], 0)
-    rows = Rows(
-        take_rows(hidden, taken),
-        take_rows(ids, taken).long().contiguous(),
-        inv_temperature.contiguous()
-        if len(inv_temperature) == 1
-        else take_rows(inv_temperature, taken).contiguous(),
-    )
-    saved = (grad_logits, grad_lse, grad_entropy, lse, entropy)
-    upstream = Upstream(*(take_rows(x, taken).contiguous() for x in saved))
-    gradients = HeadGradients(rows.hidden, lm_head, need_dhidden, need_dlm_head, need_dbias)
-    blocks = blocks_of(len(rows.hidden), len(lm_head), chunk_size)
-    for part in head_parts(blocks.columns, lm_head, bias, softcap):
+    rows = rows_of(hidden, selection, taken)
+    upstream = Upstream(*(take_rows(x, taken).contiguous() for x in upstream))
+    statistics = Statistics(*(take_rows(x, taken).contiguous() for x in statistics))
+    gradients = GradientSums(rows.hidden, head.lm_head, needs)
+    blocks = blocks_of(len(rows.hidden), len(head.lm_head), chunk_size)
+    for part in head_parts(blocks.columns, head):
         for block in blocks.rows:
             mine = rows.block(block)
-            gradients.add(
-                block,
-                mine.hidden,
-                part,
-                _logit_gradient(kernels, mine, part, upstream.block(block)),
-            )
+            da = _logit_gradient(kernels, mine, part, upstream.at(block), statistics.at(block))
+            gradients.add(block, mine.hidden, part, da)
+            # Before the next ones are allocated.
+            del da
     return gradients.outputs(len(hidden), taken)
 
 
@@ -150,6 +129,7 @@ def _logit_gradient(
     rows: Rows,  # R of them
     part: HeadPart,
     upstream: Upstream,
+    statistics: Statistics,
 ) -> Tensor:  # [R, C], in the dtype of the hidden states
     logits = wide_product(rows.hidden, part.weight.T)
     da = logits
@@ -163,6 +143,7 @@ def _logit_gradient(
         rows.ids,
         part.columns.start,
         *upstream,
+        *statistics,
         da,
     )
     return da

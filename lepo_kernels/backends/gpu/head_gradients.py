@@ -5,20 +5,20 @@ from torch import Tensor
 
 from lepo_kernels.backends.gpu.blocks import HeadPart
 from lepo_kernels.backends.gpu.products import add_product, wide_product
+from lepo_kernels.structures import HeadGradients, Needs
 
 
-class HeadGradients:
+class GradientSums:
     """Sums of gradients over the blocks of the logits; empty where they are not wanted."""
 
     def __init__(
         self,
         hidden: Tensor,  # [M, D], the rows that are used
         lm_head: Tensor,  # [V, D]
-        need_dhidden: bool,
-        need_dlm_head: bool,
-        need_dbias: bool,
+        needs: Needs,
     ) -> None:
-        self._needs = (need_dhidden, need_dlm_head, need_dbias)
+        self._needs = needs
+        need_dhidden, need_dlm_head, need_dbias = needs
         device = hidden.device
         self._hidden = hidden
         shape = hidden.shape if need_dhidden else (0,)
@@ -70,10 +70,10 @@ class HeadGradients:
         self,
         count: int,
         taken: Tensor | None,  # [M]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> HeadGradients:
         """The gradients of ``count`` rows, of which those in ``taken`` were used, or all."""
         dhidden = self._dhidden.to(self._hidden.dtype)
-        if self._needs[0] and taken is not None and len(taken) < count:
+        if self._needs.need_dhidden and taken is not None and len(taken) < count:
             all_rows = dhidden.new_zeros((count, *dhidden.shape[1:]))
             dhidden = all_rows.index_copy_(0, taken, dhidden)
-        return dhidden, self._dlm_head, self._dbias.to(self._dlm_head.dtype)
+        return HeadGradients(dhidden, self._dlm_head, self._dbias.to(self._dlm_head.dtype))

@@ -20,19 +20,17 @@ waits once for the GPU. While a CUDA graph is captured they take part with gradi
 Deterministic.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from lepo_kernels.backends.checks import check_ids, check_positive, check_rows
-from lepo_kernels.backends.gpu.blocks import Rows, head_parts, may_wait, take_rows
-from lepo_kernels.backends.gpu.head import statistics
+from lepo_kernels.backends.gpu.blocks import head_parts, may_wait, rows_of
+from lepo_kernels.backends.gpu.head import statistics_of
 from lepo_kernels.backends.gpu.loss_blocks import UsedRows, add_gradients
-from lepo_kernels.backends.gpu.loss_gradients import LossGradients, Needs
+from lepo_kernels.backends.gpu.loss_gradients import LossGradients
 from lepo_kernels.backends.gpu.row_kernels import RowKernels
-from lepo_kernels.formulas.lepo_gradient import RowFacts
-from lepo_kernels.formulas.lepo_objective import lepo_objective, used_rows
+from lepo_kernels.formulas.lepo_objective import LossSettings, RowFacts, objective_of
+from lepo_kernels.structures import Head, HeadGradients, Needs, Selection
 
 # Without gradients, chunks of the default size of `linear_log_probs`.
 _CHUNK_BYTES = 256 << 20
@@ -40,68 +38,38 @@ _CHUNK_BYTES = 256 << 20
 
 def lepo_loss(
     kernels: RowKernels,
-    hidden: Tensor,  # [N, D]
-    lm_head: Tensor,  # [V, D]
-    ids: Tensor,  # [N, K]
-    weights: Tensor,  # [N, K]
-    latent: Tensor,  # [N]
-    advantages: Tensor,  # [N]
-    row_weights: Tensor,  # [N]
-    old_log_prob: Tensor | None,  # [N]
-    ref_log_probs: Tensor | None,  # [N, K]
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
-    inv_temperature: Tensor,  # [N] or [1]
-    beta: float,
-    epsilon: float,
-    epsilon_high: float,
-    delta: float | None,
-    latent_kl: str,
-    need_dhidden: bool,
-    need_dlm_head: bool,
-    need_dbias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    head: Head,
+    selection: Selection,
+    facts: RowFacts,
+    settings: LossSettings,
+    needs: Needs,
+) -> tuple[Tensor, ...]:
     """The fields of `LepoLoss`, then the gradients of hidden, lm_head and bias, or empty ones."""
-    vocab = lm_head.shape[0]
-    check_ids("ids", ids, vocab)
-    check_positive("inv_temperature", inv_temperature)
-    settings: dict[str, Any] = {
-        "beta": beta,
-        "epsilon": epsilon,
-        "epsilon_high": epsilon_high,
-        "delta": delta,
-        "latent_kl": latent_kl,
-    }
-    facts = RowFacts(weights, latent, advantages, row_weights, old_log_prob, ref_log_probs)
-    count = len(hidden)
-    is_used = used_rows(advantages, row_weights, ref_log_probs)
+    hidden, lm_head, _, _ = head
+    vocab, count = len(lm_head), len(hidden)
+    check_ids("ids", selection.ids, vocab)
+    check_positive("inv_temperature", selection.inv_temperature)
+    is_used = facts.used()
     taken = is_used.nonzero()[:, 0] if may_wait(hidden) else None
     if taken is None:
         # What a row that is left out holds may be NaN: 0 times it would spread.
         hidden = hidden.masked_fill(~is_used[:, None], 0)
     used = UsedRows(
-        Rows(
-            take_rows(hidden, taken),
-            take_rows(ids, taken).long().contiguous(),
-            inv_temperature.contiguous()
-            if len(inv_temperature) == 1
-            else take_rows(inv_temperature, taken).contiguous(),
-        ),
+        rows_of(hidden, selection, taken),
         facts if taken is None or len(taken) == count else facts.at(taken),
     )
-    needs = Needs(need_dhidden, need_dlm_head, need_dbias)
     gradients = LossGradients(used.rows.hidden, lm_head, needs)
     if any(needs):
-        part = next(head_parts([slice(0, vocab)], lm_head, bias, softcap))
+        part = next(head_parts([slice(0, vocab)], head))
         selected, lse = add_gradients(kernels, used, part, settings, gradients)
     else:
         chunk_size = max(1, _CHUNK_BYTES // (4 * vocab))
-        selected, lse, _ = statistics(kernels, used.rows, lm_head, bias, softcap, chunk_size)
+        selected, lse, _ = statistics_of(kernels, used.rows, head, chunk_size)
     selected, lse = (_put_rows(x, taken, count) for x in (selected, lse))
     check_rows("logits of hidden", lse)
-    fields = lepo_objective(selected, lse, **facts._asdict(), **settings)
+    fields = objective_of(selected, lse, facts, settings)
     dhidden = gradients.dhidden
-    if need_dhidden:
+    if needs.need_dhidden:
         dhidden = _put_rows(dhidden, taken, count)
     return *fields, dhidden, gradients.dlm_head(), gradients.dbias.to(lm_head.dtype)
 
@@ -119,19 +87,15 @@ def _put_rows(
 
 def lepo_loss_backward(
     grad_loss: Tensor,  # []
-    dhidden: Tensor,  # [N, D] or [0]
-    dlm_head: Tensor,  # [V, D] or [0]
-    dbias: Tensor,  # [V] or [0]
-    hidden: Tensor,  # [N, D]
-    lm_head: Tensor,  # [V, D]
-    bias: Tensor | None,  # [V]
-) -> tuple[Tensor, Tensor, Tensor]:
+    gradients: HeadGradients,
+    head: Head,
+) -> HeadGradients:
     """The gradients of the loss times its own.
 
     Always multiplied, since to look whether its own gradient is 1 would be to wait for the GPU; and
     never in place, since a graph that is retained would be multiplied once more.
     """
-    return _times(dhidden, grad_loss), _times(dlm_head, grad_loss), _times(dbias, grad_loss)
+    return HeadGradients(*(_times(x, grad_loss) for x in gradients))
 
 
 def _times(

@@ -1,6 +1,6 @@
 """Logits of the loss, block by block of rows, and their gradients in their place."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,7 +9,8 @@ from lepo_kernels.backends.gpu.blocks import MOST_ROWS, HeadPart, Rows, even_sli
 from lepo_kernels.backends.gpu.loss_gradients import LossGradients
 from lepo_kernels.backends.gpu.products import wide_product
 from lepo_kernels.backends.gpu.row_kernels import RowKernels, States
-from lepo_kernels.formulas.lepo_gradient import RowFacts, lepo_gradient
+from lepo_kernels.formulas.lepo_gradient import lepo_gradient
+from lepo_kernels.formulas.lepo_objective import LossSettings, RowFacts
 
 # Enough rows for the products to read the head at a fraction of the memory's rate, and for their
 # time to hide what the host does for a block.
@@ -60,7 +61,7 @@ def add_gradients(
     kernels: RowKernels,
     used: UsedRows,  # M rows
     head: HeadPart,  # the whole of it
-    settings: dict[str, Any],
+    settings: LossSettings,
     gradients: LossGradients,
 ) -> tuple[Tensor, Tensor]:  # [M, K], [M]
     """Selected logits and log-sum-exp; adds the gradients of the loss."""
@@ -68,7 +69,7 @@ def add_gradients(
     selected = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
     lse = selected.new_zeros(len(ids))
     (count, width), vocab = hidden.shape, len(head.weight)
-    held = sizes(count, vocab, width, hidden.dtype, gradients.needs.dlm_head)
+    held = sizes(count, vocab, width, hidden.dtype, gradients.needs.need_dlm_head)
     for group in even_slices(count, held.kept, 1):
         da = _logit_gradients(
             kernels, used.block(group), head, settings, held.block, selected[group], lse[group]
@@ -83,7 +84,7 @@ def _logit_gradients(
     kernels: RowKernels,
     used: UsedRows,  # M rows
     head: HeadPart,  # the whole of it
-    settings: dict[str, Any],
+    settings: LossSettings,
     most: int,
     selected: Tensor,  # [M, K], written
     lse: Tensor,  # [M], written
@@ -101,9 +102,7 @@ def _logit_gradients(
         mine = used.block(block)
         x = logits[: len(mine.rows.ids)]
         selected[block], lse[block] = _form_logits(kernels, mine.rows, head, x)
-        alpha, gamma = lepo_gradient(
-            selected[block], lse[block], **mine.facts._asdict(), **settings
-        )
+        alpha, gamma = lepo_gradient(selected[block], lse[block], mine.facts, settings)
         zero = torch.zeros_like(gamma)
         kernels.gradient(
             x,

@@ -1,19 +1,10 @@
 """The gradients of hidden states, head and bias that the loss forms; loss.py says how."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from lepo_kernels.backends.gpu.products import add_product, wide_product
-
-
-class Needs(NamedTuple):
-    """Which gradients are wanted."""
-
-    dhidden: bool
-    dlm_head: bool
-    dbias: bool
+from lepo_kernels.structures import Needs
 
 
 class LossGradients:
@@ -30,8 +21,8 @@ class LossGradients:
         self._lm_head = lm_head
         # The head's, or their float32 sum; made when there is something to write.
         self._sum: Tensor | None = None
-        self.dhidden = hidden.new_empty(hidden.shape if needs.dhidden else (0,))
-        count = len(lm_head) if needs.dbias else 0
+        self.dhidden = hidden.new_empty(hidden.shape if needs.need_dhidden else (0,))
+        count = len(lm_head) if needs.need_dbias else 0
         self.dbias = hidden.new_zeros(count, dtype=torch.float32)
 
     def add(
@@ -40,12 +31,12 @@ class LossGradients:
         da: Tensor,  # [R, V], in the dtype of the hidden states
     ) -> None:
         """Add those of some of the rows."""
-        if self.needs.dhidden:
+        if self.needs.need_dhidden:
             # Not straight to its dtype: a sum this long may be split, and its parts rounded.
             self.dhidden[rows] = wide_product(da, self._lm_head)
-        if self.needs.dlm_head:
+        if self.needs.need_dlm_head:
             self._add_to_head(rows, da)
-        if self.needs.dbias:
+        if self.needs.need_dbias:
             self.dbias += da.sum(dim=0, dtype=torch.float32)
 
     def _add_to_head(
@@ -63,7 +54,7 @@ class LossGradients:
 
     def dlm_head(self) -> Tensor:  # [V, D] or [0]
         """The head's, rounded."""
-        if not self.needs.dlm_head:
+        if not self.needs.need_dlm_head:
             return self._lm_head.new_empty(0)
         if self._sum is None:
             return self._lm_head.new_zeros(self._lm_head.shape)

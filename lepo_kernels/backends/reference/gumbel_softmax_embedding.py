@@ -14,25 +14,21 @@ from lepo_kernels.backends.checks import check_positive, check_rows
 from lepo_kernels.backends.reference.numerics import drop_specks, flush_tiny, rows_per_chunk
 from lepo_kernels.backends.reference.philox import dense_philox_words, exponential_from_words
 from lepo_kernels.dtypes import accumulation_dtype
+from lepo_kernels.structures import Mixtures, MixtureUpstream, Noise
 
 
 def gumbel_softmax_embedding(
     logits: Tensor,  # [N, V]
     embedding: Tensor,  # [V, D]
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
-    seed: Tensor,  # []
-    row_keys: Tensor,  # [N]
-    step: Tensor,  # [N] or [1]
-    first_id: int,
+    noise: Noise,
     shard: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # [N, D], [N], [N], [N, D], [N, 8]
     """Mixtures ``z @ embedding``, ``sum z log pi``, log-densities, and what backward takes over.
 
     The latter are the deviations ``e - E_peak`` and the statistics of the rows, see the op.
     """
-    check_positive("tau", tau, zero_included=True)
-    check_positive("temperature", temperature)
+    check_positive("tau", noise.tau, zero_included=True)
+    check_positive("temperature", noise.temperature)
     acc = accumulation_dtype(embedding.dtype)
     table = embedding.to(acc)
     mixed = torch.empty(len(logits), embedding.shape[1], dtype=acc, device=logits.device)
@@ -40,18 +36,18 @@ def gumbel_softmax_embedding(
     log_prob = mixed.new_empty(len(logits), dtype=accumulation_dtype(logits.dtype))
     statistics = mixed.new_empty(len(logits), 8, dtype=torch.float64)
     for rows in torch.arange(len(logits), device=logits.device).split(rows_per_chunk(len(table))):
-        a, x, tau_of_rows = _drawn(logits, tau, temperature, seed, row_keys, step, first_id, rows)
-        noise = x.log().neg_()
-        q = a + noise
-        statistics[rows], mass = _statistics(a, q, x, noise, tau_of_rows)
-        z = _weights(q, tau_of_rows, statistics[rows])
+        a, x, tau = _drawn(logits, noise, rows)
+        gumbel = x.log().neg_()
+        q = a + gumbel
+        statistics[rows], mass = _statistics(a, q, x, gumbel, tau)
+        z = _weights(q, tau, statistics[rows])
         mixed[rows], deviation[rows] = _mixtures(z.to(acc), table, statistics[rows])
         # Not by log_softmax: where z is 0, a may be -inf.
         below = (a - a.amax(dim=-1, keepdim=True)).masked_fill_(z == 0, 0)
         log_prob[rows] = (z * below).sum(dim=-1) - mass.log()
     if not shard:
         check_rows("logits", log_prob)
-    log_density = log_density_of(statistics, tau, log_prob.dtype)
+    log_density = log_density_of(statistics, noise.tau, log_prob.dtype)
     return mixed, log_prob, log_density, deviation, statistics
 
 
@@ -101,42 +97,33 @@ def has_density(
 
 
 def gumbel_softmax_embedding_backward(
-    grad_embedding: Tensor,  # [N, D]
-    grad_log_prob: Tensor,  # [N]
-    grad_log_density: Tensor,  # [N]
+    upstream: MixtureUpstream,
     logits: Tensor,  # [N, V]
     embedding: Tensor,  # [V, D]
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
-    seed: Tensor,  # []
-    row_keys: Tensor,  # [N]
-    step: Tensor,  # [N] or [1]
-    first_id: int,
-    mixed: Tensor,  # [N, D]
-    deviation: Tensor,  # [N, D]
-    statistics: Tensor,  # [N, 8]
+    noise: Noise,
+    mixtures: Mixtures,
     need_dlogits: bool,
     need_dembedding: bool,
 ) -> tuple[Tensor, Tensor]:  # [N, V] or [0], [V, D] or [0]
     """da and dE as the op's file has them."""
+    mixed, deviation, statistics = mixtures
     acc = accumulation_dtype(embedding.dtype)
     table = embedding.to(acc)
     # Not zeros_like: gradients are contiguous, whatever the layout of the inputs.
     dlogits = logits.new_zeros(logits.shape if need_dlogits else (0,))
     shape = embedding.shape if need_dembedding else (0,)
     dembedding = torch.zeros(shape, dtype=acc, device=embedding.device)
-    grad_log_density = grad_log_density.where(
-        has_density(statistics, tau, accumulation_dtype(logits.dtype)), 0
-    )
-    active = has_upstream(grad_embedding, grad_log_prob, grad_log_density).nonzero().squeeze(-1)
+    upstream = with_density(upstream, statistics, noise.tau, accumulation_dtype(logits.dtype))
+    grad_embedding, grad_log_prob, grad_log_density = upstream
+    active = has_upstream(upstream).nonzero().squeeze(-1)
     for rows in active.split(rows_per_chunk(len(table))):
-        a, x, tau_of_rows = _drawn(logits, tau, temperature, seed, row_keys, step, first_id, rows)
+        a, x, tau = _drawn(logits, noise, rows)
         q = a + x.log().neg_()
-        z = _weights(q, tau_of_rows, statistics[rows])
+        z = _weights(q, tau, statistics[rows])
         grad = grad_embedding[rows].to(acc)
         if need_dlogits:
             # At tau = 0 the mixture is piecewise constant in the logits.
-            inv_tau = torch.where(tau_of_rows == 0, 0, 1 / tau_of_rows)
+            inv_tau = torch.where(tau == 0, 0, 1 / tau)
             pull = grad @ table.T - _dots(mixed[rows], grad)
             pull = _put_at_peak(pull, -_dots(deviation[rows], grad), statistics[rows])
             da = z * pull.to(z.dtype) * inv_tau
@@ -147,32 +134,38 @@ def gumbel_softmax_embedding_backward(
             da += grad_log_prob[rows, None] * (z - pi)
             share = (1 - support * inv_sum * x).masked_fill_(a == -torch.inf, 0)
             da += grad_log_density[rows, None] * share
-            dlogits[rows] = (da / _column(temperature, rows, len(logits), da)).to(logits.dtype)
+            dlogits[rows] = (da / _column(noise.temperature, rows, len(logits), da)).to(
+                logits.dtype
+            )
         if need_dembedding:
             dembedding.addmm_(z.to(acc).T, grad)
     return dlogits, dembedding.to(embedding.dtype)
 
 
-def has_upstream(
-    grad_embedding: Tensor,  # [N, D]
-    grad_log_prob: Tensor,  # [N]
-    grad_log_density: Tensor,  # [N]
-) -> Tensor:  # [N] bool
+def with_density(
+    upstream: MixtureUpstream,
+    statistics: Tensor,  # [N, 8]
+    tau: Tensor,  # [N] or [1]
+    dtype: torch.dtype,
+) -> MixtureUpstream:
+    """Without gradients of log-densities that have none; rows are computed in ``dtype``."""
+    grad = upstream.grad_log_density.where(has_density(statistics, tau, dtype), 0)
+    return upstream._replace(grad_log_density=grad)
+
+
+def has_upstream(upstream: MixtureUpstream) -> Tensor:  # [N] bool
     """Whether a row has an upstream gradient that is not zero."""
+    grad_embedding, grad_log_prob, grad_log_density = upstream
     return (grad_embedding != 0).any(dim=-1) | (grad_log_prob != 0) | (grad_log_density != 0)
 
 
 def _drawn(
     logits: Tensor,  # [N, V]
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
-    seed: Tensor,  # []
-    row_keys: Tensor,  # [N]
-    step: Tensor,  # [N] or [1]
-    first_id: int,
+    noise: Noise,
     rows: Tensor,  # [C]
 ) -> tuple[Tensor, Tensor, Tensor]:  # [C, V], [C, V], [C, 1]
     """Tempered logits ``a``, exponential numbers ``X``, and the ``tau`` of the chosen rows."""
+    tau, temperature, seed, row_keys, step, first_id = noise
     total, vocab = logits.shape
     dtype = accumulation_dtype(logits.dtype)
     a = logits[rows].to(dtype)

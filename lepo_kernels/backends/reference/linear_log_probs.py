@@ -19,26 +19,29 @@ from lepo_kernels.backends.reference.numerics import (
 )
 from lepo_kernels.backends.rows import active_rows, fill_empty_sums
 from lepo_kernels.dtypes import accumulation_dtype
+from lepo_kernels.structures import (
+    Head,
+    HeadGradients,
+    Needs,
+    Selection,
+    Statistics,
+    Upstream,
+)
 
 
 def linear_log_probs(
-    hidden: Tensor,  # [N, D]
-    lm_head: Tensor,  # [V, D]
-    ids: Tensor,  # [N, K]
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
-    inv_temperature: Tensor,  # [N] or [1]
-    chunk_size: int,
-    shard: bool,
+    head: Head, selection: Selection, chunk_size: int, shard: bool
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """Selected logits, log-sum-exp and entropy of ``cap(hidden @ lm_head^T + bias) / T``."""
-    check_ids("ids", ids, lm_head.shape[0])
+    ids, inv_temperature = selection
+    count = len(head.hidden)
+    check_ids("ids", ids, len(head.lm_head))
     check_positive("inv_temperature", inv_temperature)
-    outputs = _empty_outputs(hidden, ids)
-    scale = inv_temperature.expand(len(hidden))
-    for start in range(0, len(hidden), chunk_size):
+    outputs = _empty_outputs(head.hidden, ids)
+    scale = inv_temperature.expand(count)
+    for start in range(0, count, chunk_size):
         rows = slice(start, start + chunk_size)
-        a = head_logits(hidden[rows], lm_head, bias, softcap).mul_(scale[rows, None])
+        a = head_logits(head.at(rows)).mul_(scale[rows, None])
         _summarise(a, ids[rows], outputs, rows)
         if shard:
             _, lse, entropy = outputs
@@ -49,60 +52,45 @@ def linear_log_probs(
 
 
 def linear_log_probs_backward(
-    grad_logits: Tensor,  # [N, K]
-    grad_lse: Tensor,  # [N]
-    grad_entropy: Tensor,  # [N]
-    hidden: Tensor,  # [N, D]
-    lm_head: Tensor,  # [V, D]
-    ids: Tensor,  # [N, K]
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
-    inv_temperature: Tensor,  # [N] or [1]
-    lse: Tensor,  # [N]
-    entropy: Tensor,  # [N]
+    upstream: Upstream,
+    head: Head,
+    selection: Selection,
+    statistics: Statistics,
     chunk_size: int,
-    need_dhidden: bool,
-    need_dlm_head: bool,
-    need_dbias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # [N, D] or [0], [V, D] or [0], [V] or [0]
+    needs: Needs,
+) -> HeadGradients:
     """Gradients of the hidden states, the head and the bias; those not needed are empty."""
+    hidden, lm_head, _, softcap = head
     acc = accumulation_dtype(hidden.dtype)
     # Not zeros_like: gradients are contiguous, whatever the layout of the inputs.
-    dhidden = hidden.new_zeros(hidden.shape if need_dhidden else (0,))
-    head_shape = lm_head.shape if need_dlm_head else (0,)
+    dhidden = hidden.new_zeros(hidden.shape if needs.need_dhidden else (0,))
+    head_shape = lm_head.shape if needs.need_dlm_head else (0,)
     dlm_head = torch.zeros(head_shape, dtype=acc, device=hidden.device)
-    dbias = torch.zeros(len(lm_head) if need_dbias else 0, dtype=acc, device=hidden.device)
-    scale = inv_temperature.expand(len(hidden))
-    for rows in active_rows(grad_logits, grad_lse, grad_entropy).split(chunk_size):
-        inputs = hidden[rows]
-        capped = head_logits(inputs, lm_head, bias, softcap)
+    dbias = dlm_head.new_zeros(len(lm_head) if needs.need_dbias else 0)
+    scale = selection.inv_temperature.expand(len(hidden))
+    for rows in active_rows(*upstream).split(chunk_size):
+        part = head.at(rows)
+        capped = head_logits(part)
         a = capped * scale[rows, None]
-        da = _logit_gradient(
-            a, ids[rows], grad_logits[rows], grad_lse[rows], grad_entropy[rows], lse[rows],
-            entropy[rows],
-        )  # fmt: skip
+        da = _logit_gradient(a, selection.ids[rows], upstream.at(rows), statistics.at(rows))
         da.mul_(scale[rows, None])
         if softcap is not None:
             da.mul_(1 - (capped / softcap).square_())
-        if need_dhidden:
+        if needs.need_dhidden:
             dhidden[rows] = product(da.to(hidden.dtype), lm_head).to(hidden.dtype)
-        if need_dlm_head:
-            dlm_head.addmm_(da.T, inputs.to(acc))
-        if need_dbias:
+        if needs.need_dlm_head:
+            dlm_head.addmm_(da.T, part.hidden.to(acc))
+        if needs.need_dbias:
             dbias += da.sum(dim=0)
-    return (
-        dhidden,
-        dlm_head.to(lm_head.dtype),
-        dbias.to(hidden.dtype if bias is None else bias.dtype),
-    )
+    return HeadGradients(dhidden, dlm_head.to(lm_head.dtype), dbias.to(lm_head.dtype))
 
 
 def gather_log_probs(
     logits: Tensor,  # [N, V]
-    ids: Tensor,  # [N, K]
-    inv_temperature: Tensor,  # [N] or [1]
+    selection: Selection,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """Selected logits, log-sum-exp and entropy of ``logits / T``."""
+    ids, inv_temperature = selection
     check_ids("ids", ids, logits.shape[1])
     check_positive("inv_temperature", inv_temperature)
     outputs = _empty_outputs(logits, ids)
@@ -117,36 +105,25 @@ def gather_log_probs(
 
 
 def gather_log_probs_backward(
-    grad_logits: Tensor,  # [N, K]
-    grad_lse: Tensor,  # [N]
-    grad_entropy: Tensor,  # [N]
+    upstream: Upstream,
     logits: Tensor,  # [N, V]
-    ids: Tensor,  # [N, K]
-    inv_temperature: Tensor,  # [N] or [1]
-    lse: Tensor,  # [N]
-    entropy: Tensor,  # [N]
+    selection: Selection,
+    statistics: Statistics,
 ) -> Tensor:  # [N, V]
     """Gradient of the logits, in their dtype."""
     dlogits = torch.zeros(logits.shape, dtype=logits.dtype, device=logits.device)
-    scale = inv_temperature.expand(len(logits))
+    scale = selection.inv_temperature.expand(len(logits))
     chunk_size = rows_per_chunk(logits.shape[1])
-    for rows in active_rows(grad_logits, grad_lse, grad_entropy).split(chunk_size):
+    for rows in active_rows(*upstream).split(chunk_size):
         a = logits[rows].to(scale.dtype) * scale[rows, None]
-        da = _logit_gradient(
-            a, ids[rows], grad_logits[rows], grad_lse[rows], grad_entropy[rows], lse[rows],
-            entropy[rows],
-        )  # fmt: skip
+        da = _logit_gradient(a, selection.ids[rows], upstream.at(rows), statistics.at(rows))
         dlogits[rows] = da.mul_(scale[rows, None]).to(logits.dtype)
     return dlogits
 
 
-def head_logits(
-    hidden: Tensor,  # [C, D]
-    lm_head: Tensor,  # [V, D]
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
-) -> Tensor:  # [C, V], float32 or float64
+def head_logits(head: Head) -> Tensor:  # [C, V], float32 or float64
     """``cap(hidden @ lm_head^T + bias)``, cap(x) = softcap tanh(x / softcap)."""
+    hidden, lm_head, bias, softcap = head
     raw = product(hidden, lm_head.T)
     if bias is not None:
         raw = raw + bias
@@ -176,17 +153,15 @@ def _summarise(
 def _logit_gradient(
     a: Tensor,  # [C, V]
     ids: Tensor,  # [C, K]
-    grad_logits: Tensor,  # [C, K]
-    grad_lse: Tensor,  # [C]
-    grad_entropy: Tensor,  # [C]
-    lse: Tensor,  # [C]
-    entropy: Tensor,  # [C]
+    upstream: Upstream,  # of C rows
+    statistics: Statistics,  # of C rows
 ) -> Tensor:  # [C, V]
     """da_j = sum_k alpha_k [j = i_k] + gamma pi_j - eta pi_j (log pi_j + H)."""
-    pi, log_pi = probabilities_of(a, lse)
-    coefficient = log_pi.add_(entropy[:, None]).mul_(-grad_entropy[:, None]).add_(grad_lse[:, None])
+    alpha, gamma, eta = upstream
+    pi, log_pi = probabilities_of(a, statistics.lse)
+    coefficient = log_pi.add_(statistics.entropy[:, None]).mul_(-eta[:, None]).add_(gamma[:, None])
     da = pi.mul_(coefficient)
-    add_entries(da, ids, grad_logits.to(da.dtype))
+    add_entries(da, ids, alpha.to(da.dtype))
     return da
 
 

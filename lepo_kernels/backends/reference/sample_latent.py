@@ -20,32 +20,20 @@ from lepo_kernels.backends.reference.philox import (
     philox_words,
 )
 from lepo_kernels.dtypes import accumulation_dtype
+from lepo_kernels.structures import Draw, DrawnFields
 
 # A round of Marsaglia-Tsang accepts with probability above 0.95: 8 rounds fail once in 10^10.
 _GAMMA_ROUNDS = 8
 _DIRICHLET_FLOOR = 1e-6
 
-_Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
 
 def sample_latent(
     logits: Tensor,  # [N, V]
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
-    top_k: int,  # in [1, V]
-    top_p: float,
-    min_p: float,
-    noise: str,
-    noise_scale: float,
-    clamp_low: float,
-    clamp_high: float,
-    num_draws: int,
-    exclude_ids: Tensor | None,  # [M]
-    seed: Tensor,  # []
-    row_keys: Tensor | None,  # [N]; None numbers the rows
-    step: Tensor,  # [N] or [1]
-) -> _Outputs:
+    draw: Draw,
+) -> DrawnFields:
     """Fields of `lepo_kernels.ops.sample_latent.LatentSample`, in its order."""
+    tau, temperature, seed, step = draw.tensors(logits.device)
+    exclude_ids, noise = draw.exclude_ids, draw.noise
     dtype = accumulation_dtype(logits.dtype)
     check_positive("tau", tau, zero_included=True)
     check_positive("temperature", temperature)
@@ -55,23 +43,25 @@ def sample_latent(
     if exclude_ids is not None:
         check_ids("exclude_ids", exclude_ids, logits.shape[1])
         a.index_fill_(1, exclude_ids, -torch.inf)
-    ids = top_ids(a, top_k)
+    ids = top_ids(a, draw.top_k)
     kept = a.gather(1, ids)
-    mask = _filter(kept, top_p, min_p)
+    mask = _filter(kept, draw.top_p, draw.min_p)
     kept = kept.masked_fill(~mask, -torch.inf)
     ids = torch.where(mask, ids, ids[:, :1])
     kept_lse = kept.logsumexp(dim=-1)
     if exclude_ids is not None:
         check_survivors(kept_lse)
     shadow = ids[:, 0].clone()
+    row_keys = draw.row_keys
     if row_keys is None:
         row_keys = torch.arange(len(logits), device=logits.device)
     key = (seed, row_keys, step)
     if noise == "categorical":
-        ids, weights, scores, kept, count = _draw_ids(kept, ids, num_draws, key)
+        ids, weights, scores, kept, count = _draw_ids(kept, ids, draw.num_draws, key)
         token = ids[:, 0].clone()
     else:
-        scores = _perturb(kept, ids, noise, noise_scale, (clamp_low, clamp_high), key)
+        clamp = (draw.clamp_low, draw.clamp_high)
+        scores = _perturb(kept, ids, noise, draw.noise_scale, clamp, key)
         scores.masked_fill_(~mask, -torch.inf)
         token = _argmax_id(scores, ids)
         weights = _weigh(scores, ids, token, flush_tiny(tau.to(dtype)))

@@ -53,6 +53,7 @@ from lepo_kernels.backends.triton.gumbel_softmax.launching import (
     options,
 )
 from lepo_kernels.backends.triton.gumbel_softmax.statistics_kernels import noisy_scores_kernel
+from lepo_kernels.structures import Mixtures, MixtureUpstream, Noise
 from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
 
 # Tiles, warps and stages of loads; not measured on a GPU yet. IDS are multiples of 4.
@@ -69,12 +70,7 @@ LOGITS_GRADIENT = {
 def gumbel_softmax_embedding(
     logits: Tensor,  # [N, V]
     embedding: Tensor,  # [V, D]
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
-    seed: Tensor,  # []
-    row_keys: Tensor,  # [N]
-    step: Tensor,  # [N] or [1]
-    first_id: int,
+    noise: Noise,
     shard: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # [N, D], [N], [N], [N, D], [N, 8]
     """Mixtures ``z @ embedding``, ``sum z log pi``, log-densities, and what backward takes over.
@@ -83,7 +79,7 @@ def gumbel_softmax_embedding(
     """
     logits, embedding = _checked(logits, embedding)
     rows, vocab = logits.shape
-    draws = draws_of(rows, tau, temperature, seed, row_keys, step, first_id)
+    draws = draws_of(rows, noise)
     check_values(draws)
 
     def write_scores(chunk: Chunk, scores: Scores) -> None:
@@ -108,27 +104,18 @@ def gumbel_softmax_embedding(
 
 
 def gumbel_softmax_embedding_backward(
-    grad_embedding: Tensor,  # [N, D]
-    grad_log_prob: Tensor,  # [N]
-    grad_log_density: Tensor,  # [N]
+    upstream: MixtureUpstream,
     logits: Tensor,  # [N, V]
     embedding: Tensor,  # [V, D]
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
-    seed: Tensor,  # []
-    row_keys: Tensor,  # [N]
-    step: Tensor,  # [N] or [1]
-    first_id: int,
-    mixed: Tensor,  # [N, D]
-    deviation: Tensor,  # [N, D]
-    statistics: Tensor,  # [N, 8]
+    noise: Noise,
+    mixtures: Mixtures,
     need_dlogits: bool,
     need_dembedding: bool,
 ) -> tuple[Tensor, Tensor]:  # [N, V] or [0], [V, D] or [0]
     """da and dE as the op's file has them."""
     logits, embedding = _checked(logits, embedding)
     rows, vocab = logits.shape
-    draws = draws_of(rows, tau, temperature, seed, row_keys, step, first_id)
+    draws = draws_of(rows, noise)
     dlogits = logits.new_empty((rows, vocab) if need_dlogits else (0,))
     dembedding = embedding.new_empty(embedding.shape if need_dembedding else (0,))
     if rows == 0:
@@ -140,23 +127,14 @@ def gumbel_softmax_embedding_backward(
         (rows, width) if has_table_gradient else (0,), dtype=torch.float32, device=logits.device
     )
     with device_of(logits):
-        upstream = upstream_of(
-            draws,
-            grad_embedding,
-            grad_log_prob,
-            grad_log_density,
-            mixed,
-            deviation,
-            statistics,
-            embedding,
-        )
+        sorted_upstream = upstream_of(draws, upstream, mixtures, embedding)
         for chunk in chunks_of(vocab, width):
             if need_dlogits:
-                _logits_gradient(chunk, draws, logits, embedding, upstream, dlogits, weights)
+                _logits_gradient(chunk, draws, logits, embedding, sorted_upstream, dlogits, weights)
             elif has_table_gradient:
-                _weights(chunk, draws, logits, upstream, weights)
+                _weights(chunk, draws, logits, sorted_upstream, weights)
             if has_table_gradient:
-                table_gradient(chunk, weights, upstream, dembedding)
+                table_gradient(chunk, weights, sorted_upstream, dembedding)
     return dlogits, dembedding
 
 

@@ -36,6 +36,7 @@ from lepo_kernels.backends.triton.gumbel_softmax.linear_head import head_of
 from lepo_kernels.backends.triton.gumbel_softmax.statistics_kernels import (
     linear_noisy_scores_kernel,
 )
+from lepo_kernels.structures import Head, Mixtures, MixtureUpstream, Needs, Noise, empty_gradient
 
 # Tiles, warps and stages of loads, as for LINEAR_LOGITS_GRADIENT; not measured on a GPU yet.
 LINEAR_SCORES = {
@@ -47,17 +48,9 @@ LINEAR_SCORES = {
 
 
 def linear_gumbel_softmax_embedding(
-    hidden: Tensor,  # [N, D]
-    lm_head: Tensor,  # [V, D]
+    head: Head,
     embedding: Tensor | None,  # [V, E]
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
-    seed: Tensor,  # []
-    row_keys: Tensor,  # [N]
-    step: Tensor,  # [N] or [1]
-    first_id: int,
+    noise: Noise,
     chunk_size: int,
     shard: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # [N, E], [N], [N], [N, E], [N, 8]
@@ -65,16 +58,16 @@ def linear_gumbel_softmax_embedding(
 
     Without an embedding, the head is the table.
     """
-    head = head_of(hidden, lm_head, embedding, bias, softcap)
-    rows = len(hidden)
-    draws = draws_of(rows, tau, temperature, seed, row_keys, step, first_id)
+    made = head_of(head, embedding)
+    hidden, rows = made.hidden, len(made.hidden)
+    draws = draws_of(rows, noise)
     check_values(draws)
-    tiles = options(LINEAR_SCORES, head.dtype_class_with_table, rows, hidden.device)
+    tiles = options(LINEAR_SCORES, made.dtype_class_with_table, rows, hidden.device)
     row_blocks = triton.cdiv(rows, tiles["ROWS"])
 
     def write_scores(chunk: Chunk, scores: Scores) -> None:
         linear_noisy_scores_kernel[(row_blocks * scores.tiles,)](
-            *head.arguments(),
+            *made.arguments(),
             *draws.arguments(),
             scores.scores,
             scores.parts,
@@ -88,73 +81,48 @@ def linear_gumbel_softmax_embedding(
             **tiles,
         )
 
-    width = chunk_width(rows, head.vocab, chunk_size * head.vocab)
+    width = chunk_width(rows, made.vocab, chunk_size * made.vocab)
     checked = None if shard else "logits of hidden"
     with device_of(hidden):
-        return forward(draws, width, tiles["IDS"], write_scores, head.table, checked)
+        return forward(draws, width, tiles["IDS"], write_scores, made.table, checked)
 
 
 def linear_gumbel_softmax_embedding_backward(
-    grad_embedding: Tensor,  # [N, E]
-    grad_log_prob: Tensor,  # [N]
-    grad_log_density: Tensor,  # [N]
-    hidden: Tensor,  # [N, D]
-    lm_head: Tensor,  # [V, D]
+    upstream: MixtureUpstream,
+    head: Head,
     embedding: Tensor | None,  # [V, E]
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
-    seed: Tensor,  # []
-    row_keys: Tensor,  # [N]
-    step: Tensor,  # [N] or [1]
-    first_id: int,
+    noise: Noise,
     chunk_size: int,
-    mixed: Tensor,  # [N, E]
-    deviation: Tensor,  # [N, E]
-    statistics: Tensor,  # [N, 8]
-    need_dhidden: bool,
-    need_dlm_head: bool,
-    need_dbias: bool,
+    mixtures: Mixtures,
+    needs: Needs,
     need_dembedding: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [N, D], [V, D], [V], [V, E], or [0]
     """Gradients of states, head, bias and table; that of a tied head is the sum of both uses."""
-    head = head_of(hidden, lm_head, embedding, bias, softcap)
-    rows = len(hidden)
-    draws = draws_of(rows, tau, temperature, seed, row_keys, step, first_id)
-    dhidden = hidden.new_empty(hidden.shape if need_dhidden else (0,))
-    dlm_head = lm_head.new_empty(lm_head.shape if need_dlm_head else (0,))
-    dbias = lm_head.new_empty(head.vocab if need_dbias else 0)
-    dembedding = head.table.new_empty(head.table.shape if need_dembedding else (0,))
+    made = head_of(head, embedding)
+    hidden, rows = made.hidden, len(made.hidden)
+    draws = draws_of(rows, noise)
+    dhidden, dlm_head, dbias = head.empty_gradients(needs)
+    dembedding = empty_gradient(made.table, need_dembedding)
     if rows == 0:
         return dhidden, dlm_head.zero_(), dbias.zero_(), dembedding.zero_()
-    width = chunk_width(rows, head.vocab, chunk_size * head.vocab)
+    width = chunk_width(rows, made.vocab, chunk_size * made.vocab)
     buffers = Buffers(
         torch.empty(rows, width, dtype=hidden.dtype, device=hidden.device),
         torch.empty(rows, width, dtype=torch.float32, device=hidden.device),
     )
     with device_of(hidden):
-        upstream = upstream_of(
-            draws,
-            grad_embedding,
-            grad_log_prob,
-            grad_log_density,
-            mixed,
-            deviation,
-            statistics,
-            head.table,
-        )
-        states = StatesGradient(head, upstream, width) if dhidden.numel() > 0 else None
-        for chunk in chunks_of(head.vocab, width):
-            logits_gradient(chunk, head, draws, upstream, buffers)
+        ready = upstream_of(draws, upstream, mixtures, made.table)
+        states = StatesGradient(made, ready, width) if dhidden.numel() > 0 else None
+        for chunk in chunks_of(made.vocab, width):
+            logits_gradient(chunk, made, draws, ready, buffers)
             if states is not None:
                 states.add(chunk, buffers)
             if dlm_head.numel() > 0:
-                head_gradient(chunk, head, upstream, buffers, dlm_head)
+                head_gradient(chunk, made, ready, buffers, dlm_head)
             if dbias.numel() > 0:
-                bias_gradient(chunk, upstream, buffers, dbias)
+                bias_gradient(chunk, ready, buffers, dbias)
             if dembedding.numel() > 0:
-                table_gradient(chunk, buffers.weights, upstream, dembedding)
+                table_gradient(chunk, buffers.weights, ready, dembedding)
         if states is not None:
             states.finish(dhidden)
     return dhidden, dlm_head, dbias, dembedding

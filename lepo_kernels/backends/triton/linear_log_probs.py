@@ -21,13 +21,14 @@ from lepo_kernels.backends.gpu import head as gpu_head
 from lepo_kernels.backends.gpu import logits as gpu_logits
 from lepo_kernels.backends.gpu.row_kernels import RowKernels
 from lepo_kernels.backends.triton.head import rows, strategies, tiles
+from lepo_kernels.structures import Head, HeadGradients, Needs, Selection, Statistics, Upstream
 
 
 class Strategy(NamedTuple):
     """One way to compute both directions of `linear_log_probs`, with this module's signatures."""
 
     forward: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    backward: Callable[..., HeadGradients]
 
 
 def row_kernels() -> RowKernels:
@@ -48,94 +49,44 @@ STRATEGIES = {
 
 
 def linear_log_probs(
-    hidden: Tensor,  # [N, D]
-    lm_head: Tensor,  # [V, D]
-    ids: Tensor,  # [N, K]
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
-    inv_temperature: Tensor,  # [N] or [1]
-    chunk_size: int,
-    shard: bool,
+    head: Head, selection: Selection, chunk_size: int, shard: bool
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """Selected logits, log-sum-exp and entropy of ``cap(hidden @ lm_head^T + bias) / T``."""
-    return _strategy(hidden, lm_head).forward(
-        hidden, lm_head, ids, bias, softcap, inv_temperature, chunk_size, shard
-    )
+    return _strategy(head).forward(head, selection, chunk_size, shard)
 
 
 def linear_log_probs_backward(
-    grad_logits: Tensor,  # [N, K]
-    grad_lse: Tensor,  # [N]
-    grad_entropy: Tensor,  # [N]
-    hidden: Tensor,  # [N, D]
-    lm_head: Tensor,  # [V, D]
-    ids: Tensor,  # [N, K]
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
-    inv_temperature: Tensor,  # [N] or [1]
-    lse: Tensor,  # [N]
-    entropy: Tensor,  # [N]
+    upstream: Upstream,
+    head: Head,
+    selection: Selection,
+    statistics: Statistics,
     chunk_size: int,
-    need_dhidden: bool,
-    need_dlm_head: bool,
-    need_dbias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # [N, D] or [0], [V, D] or [0], [V] or [0]
+    needs: Needs,
+) -> HeadGradients:
     """Gradients of the hidden states, the head and the bias; those not needed are empty."""
-    return _strategy(hidden, lm_head).backward(
-        grad_logits,
-        grad_lse,
-        grad_entropy,
-        hidden,
-        lm_head,
-        ids,
-        bias,
-        softcap,
-        inv_temperature,
-        lse,
-        entropy,
-        chunk_size,
-        need_dhidden,
-        need_dlm_head,
-        need_dbias,
-    )
+    return _strategy(head).backward(upstream, head, selection, statistics, chunk_size, needs)
 
 
 def gather_log_probs(
     logits: Tensor,  # [N, V]
-    ids: Tensor,  # [N, K]
-    inv_temperature: Tensor,  # [N] or [1]
+    selection: Selection,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """Selected logits, log-sum-exp and entropy of ``logits / T``."""
-    return gpu_logits.gather_log_probs(row_kernels(), logits, ids, inv_temperature)
+    return gpu_logits.gather_log_probs(row_kernels(), logits, selection)
 
 
 def gather_log_probs_backward(
-    grad_logits: Tensor,  # [N, K]
-    grad_lse: Tensor,  # [N]
-    grad_entropy: Tensor,  # [N]
+    upstream: Upstream,
     logits: Tensor,  # [N, V]
-    ids: Tensor,  # [N, K]
-    inv_temperature: Tensor,  # [N] or [1]
-    lse: Tensor,  # [N]
-    entropy: Tensor,  # [N]
+    selection: Selection,
+    statistics: Statistics,
 ) -> Tensor:  # [N, V]
     """Gradient of the logits, in their dtype."""
     return gpu_logits.gather_log_probs_backward(
-        row_kernels(),
-        grad_logits,
-        grad_lse,
-        grad_entropy,
-        logits,
-        ids,
-        inv_temperature,
-        lse,
-        entropy,
+        row_kernels(), upstream, logits, selection, statistics
     )
 
 
-def _strategy(
-    hidden: Tensor,  # [N, D]
-    lm_head: Tensor,  # [V, D]
-) -> Strategy:
-    vocab, width = lm_head.shape
+def _strategy(head: Head) -> Strategy:
+    hidden, (vocab, width) = head.hidden, head.lm_head.shape
     return STRATEGIES[strategies.choice(hidden.device, hidden.dtype, width, vocab)]

@@ -19,11 +19,11 @@ from typing import Any
 from torch import Tensor
 
 from lepo_kernels.backends.checks import check_draw, check_positive
+from lepo_kernels.backends.rows import dense_rows
 from lepo_kernels.backends.triton.common.launching import device_of
 from lepo_kernels.backends.triton.latent.draw import (
     NOISES,
-    Draw,
-    Outputs,
+    KernelDraw,
     dropped_flags,
     empty_fields,
 )
@@ -32,6 +32,7 @@ from lepo_kernels.backends.triton.latent.launching import (
     launch_narrow,
     launch_wide,
 )
+from lepo_kernels.structures import Draw, DrawnFields
 
 # Keys of so many entries at a time: 256 MiB of them.
 _CHUNK_ENTRIES = 1 << 25
@@ -39,48 +40,36 @@ _CHUNK_ENTRIES = 1 << 25
 
 def sample_latent(
     logits: Tensor,  # [N, V]
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
-    top_k: int,  # in [1, V]
-    top_p: float,
-    min_p: float,
-    noise: str,
-    noise_scale: float,
-    clamp_low: float,
-    clamp_high: float,
-    num_draws: int,
-    exclude_ids: Tensor | None,  # [M]
-    seed: Tensor,  # []
-    row_keys: Tensor | None,  # [N]; None numbers the rows
-    step: Tensor,  # [N] or [1]
-) -> Outputs:
+    draw: Draw,
+) -> DrawnFields:
     """Fields of `lepo_kernels.ops.sample_latent.LatentSample`, in its order."""
+    tau, temperature, seed, step = draw.tensors(logits.device)
     check_positive("tau", tau, zero_included=True)
     check_positive("temperature", temperature)
-    draw = Draw(
-        logits if logits.stride(1) == 1 else logits.contiguous(),
+    made = KernelDraw(
+        dense_rows(logits),
         tau.contiguous(),
         temperature.contiguous(),
-        dropped_flags(exclude_ids, logits.shape[1]),
+        dropped_flags(draw.exclude_ids, logits.shape[1]),
         seed,
-        None if row_keys is None else row_keys.contiguous(),
+        None if draw.row_keys is None else draw.row_keys.contiguous(),
         step.contiguous(),
-        top_k,
-        float(top_p),
-        math.log(min_p) if min_p > 0 else -math.inf,
-        NOISES[noise],
-        (noise_scale, clamp_low, clamp_high),
-        num_draws,
+        draw.top_k,
+        float(draw.top_p),
+        math.log(draw.min_p) if draw.min_p > 0 else -math.inf,
+        NOISES[draw.noise],
+        (draw.noise_scale, draw.clamp_low, draw.clamp_high),
+        draw.num_draws,
     )
-    fields = empty_fields(draw)
+    fields = empty_fields(made)
     with device_of(logits):
-        if draw.rows > 0 and top_k <= NARROW_MOST:
-            launch_narrow(draw, fields)
-        elif draw.rows > 0:
-            chunk = max(1, _CHUNK_ENTRIES // draw.vocab)
-            for first in range(0, draw.rows, chunk):
+        if made.rows > 0 and made.top_k <= NARROW_MOST:
+            launch_narrow(made, fields)
+        elif made.rows > 0:
+            chunk = max(1, _CHUNK_ENTRIES // made.vocab)
+            for first in range(0, made.rows, chunk):
                 rows = slice(first, first + chunk)
                 part: Any = tuple(x[rows] for x in fields)
-                launch_wide(draw.part(rows), part)
-    check_draw(fields, logits, noise, exclude_ids, step)
+                launch_wide(made.part(rows), part)
+    check_draw(fields, logits, draw.noise, draw.exclude_ids, step)
     return fields

@@ -21,6 +21,7 @@ from lepo_kernels.backends.triton.gumbel_softmax.launching import (
     options,
 )
 from lepo_kernels.backends.triton.gumbel_softmax.statistics_kernels import STATISTICS
+from lepo_kernels.structures import Mixtures, MixtureUpstream
 from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
 
 # Tiles, warps and stages of loads; not measured on a GPU yet.
@@ -59,15 +60,13 @@ class Upstream:
 
 def upstream_of(
     draws: Draws,
-    grad_embedding: Tensor,  # [N, D]
-    grad_log_prob: Tensor,  # [N]
-    grad_log_density: Tensor,  # [N]
-    mixed: Tensor,  # [N, D]
-    deviation: Tensor,  # [N, D]
-    statistics: Tensor,  # [N, 8]
+    upstream: MixtureUpstream,
+    mixtures: Mixtures,
     embedding: Tensor,  # [V, D]
 ) -> Upstream:
     """Of at least one row."""
+    grad_embedding, grad_log_prob, grad_log_density = upstream
+    mixed, deviation, statistics = mixtures
     rows, width, device = len(draws.row_keys), embedding.shape[1], embedding.device
     check_tensor("grad_embedding", grad_embedding, (rows, width), FLOAT_DTYPES, device)
     check_tensor("grad_log_prob", grad_log_prob, (rows,), FLOAT_DTYPES, device)
@@ -78,7 +77,7 @@ def upstream_of(
     split = is_split(embedding)
     high = torch.empty(rows, width, dtype=torch.bfloat16 if split else torch.float32, device=device)
     low = torch.empty_like(high) if split else high
-    upstream = torch.empty(rows, UPSTREAM.value, dtype=torch.float32, device=device)
+    numbers = torch.empty(rows, UPSTREAM.value, dtype=torch.float32, device=device)
     idle = torch.empty(rows, dtype=torch.int8, device=device)
     statistics = statistics.contiguous()
     upstream_kernel[(rows,)](
@@ -90,7 +89,7 @@ def upstream_of(
         mixed.contiguous(),
         deviation.contiguous(),
         statistics,
-        upstream,
+        numbers,
         idle,
         high,
         low,
@@ -100,7 +99,7 @@ def upstream_of(
     )
     # Stable: a row's place depends on nothing but which rows have gradients.
     order, count = idle.argsort(stable=True), rows - idle.sum()
-    return Upstream(high, low, upstream, statistics, order, count)
+    return Upstream(high, low, numbers, statistics, order, count)
 
 
 def table_gradient(

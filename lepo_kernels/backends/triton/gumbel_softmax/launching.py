@@ -19,6 +19,7 @@ from torch import Tensor
 from lepo_kernels.backends.checks import check_positive, check_steps
 from lepo_kernels.backends.triton.common import launching
 from lepo_kernels.backends.triton.common.launching import UNFUSED, programs_wanted, stride_of
+from lepo_kernels.structures import Noise
 from lepo_kernels.validation import check_tensor
 
 CHUNK = {"ENTRIES": 1 << 24, "LEAST_IDS": 2048}
@@ -62,31 +63,19 @@ class Draws:
 
 def draws_of(
     rows: int,
-    tau: Tensor,  # [N] or [1]
-    temperature: Tensor,  # [N] or [1]
-    seed: Tensor,  # []
-    row_keys: Tensor,  # [N]
-    step: Tensor,  # [N] or [1]
-    first_id: int,
+    noise: Noise,
 ) -> Draws:
     """Checked; all tensors are on one device."""
-    device = row_keys.device
+    device = noise.row_keys.device
     for name, x, dtype in (
-        ("tau", tau, torch.float64),
-        ("temperature", temperature, torch.float64),
-        ("step", step, torch.int64),
+        ("tau", noise.tau, torch.float64),
+        ("temperature", noise.temperature, torch.float64),
+        ("step", noise.step, torch.int64),
     ):
         check_tensor(name, x, (1 if x.shape == (1,) else rows,), (dtype,), device)
-    check_tensor("seed", seed, (), (torch.int64,), device)
-    check_tensor("row_keys", row_keys, (rows,), (torch.int64,), device)
-    return Draws(
-        tau.contiguous(),
-        temperature.contiguous(),
-        seed.contiguous(),
-        row_keys.contiguous(),
-        step.contiguous(),
-        first_id,
-    )
+    check_tensor("seed", noise.seed, (), (torch.int64,), device)
+    check_tensor("row_keys", noise.row_keys, (rows,), (torch.int64,), device)
+    return Draws(*noise.contiguous())
 
 
 def check_values(draws: Draws) -> None:

@@ -26,7 +26,7 @@ from lepo_kernels.backends.triton.gumbel_softmax.linear_gradient_kernels import 
     linear_logits_gradient_kernel,
     tied_gradient_kernel,
 )
-from lepo_kernels.backends.triton.gumbel_softmax.linear_head import Head
+from lepo_kernels.backends.triton.gumbel_softmax.linear_head import HeadAndTable
 
 # Tiles, warps and stages of loads; not measured on a GPU yet. IDS are multiples of 4. The first
 # have the COLUMNS of LINEAR_SCORES: so logits are summed up in the same order. Mixed is half
@@ -60,7 +60,7 @@ class Buffers:
 
 def logits_gradient(
     chunk: Chunk,
-    head: Head,
+    head: HeadAndTable,
     draws: Draws,
     upstream: Upstream,
     buffers: Buffers,  # written
@@ -98,7 +98,7 @@ def logits_gradient(
 class StatesGradient:
     """Sums of the gradient of the states, which grow by a chunk at a time."""
 
-    def __init__(self, head: Head, upstream: Upstream, chunk_ids: int) -> None:
+    def __init__(self, head: HeadAndTable, upstream: Upstream, chunk_ids: int) -> None:
         self.head, self.upstream = head, upstream
         self.rows, device = len(head.hidden), head.hidden.device
         self.options = options(
@@ -151,7 +151,7 @@ class StatesGradient:
 
 def head_gradient(
     chunk: Chunk,
-    head: Head,
+    head: HeadAndTable,
     upstream: Upstream,
     buffers: Buffers,
     dlm_head: Tensor,  # [V, D], written

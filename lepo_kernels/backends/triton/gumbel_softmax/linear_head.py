@@ -8,11 +8,12 @@ from torch import Tensor
 from lepo_kernels.backends.rows import dense_rows
 from lepo_kernels.backends.triton.common.launching import dtype_class
 from lepo_kernels.backends.triton.gumbel_softmax.launching import dtype_class_beside_floats
+from lepo_kernels.structures import Head
 from lepo_kernels.validation import FLOAT_DTYPES, check_tensor
 
 
 @dataclass
-class Head:
+class HeadAndTable:
     """What the logits are made of, and the table."""
 
     hidden: Tensor  # [N, D]
@@ -57,13 +58,11 @@ class Head:
 
 
 def head_of(
-    hidden: Tensor,  # [N, D]
-    lm_head: Tensor,  # [V, D]
+    head: Head,
     embedding: Tensor | None,  # [V, E]
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
-) -> Head:
+) -> HeadAndTable:
     """All tensors agree on N, V and D."""
+    hidden, lm_head, bias, softcap = head
     check_tensor("hidden", hidden, ("N", "D"), FLOAT_DTYPES)
     width, device = hidden.shape[1], hidden.device
     check_tensor("lm_head", lm_head, ("V", width), (hidden.dtype,), device)
@@ -73,6 +72,6 @@ def head_of(
         bias = bias.contiguous()
     hidden, lm_head = dense_rows(hidden), dense_rows(lm_head)
     if embedding is None:
-        return Head(hidden, lm_head, bias, softcap, lm_head, tied=True)
+        return HeadAndTable(hidden, lm_head, bias, softcap, lm_head, tied=True)
     check_tensor("embedding", embedding, (vocab, "E"), FLOAT_DTYPES, device)
-    return Head(hidden, lm_head, bias, softcap, dense_rows(embedding), tied=False)
+    return HeadAndTable(hidden, lm_head, bias, softcap, dense_rows(embedding), tied=False)

@@ -24,7 +24,7 @@ import triton
 from torch import Tensor
 
 from lepo_kernels.backends.checks import check_ids, check_positive, check_rows
-from lepo_kernels.backends.gpu.blocks import HeadPart, Rows, Upstream, blocks_of, head_parts
+from lepo_kernels.backends.gpu.blocks import HeadPart, Rows, blocks_of, head_parts
 from lepo_kernels.backends.gpu.row_kernels import STATE
 from lepo_kernels.backends.rows import dense_rows, fill_empty_sums, has_coefficients
 from lepo_kernels.backends.triton.common import launching
@@ -36,11 +36,12 @@ from lepo_kernels.backends.triton.common.launching import (
     stride_of,
 )
 from lepo_kernels.backends.triton.head import products
-from lepo_kernels.backends.triton.head.rows import statistics
+from lepo_kernels.backends.triton.head.rows import statistics as statistics_of
 from lepo_kernels.backends.triton.head.tile_kernels import (
     head_logit_gradient_kernel,
     head_states_kernel,
 )
+from lepo_kernels.structures import Head, HeadGradients, Needs, Selection, Statistics, Upstream
 
 _HALF = {
     "ROWS": 128,
@@ -65,16 +66,14 @@ _TILES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def linear_log_probs(
-    hidden: Tensor,  # [N, D]
-    lm_head: Tensor,  # [V, D]
-    ids: Tensor,  # [N, K]
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
-    inv_temperature: Tensor,  # [N] or [1]
+    head: Head,
+    selection: Selection,
     chunk_size: int,
     shard: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """Selected logits, log-sum-exp and entropy of ``cap(hidden @ lm_head^T + bias) / T``."""
+    hidden, lm_head, bias, softcap = head
+    ids, inv_temperature = selection
     (rows, width), vocab = hidden.shape, len(lm_head)
     check_ids("ids", ids, vocab)
     check_positive("inv_temperature", inv_temperature)
@@ -98,7 +97,7 @@ def linear_log_probs(
                 **_variant(bias, softcap),
                 **tiles,
             )
-    lse, entropy = statistics(states)
+    lse, entropy = statistics_of(states)
     if shard:
         fill_empty_sums(lse, entropy, (states[:, :, 1] == 0).all(dim=1))
     else:
@@ -107,32 +106,21 @@ def linear_log_probs(
 
 
 def linear_log_probs_backward(
-    grad_logits: Tensor,  # [N, K]
-    grad_lse: Tensor,  # [N]
-    grad_entropy: Tensor,  # [N]
-    hidden: Tensor,  # [N, D]
-    lm_head: Tensor,  # [V, D]
-    ids: Tensor,  # [N, K]
-    bias: Tensor | None,  # [V]
-    softcap: float | None,
-    inv_temperature: Tensor,  # [N] or [1]
-    lse: Tensor,  # [N]
-    entropy: Tensor,  # [N]
+    upstream: Upstream,
+    head: Head,
+    selection: Selection,
+    statistics: Statistics,
     chunk_size: int,
-    need_dhidden: bool,
-    need_dlm_head: bool,
-    need_dbias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # [N, D] or [0], [V, D] or [0], [V] or [0]
+    needs: Needs,
+) -> HeadGradients:
     """Gradients of the hidden states, the head and the bias; those not needed are empty."""
-    needs = (need_dhidden, need_dlm_head, need_dbias)
-    upstream = Upstream(grad_logits, grad_lse, grad_entropy, lse, entropy)
-    lm_head = dense_rows(lm_head)
-    ids = _narrow_ids(ids, len(lm_head))
-    sorted_rows = _sorted(Rows(hidden, ids, inv_temperature), upstream)
-    gradients = _Gradients(sorted_rows, lm_head, needs)
-    blocks = blocks_of(len(hidden), len(lm_head), chunk_size)
-    with device_of(hidden):
-        for part in head_parts(blocks.columns, lm_head, bias, softcap):
+    head = head._replace(lm_head=dense_rows(head.lm_head))
+    vocab = len(head.lm_head)
+    rows = Rows(head.hidden, _narrow_ids(selection.ids, vocab), selection.inv_temperature)
+    gradients = _Gradients(_sorted(rows, upstream, statistics), head.lm_head, needs)
+    blocks = blocks_of(len(head.hidden), vocab, chunk_size)
+    with device_of(head.hidden):
+        for part in head_parts(blocks.columns, head):
             for block in blocks.rows:
                 gradients.add(block, part)
     return gradients.outputs()
@@ -144,12 +132,13 @@ class _Sorted:
 
     rows: Rows  # of N
     upstream: Upstream  # of N
+    statistics: Statistics  # of N
     order: Tensor  # [N], where they were
     count: Tensor  # [], how many have gradients
 
 
-def _sorted(rows: Rows, upstream: Upstream) -> _Sorted:
-    idle = has_coefficients(*upstream[:3]).logical_not_().to(torch.int8)
+def _sorted(rows: Rows, upstream: Upstream, statistics: Statistics) -> _Sorted:
+    idle = has_coefficients(*upstream).logical_not_().to(torch.int8)
     # Stable: a row's place depends on nothing but which rows have gradients.
     order, count = idle.argsort(stable=True), len(idle) - idle.sum()
     scale = rows.inv_temperature
@@ -160,6 +149,7 @@ def _sorted(rows: Rows, upstream: Upstream) -> _Sorted:
             scale if len(scale) == 1 else scale[order],
         ),
         Upstream(*(x[order].contiguous() for x in upstream)),
+        Statistics(*(x[order].contiguous() for x in statistics)),
         order,
         count,
     )
@@ -172,26 +162,28 @@ class _Gradients:
         self,
         everything: _Sorted,
         lm_head: Tensor,  # [V, D]
-        needs: tuple[bool, bool, bool],
+        needs: Needs,
     ) -> None:
         self._all, self._needs = everything, needs
         (self._count, self._width), self._vocab = everything.rows.hidden.shape, len(lm_head)
         # Idle rows are not written, and without rows no part of the head.
         like = everything.rows.hidden
-        self._dhidden = like.new_zeros(like.shape if needs[0] else (0,))
+        self._dhidden = like.new_zeros(like.shape if needs.need_dhidden else (0,))
         make = torch.empty if len(like) else torch.zeros
-        shape = lm_head.shape if needs[1] else (0,)
+        shape = lm_head.shape if needs.need_dlm_head else (0,)
         self._dlm_head = make(shape, dtype=lm_head.dtype, device=lm_head.device)
-        self._dbias = lm_head.new_zeros(len(lm_head) if needs[2] else 0, dtype=torch.float32)
+        self._dbias = lm_head.new_zeros(
+            len(lm_head) if needs.need_dbias else 0, dtype=torch.float32
+        )
         # Sums that are not complete.
         self._row_sums = self._head_sums = self._dbias
 
     def add(self, rows: slice, part: HeadPart) -> None:
         """Add what the logits of some rows and a part of the vocabulary give."""
         da = self._logit_gradient(rows, part)
-        if self._needs[0]:
+        if self._needs.need_dhidden:
             self._add_to_rows(rows, part, da)
-        if self._needs[1]:
+        if self._needs.need_dlm_head:
             self._add_to_head(rows, part, da)
 
     def _add_to_rows(self, rows: slice, part: HeadPart, da: Tensor) -> None:
@@ -228,19 +220,20 @@ class _Gradients:
         )
 
     def _logit_gradient(self, block: slice, part: HeadPart) -> Tensor:  # [R, C]
-        rows, upstream = self._all.rows.block(block), self._all.upstream.block(block)
+        rows = self._all.rows.block(block)
         hidden, tiles = rows.hidden, _tiles(rows.hidden)
         count, columns = len(hidden), len(part.weight)
         row_blocks = triton.cdiv(count, tiles["ROWS"])
         # Rows that begin at multiples of 16 entries are loaded in wide accesses.
         da = hidden.new_empty((count, triton.cdiv(columns, 16) * 16))[:, :columns]
-        shape = (row_blocks, columns) if self._needs[2] else (0, 0)
+        shape = (row_blocks, columns) if self._needs.need_dbias else (0, 0)
         dbias = self._dbias.new_zeros(shape)
         head_logit_gradient_kernel[(row_blocks * triton.cdiv(columns, tiles["IDS"]),)](
             *_head_arguments(hidden, part.weight, part.bias, part.softcap, rows.inv_temperature),
             rows.ids,
             part.columns.start,
-            *upstream,
+            *self._all.upstream.at(block),
+            *self._all.statistics.at(block),
             self._all.count,
             block.start,
             da,
@@ -250,16 +243,17 @@ class _Gradients:
             columns,
             self._width,
             rows.ids.shape[1],
-            DBIAS=self._needs[2],
+            DBIAS=self._needs.need_dbias,
             **_variant(part.bias, part.softcap),
             **tiles,
         )
-        if self._needs[2]:
+        if self._needs.need_dbias:
             self._dbias[part.columns] += dbias.sum(dim=0)
         return da
 
-    def outputs(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self._dhidden, self._dlm_head, self._dbias.to(self._dlm_head.dtype)
+    def outputs(self) -> HeadGradients:
+        dbias = self._dbias.to(self._dlm_head.dtype)
+        return HeadGradients(self._dhidden, self._dlm_head, dbias)
 
 
 def _narrow_ids(

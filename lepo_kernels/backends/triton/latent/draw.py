@@ -6,17 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lepo_kernels.backends.rows import per_row
 from lepo_kernels.backends.triton.common.launching import stride_of
 from lepo_kernels.backends.triton.latent.row_kernels import CATEGORICAL
+from lepo_kernels.structures import DrawnFields, per_row
 
 NOISES = {"none": 0, "gumbel": 1, "gaussian": 2, "dirichlet": 3, "categorical": 4}
 
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
 
 @dataclass(frozen=True)
-class Draw:
+class KernelDraw:
     """The arguments of a draw, as the kernels take them."""
 
     logits: Tensor  # [N, V], entries of a row are neighbours
@@ -49,7 +47,7 @@ class Draw:
         """Of the outputs."""
         return self.num_draws if self.noise == CATEGORICAL.value else self.top_k
 
-    def part(self, rows: slice) -> "Draw":
+    def part(self, rows: slice) -> "KernelDraw":
         """The draw of some of the rows."""
         return replace(
             self,
@@ -86,7 +84,7 @@ def dropped_flags(
     return flags.index_fill_(0, exclude_ids.clamp(-1, vocab), 1)
 
 
-def empty_fields(draw: Draw) -> Outputs:
+def empty_fields(draw: KernelDraw) -> DrawnFields:
     """Fields of `lepo_kernels.ops.sample_latent.LatentSample`, in its order, to be written."""
     rows, device = draw.rows, draw.logits.device
 

@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from lepo_kernels.backends.triton.common.launching import UNFUSED, stride_of
-from lepo_kernels.backends.triton.latent.draw import Draw, Outputs
+from lepo_kernels.backends.triton.latent.draw import KernelDraw
 from lepo_kernels.backends.triton.latent.narrow_kernels import narrow_latent_kernel
 from lepo_kernels.backends.triton.latent.row_kernels import CATEGORICAL
 from lepo_kernels.backends.triton.latent.row_scan_kernels import (
@@ -23,6 +23,7 @@ from lepo_kernels.backends.triton.latent.wide_kernels import (
     wide_perturb_kernel,
     wide_weigh_kernel,
 )
+from lepo_kernels.structures import DrawnFields
 
 # Tiles and warps; not measured on a GPU yet. IDS and the size of a small vocabulary are whole
 # groups of row_scan_kernels.py.
@@ -46,7 +47,9 @@ def _options(table: dict[str, Any], rows: int, **most: int) -> dict[str, Any]:
     return options
 
 
-def _scan(draw: Draw) -> tuple[Tensor, Tensor, Tensor]:  # [N, 3, units], [N, blocks], [N, groups]
+def _scan(
+    draw: KernelDraw,
+) -> tuple[Tensor, Tensor, Tensor]:  # [N, 3, units], [N, blocks], [N, groups]
     """What row_scan_kernels.py leaves of the rows."""
     rows, vocab = draw.rows, draw.vocab
     options = _options(_SCAN, rows, IDS=max(GROUP.value, vocab))
@@ -63,8 +66,8 @@ def _scan(draw: Draw) -> tuple[Tensor, Tensor, Tensor]:  # [N, 3, units], [N, bl
 
 
 def launch_narrow(
-    draw: Draw,
-    fields: Outputs,  # written
+    draw: KernelDraw,
+    fields: DrawnFields,  # written
 ) -> None:
     """Draw up to ``NARROW_MOST`` entries of each row."""
     rows, (units, blocks, groups) = draw.rows, _scan(draw)
@@ -101,8 +104,8 @@ def launch_narrow(
 
 
 def launch_wide(
-    draw: Draw,
-    fields: Outputs,  # written
+    draw: KernelDraw,
+    fields: DrawnFields,  # written
 ) -> None:
     """Draw any number of entries of each row."""
     ids, weights, scores, values_at, count, lse, kept_lse, entropy, shadow, token = fields
@@ -174,7 +177,7 @@ def launch_wide(
     )
 
 
-def _sorted_keys(draw: Draw) -> Tensor:  # [N, top_k] int64
+def _sorted_keys(draw: KernelDraw) -> Tensor:  # [N, top_k] int64
     """Keys of the best entries, descending: all keys differ, so that any sort is the same."""
     keys = torch.empty(draw.rows, draw.vocab, dtype=torch.int64, device=draw.logits.device)
     options = _options(_KEYS, draw.rows, IDS=draw.vocab)
