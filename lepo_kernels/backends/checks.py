@@ -25,9 +25,9 @@ def check_rows(
     """
     if not checks_enabled(values.device):
         return
-    bad = values.isfinite().logical_not_()
-    if bad.any():
-        row = int(bad.int().argmax())
+    good = values.isfinite()
+    if not good.all():
+        row = int(good.int().argmin())
         raise NonFiniteRowError(f"{name}: row {row} is all -inf, or holds NaN or +inf")
 
 
@@ -37,10 +37,11 @@ def check_positive(name: str, values: Tensor, *, zero_included: bool = False) ->
     Raises:
         ValueError: naming the argument.
     """
-    if not checks_enabled(values.device):
+    if not checks_enabled(values.device) or values.numel() == 0:
         return
-    enough = values >= (0 if zero_included else FLOAT32_TINY)
-    if not (enough & (values <= FLOAT32_MAX)).all():
+    # Both are NaN where one of the values is, and in no range.
+    low, high = (float(x) for x in torch.aminmax(values))
+    if not (low >= (0 if zero_included else FLOAT32_TINY) and high <= FLOAT32_MAX):
         sign = ">=" if zero_included else ">"
         raise ValueError(f"{name}: expected finite numbers {sign} 0, in the range of float32")
 

@@ -136,7 +136,7 @@ def objective_of(
     facts: RowFacts,
     settings: LossSettings,
 ) -> LepoLoss:
-    """`lepo_objective`, which says all."""
+    """`lepo_objective`, with its arguments in structures."""
     check_tensor("logits", logits, ("N", "K"), FLOAT_DTYPES)
     check_tensor("lse", lse, (logits.shape[0],), FLOAT_DTYPES, logits.device)
     check_facts(logits, facts)

@@ -235,15 +235,17 @@ def save(ctx: Any, *values: Any) -> None:
     flat: list[Any] = []
     for value in values:
         flat += value if isinstance(value, tuple) else (value,)
-    ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in flat))
-    ctx.numbers = [None if isinstance(x, Tensor) else x for x in flat]
+    tensors = [x if isinstance(x, Tensor) else None for x in flat]
+    ctx.save_for_backward(*tensors)
+    ctx.numbers = [x if kept is None else None for x, kept in zip(flat, tensors, strict=True)]
     ctx.kinds = [type(value) if isinstance(value, tuple) else None for value in values]
 
 
 def saved(ctx: Any) -> list[Any]:
     """What `save` was given."""
-    pairs = zip(ctx.saved_tensors, ctx.numbers, strict=True)
-    flat = iter([number if tensor is None else tensor for tensor, number in pairs])
+    kept = zip(ctx.saved_tensors, ctx.numbers, strict=True)
+    flat = iter([number if tensor is None else tensor for tensor, number in kept])
     return [
-        next(flat) if kind is None else kind(*islice(flat, len(kind._fields))) for kind in ctx.kinds
+        next(flat) if kind is None else kind._make(islice(flat, len(kind._fields)))
+        for kind in ctx.kinds
     ]

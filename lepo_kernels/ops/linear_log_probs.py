@@ -161,8 +161,9 @@ def prepare_head(
         dtype = torch.get_autocast_dtype(device.type)
         hidden, lm_head = _autocast(hidden, dtype), _autocast(lm_head, dtype)
         bias = None if bias is None else _autocast(bias, dtype)
-    check_tensor("lm_head", lm_head, (vocab, width), (hidden.dtype,))
-    if bias is not None:
+    if lm_head.dtype != hidden.dtype:
+        check_tensor("lm_head", lm_head, (vocab, width), (hidden.dtype,))
+    if bias is not None and bias.dtype != hidden.dtype:
         check_tensor("bias", bias, (vocab,), (hidden.dtype,))
     if softcap is not None:
         check_positive_number("softcap", softcap)

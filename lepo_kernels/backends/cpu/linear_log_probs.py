@@ -116,7 +116,9 @@ class HeadGradient:
 
 def new_state(rows: int) -> Tensor:  # [rows, 3]
     """The sums of rows of which nothing was seen yet: maximum, and two sums."""
-    return torch.tensor([-torch.inf, 0.0, 0.0], dtype=torch.float64).repeat(rows, 1)
+    state = torch.zeros(rows, 3, dtype=torch.float64)
+    state[:, 0] = -torch.inf
+    return state
 
 
 def linear_log_probs(
