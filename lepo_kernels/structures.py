@@ -37,12 +37,12 @@ class Head(NamedTuple):
 
     def at(self, rows: slice | Tensor) -> "Head":
         """Of some of the rows."""
-        return Head(self.hidden[rows], self.lm_head, self.bias, self.softcap)
+        return Head(self.hidden[rows], *self[1:])
 
     def columns(self, count: int) -> "Head":
         """Of the first columns of the vocabulary."""
         bias = None if self.bias is None else self.bias[:count]
-        return Head(self.hidden, self.lm_head[:count], bias, self.softcap)
+        return self._replace(lm_head=self.lm_head[:count], bias=bias)
 
     def empty_gradients(self, needs: Needs) -> HeadGradients:
         """Uninitialised tensors of the shapes and dtypes of the gradients."""
@@ -99,13 +99,21 @@ class Noise(NamedTuple):
 
     def at(self, rows: slice | Tensor) -> "Noise":
         """Of some of the rows."""
-        tau, temperature, step = (per_row(x, rows) for x in (self.tau, self.temperature, self.step))
-        return Noise(tau, temperature, self.seed, self.row_keys[rows], step, self.first_id)
+        return self._replace(
+            tau=per_row(self.tau, rows),
+            temperature=per_row(self.temperature, rows),
+            row_keys=self.row_keys[rows],
+            step=per_row(self.step, rows),
+        )
 
     def contiguous(self) -> "Noise":
         """As native kernels read it."""
-        tau, temperature, seed, row_keys, step = (x.contiguous() for x in self[:5])
-        return Noise(tau, temperature, seed, row_keys, step, self.first_id)
+        return self._replace(
+            tau=self.tau.contiguous(),
+            temperature=self.temperature.contiguous(),
+            row_keys=self.row_keys.contiguous(),
+            step=self.step.contiguous(),
+        )
 
 
 class Mixtures(NamedTuple):

@@ -118,7 +118,7 @@ def _computed(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     # What the ranks have in common is checked before they wait for each other: it raises on all.
-    ids, inv_temperature = selection
+    ids, inv_temperature = selection.ids, selection.inv_temperature
     check_ids("ids", ids, vocab_size)
     check_positive("inv_temperature", inv_temperature)
     own, elsewhere = _own_ids(ids, first_id, head.lm_head.shape[0])

@@ -45,8 +45,8 @@ def lepo_loss(
     head: Head, selection: Selection, facts: RowFacts, settings: LossSettings, needs: Needs
 ) -> tuple[Tensor, ...]:
     """The fields of `LepoLoss`, then the gradients of hidden, lm_head and bias, or empty ones."""
-    hidden, lm_head, _, _ = head
-    ids, inv_temperature = selection
+    hidden, lm_head = head.hidden, head.lm_head
+    ids, inv_temperature = selection.ids, selection.inv_temperature
     check_ids("ids", ids, lm_head.shape[0])
     check_positive("inv_temperature", inv_temperature)
     used = facts.used().nonzero()[:, 0]
@@ -103,7 +103,7 @@ class _Gradients:
 
     def __init__(self, head: Head, needs: Needs) -> None:
         self.needs = needs
-        hidden, lm_head, _, _ = head
+        hidden, lm_head = head.hidden, head.lm_head
         need_dhidden, need_dlm_head, need_dbias = needs
         self.dhidden = torch.zeros(hidden.shape if need_dhidden else (0,), dtype=torch.float32)
         # The first block writes it: no need to touch so much memory before.
@@ -135,7 +135,12 @@ def _with_gradients(
     rows: _Rows, settings: LossSettings, gradients: _Gradients
 ) -> tuple[Tensor, Tensor]:  # [M, K], [M]
     """Selected logits and log-sum-exp; adds the gradients of the loss."""
-    hidden, lm_head, bias, softcap = rows.head
+    hidden, lm_head, bias, softcap = (
+        rows.head.hidden,
+        rows.head.lm_head,
+        rows.head.bias,
+        rows.head.softcap,
+    )
     count, vocab = len(hidden), len(lm_head)
     selected, lse = (
         torch.zeros(rows.selection.ids.shape, dtype=torch.float32),
@@ -166,7 +171,12 @@ def _fill(
     selected: Tensor,  # [R, K], written
 ) -> Tensor:  # [R]
     """The raw logits of a block, and their log-sum-exp."""
-    hidden, lm_head, bias, softcap = block.head
+    hidden, lm_head, bias, softcap = (
+        block.head.hidden,
+        block.head.lm_head,
+        block.head.bias,
+        block.head.softcap,
+    )
     state = new_state(len(logits))
     for part in head_parts(lm_head, bias, _COLUMNS):
         raw = torch.mm(hidden, part.weight.T, out=logits[:, part.columns])

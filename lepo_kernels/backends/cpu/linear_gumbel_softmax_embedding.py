@@ -66,7 +66,7 @@ def linear_gumbel_softmax_embedding_backward(
     need_dembedding: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [N, Dh], [V, Dh], [V], [V, D], or [0]
     """Gradients of hidden states, head, bias and table; those not needed are empty."""
-    hidden, lm_head, bias, softcap = head
+    hidden, lm_head, bias, softcap = head.hidden, head.lm_head, head.bias, head.softcap
     need_dhidden, need_dlm_head, need_dbias = needs
     table = lm_head if embedding is None else embedding
     dhidden = hidden.new_zeros(hidden.shape if need_dhidden else (0,))

@@ -141,7 +141,7 @@ def statistics_of(
     shard: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """`linear_log_probs` without its checks."""
-    hidden, lm_head, bias, softcap = head
+    hidden, lm_head, bias, softcap = head.hidden, head.lm_head, head.bias, head.softcap
     selected = torch.zeros(selection.ids.shape, dtype=torch.float32)
     state = new_state(len(hidden))
     work = RowBlocks(len(hidden), len(lm_head), chunk_size)
@@ -212,7 +212,7 @@ def linear_log_probs_backward(
     needs: Needs,
 ) -> HeadGradients:
     """Gradients of the hidden states, the head and the bias; those not needed are empty."""
-    hidden, lm_head, bias, softcap = head
+    hidden, lm_head, bias, softcap = head.hidden, head.lm_head, head.bias, head.softcap
     active = active_rows(*upstream)
     dhidden = hidden.new_zeros(hidden.shape if needs.need_dhidden else (0,))
     dlm_head = empty_gradient(lm_head, needs.need_dlm_head)
@@ -275,7 +275,7 @@ def gather_log_probs_backward(
 
 def _as_read(selection: Selection) -> Selection:
     """In the layout and with the dtype of ids that the native kernels read."""
-    ids, inv_temperature = selection
+    ids, inv_temperature = selection.ids, selection.inv_temperature
     return Selection(ids.long().contiguous(), inv_temperature.contiguous())
 
 

@@ -57,7 +57,10 @@ def op_arguments(
         draw.seed,
         _dense(draw.row_keys),
         _dense(draw.step),
-        *draw[-4:],
+        draw.tau_number,
+        draw.temperature_number,
+        draw.seed_number,
+        draw.step_number,
     )
 
 

@@ -54,7 +54,7 @@ def head_parts(
     head: Head,
 ) -> Iterator[HeadPart]:
     """Cut a head at ``columns``."""
-    _, lm_head, bias, softcap = head
+    lm_head, bias, softcap = head.lm_head, head.bias, head.softcap
     wide = None if bias is None else bias.float().contiguous()
     for part in columns:
         part_bias = None if wide is None else wide[part]
@@ -92,7 +92,7 @@ def rows_of(
     taken: Tensor | None,  # [M]
 ) -> Rows:
     """Some of the rows, as the kernels read them; None stands for all."""
-    ids, inv_temperature = selection
+    ids, inv_temperature = selection.ids, selection.inv_temperature
     if len(inv_temperature) > 1:
         inv_temperature = take_rows(inv_temperature, taken)
     return Rows(

@@ -45,7 +45,7 @@ def lepo_loss(
     needs: Needs,
 ) -> tuple[Tensor, ...]:
     """The fields of `LepoLoss`, then the gradients of hidden, lm_head and bias, or empty ones."""
-    hidden, lm_head, _, _ = head
+    hidden, lm_head = head.hidden, head.lm_head
     vocab, count = len(lm_head), len(hidden)
     check_ids("ids", selection.ids, vocab)
     check_positive("inv_temperature", selection.inv_temperature)

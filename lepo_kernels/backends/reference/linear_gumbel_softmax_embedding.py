@@ -53,7 +53,7 @@ def linear_gumbel_softmax_embedding_backward(
     need_dembedding: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # [N, Dh], [V, Dh], [V], [V, D], or [0]
     """Gradients of hidden states, head, bias and table; those not needed are empty."""
-    hidden, lm_head, _, softcap = head
+    hidden, lm_head, softcap = head.hidden, head.lm_head, head.softcap
     acc = accumulation_dtype(hidden.dtype)
     adds_table = needs.need_dlm_head and embedding is None
     need_dlogits = any(needs)

@@ -33,7 +33,7 @@ def linear_log_probs(
     head: Head, selection: Selection, chunk_size: int, shard: bool
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """Selected logits, log-sum-exp and entropy of ``cap(hidden @ lm_head^T + bias) / T``."""
-    ids, inv_temperature = selection
+    ids, inv_temperature = selection.ids, selection.inv_temperature
     count = len(head.hidden)
     check_ids("ids", ids, len(head.lm_head))
     check_positive("inv_temperature", inv_temperature)
@@ -60,7 +60,7 @@ def linear_log_probs_backward(
     needs: Needs,
 ) -> HeadGradients:
     """Gradients of the hidden states, the head and the bias; those not needed are empty."""
-    hidden, lm_head, _, softcap = head
+    hidden, lm_head, softcap = head.hidden, head.lm_head, head.softcap
     acc = accumulation_dtype(hidden.dtype)
     # Not zeros_like: gradients are contiguous, whatever the layout of the inputs.
     dhidden = hidden.new_zeros(hidden.shape if needs.need_dhidden else (0,))
@@ -90,7 +90,7 @@ def gather_log_probs(
     selection: Selection,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """Selected logits, log-sum-exp and entropy of ``logits / T``."""
-    ids, inv_temperature = selection
+    ids, inv_temperature = selection.ids, selection.inv_temperature
     check_ids("ids", ids, logits.shape[1])
     check_positive("inv_temperature", inv_temperature)
     outputs = _empty_outputs(logits, ids)
@@ -123,7 +123,7 @@ def gather_log_probs_backward(
 
 def head_logits(head: Head) -> Tensor:  # [C, V], float32 or float64
     """``cap(hidden @ lm_head^T + bias)``, cap(x) = softcap tanh(x / softcap)."""
-    hidden, lm_head, bias, softcap = head
+    hidden, lm_head, bias, softcap = head.hidden, head.lm_head, head.bias, head.softcap
     raw = product(hidden, lm_head.T)
     if bias is not None:
         raw = raw + bias

@@ -62,7 +62,7 @@ def head_of(
     embedding: Tensor | None,  # [V, E]
 ) -> HeadAndTable:
     """All tensors agree on N, V and D."""
-    hidden, lm_head, bias, softcap = head
+    hidden, lm_head, bias, softcap = head.hidden, head.lm_head, head.bias, head.softcap
     check_tensor("hidden", hidden, ("N", "D"), FLOAT_DTYPES)
     width, device = hidden.shape[1], hidden.device
     check_tensor("lm_head", lm_head, ("V", width), (hidden.dtype,), device)

@@ -72,8 +72,8 @@ def linear_log_probs(
     shard: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """Selected logits, log-sum-exp and entropy of ``cap(hidden @ lm_head^T + bias) / T``."""
-    hidden, lm_head, bias, softcap = head
-    ids, inv_temperature = selection
+    hidden, lm_head, bias, softcap = head.hidden, head.lm_head, head.bias, head.softcap
+    ids, inv_temperature = selection.ids, selection.inv_temperature
     (rows, width), vocab = hidden.shape, len(lm_head)
     check_ids("ids", ids, vocab)
     check_positive("inv_temperature", inv_temperature)
