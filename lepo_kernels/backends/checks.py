@@ -40,7 +40,7 @@ def check_positive(name: str, values: Tensor, *, zero_included: bool = False) ->
     if not checks_enabled(values.device) or values.numel() == 0:
         return
     # Both are NaN where one of the values is, and in no range.
-    low, high = (float(x) for x in torch.aminmax(values))
+    low, high = (x.item() for x in torch.aminmax(values))
     if not (low >= (0 if zero_included else FLOAT32_TINY) and high <= FLOAT32_MAX):
         sign = ">=" if zero_included else ">"
         raise ValueError(f"{name}: expected finite numbers {sign} 0, in the range of float32")

@@ -82,13 +82,13 @@ class _Layout:
                 f"new({name}, flat[{first}:{past}])" if _is_structure(kind) else f"flat[{first}]"
             )
         self._unpacked = unpacked
-        self.pack = _function(f"{', '.join(kinds)}: ({', '.join(packed)},)", {})
-        self.unpack = self.before("", "flat")
+        self.pack = _function(f"{', '.join(kinds)}: ({''.join(f'{x}, ' for x in packed)})", {})
+        self.unpack = self.calling("", "flat")
 
-    def before(
+    def calling(
         self, function: str, flat: str = "*flat", count: int | None = None, **names: Any
     ) -> Callable[..., Any]:
-        """A function of the flat list that calls an expression with what is unpacked of it."""
+        """A function of the flat list, which calls ``function`` with what it unpacks of it."""
         arguments = "".join(f"{x}, " for x in self._unpacked[:count])
         return _function(
             f"{flat}: {function}({arguments})", {"new": tuple.__new__, **names, **self._kinds}
@@ -96,7 +96,7 @@ class _Layout:
 
 
 def _function(source: str, names: dict[str, Any]) -> Callable[..., Any]:
-    # Written out: a loop over the arguments of a small op takes longer than the call.
+    # Written out: a loop over the arguments would take longer than some of the kernels.
     function: Callable[..., Any] = eval(compile(f"lambda {source}", __file__, "eval"), names)
     return function
 
@@ -118,20 +118,24 @@ class TorchOp(Generic[Unpack[_Arguments], _Results]):
         kinds = get_type_hints(fake)
         result = kinds.pop("return")
         self._arguments = _Layout(kinds)
-        self._results = _Layout(get_type_hints(result)) if _is_structure(result) else None
+        self._results = _Layout(get_type_hints(result) if _is_structure(result) else {})
         self._places = {field: at for at, field in enumerate(self._arguments.flat)}
         _LIBRARY.define(name + self._schema(result), tags=(torch.Tag.pt2_compliant_tag,))
         if implementation is None:
             load = "dispatch.load(op, flat[-1])"
-            run = self._arguments.before(load, count=-1, dispatch=dispatch, op=name)
+            run = self._arguments.calling(load, count=-1, dispatch=dispatch, op=name)
         else:
-            run = self._arguments.before("run", run=implementation)
+            run = self._arguments.calling("run", run=implementation)
         _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-        empty = self._arguments.before("fake", fake=fake)
-        torch.library.register_fake(self.name, lambda *flat: self._flat(empty(*flat)), lib=_LIBRARY)
-        self._op = getattr(torch.ops.lepo_kernels, name).default
+        empty = self._arguments.calling("fake", fake=fake)
         # Results as callers see them, of results as torch sees them.
-        self._structured = self._structuring(result)
+        self._structured: Callable[[Any], Any] = lambda flat: flat
+        if _is_structure(result):
+            pack, fake_structure = self._results.pack, empty
+            empty = lambda *flat: pack(*fake_structure(*flat))  # noqa: E731
+            self._structured = self._results.calling("result", "flat", result=result)
+        torch.library.register_fake(self.name, empty, lib=_LIBRARY)
+        self._op = getattr(torch.ops.lepo_kernels, name).default
 
     def __call__(self, *arguments: Unpack[_Arguments]) -> _Results:
         """Call the op; structures come back as such."""
@@ -189,7 +193,7 @@ class TorchOp(Generic[Unpack[_Arguments], _Results]):
     def _schema(self, result: Any) -> str:
         def prototype() -> None: ...
 
-        if self._results is not None:
+        if self._results.flat:
             # With brackets, mypy takes it for a type that is written here.
             result = tuple.__class_getitem__(tuple(self._results.flat.values()))
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -198,14 +202,6 @@ class TorchOp(Generic[Unpack[_Arguments], _Results]):
             return_annotation=result,
         )
         return torch.library.infer_schema(prototype, mutates_args=())
-
-    def _structuring(self, result: Any) -> Callable[[Any], Any]:
-        if self._results is None:
-            return lambda flat: flat
-        return self._results.before("result", "flat", result=result)
-
-    def _flat(self, results: Any) -> Any:
-        return results if self._results is None else self._results.pack(*results)
 
 
 OPS: dict[str, TorchOp] = {}

@@ -74,14 +74,14 @@ def test_opcheck(group):
     rest = (2, 0, 9, name, "reference")
     torch.library.opcheck(
         ops.vocab_parallel_linear_log_probs.default,
-        (hidden, lm_head, ids, bias.requires_grad_(), 2.0, scale, *rest),
+        (hidden, lm_head, bias.requires_grad_(), 2.0, ids, scale, *rest),
     )
     torch.library.opcheck(ops.sum_over_ranks.default, (hidden.detach(), name))
     for need_deviation in (False, True):
         logits, embedding = (x.requires_grad_(need_deviation) for x in vocabulary())
         torch.library.opcheck(
             ops.vocab_parallel_linear_gumbel_softmax_embedding.default,
-            (hidden, lm_head, embedding, bias, 2.0, scale, scale, torch.tensor(0), torch.arange(5),
+            (hidden, lm_head, bias, 2.0, embedding, scale, scale, torch.tensor(0), torch.arange(5),
              torch.tensor([3]), 0, 2, name, True, "reference"),
         )  # fmt: skip
         torch.library.opcheck(
