@@ -5,6 +5,7 @@ import math
 
 import torch
 
+from lepo_kernels import structures
 from lepo_kernels.backends.reference.sample_latent import sample_latent as reference_draw
 from lepo_kernels.ops.sample_latent import NOISES, LatentSample
 from tests.cuda_sim.rows import finite_rows, special_rows
@@ -138,24 +139,23 @@ def latent(logits, draw, schedule=SCHEDULES[0], *, splits=1, offset=0, gap=0, mo
 
 def reference_latent(logits, draw):
     tau, temperature, seed, step, exclude = draw.tensors()
-    return LatentSample(
-        *reference_draw(
-            logits,
-            tau,
-            temperature,
-            draw.top_k,
-            draw.top_p,
-            draw.min_p,
-            draw.noise,
-            draw.noise_scale,
-            *draw.clamp,
-            draw.num_draws,
-            exclude if len(exclude) else None,
-            seed,
-            row_keys_of(len(logits)),
-            step,
-        )
+    arguments = structures.Draw(
+        tau,
+        temperature,
+        draw.top_k,
+        draw.top_p,
+        draw.min_p,
+        draw.noise,
+        draw.noise_scale,
+        *draw.clamp,
+        draw.num_draws,
+        exclude if len(exclude) else None,
+        seed,
+        row_keys_of(len(logits)),
+        step,
+        *(1.0, 1.0, 0, 0),
     )
+    return LatentSample(*reference_draw(logits, arguments))
 
 
 def check_latent_statistics(logits, draw, ours):

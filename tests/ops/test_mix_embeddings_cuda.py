@@ -13,6 +13,7 @@ import lepo_kernels
 from lepo_kernels.backends import checks
 from lepo_kernels.backends.cuda import latent_step as both
 from lepo_kernels.backends.cuda import mix_embeddings as mixture
+from lepo_kernels.structures import Draw
 from tests import cuda_backend
 from tests.seeds import seeded
 
@@ -87,7 +88,8 @@ def test_a_decoding_step_is_one_call():
     one = torch.ones(1, dtype=torch.float64)
     filters = (5, 0.9, 0.0, "gumbel", 1.0, -torch.inf, torch.inf, 1, None)
     key = (torch.tensor(0), torch.arange(3), torch.tensor([0]))
-    names = operations(both.latent_step, logits, table, one, one, *filters, *key)
+    draw = Draw(one, one, *filters, *key, 1.0, 1.0, 0, 0)
+    names = operations(both.latent_step, logits, table, draw)
     assert names == ["lepo_kernels_cuda.latent_step"]
 
 
