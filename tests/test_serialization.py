@@ -44,7 +44,7 @@ def results():
             scored.logits, scored.lse, torch.tensor([[0.7, 0.3]]), row > 0, row, row
         ),
         rollout,
-        PolicyLoss(torch.tensor(0.5), row, row, row, row.to(torch.int8), None),
+        PolicyLoss(torch.tensor(0.5), row, row, row, row.to(torch.int8), None, "plain", 0.0),
         PolicyLogProbs(ids, torch.ones(1, 2), scored.logits, scored.lse, scored.entropy),
     )
 

@@ -16,6 +16,7 @@ from lepo_kernels.cli.saved_settings import announce, model_settings
 from lepo_kernels.console import make_console, say, shows_progress
 from lepo_kernels.report.json_text import json_text
 from lepo_kernels.report.tables import evaluation_table
+from lepo_kernels.rollout.engine import check_rollout_engine, make_rollout_engine
 from lepo_kernels.trainer.dataset_checks import check_dataset, check_prompts
 from lepo_kernels.trainer.evaluation import EvaluationResult, evaluate_checked
 from lepo_kernels.trainer.evaluation_settings import check_evaluation_settings
@@ -40,6 +41,7 @@ def run(words: list[str]) -> None:
     model_options, tasks, options, settings = parsed.options
     try:
         check_evaluation_settings(settings)
+        check_rollout_engine(settings.rollout_engine)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
     console = make_console()
@@ -81,7 +83,8 @@ def _evaluate(
     with Progress(console=console, disable=not shows_progress(console)) as bar:
         shown = _Shown(console, bar)
         return evaluate_checked(
-            model,
+            make_rollout_engine(settings.rollout_engine, model),
+            model.device,
             tokenizer,
             task.eval_dataset,
             rewards,

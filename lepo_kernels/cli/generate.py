@@ -10,7 +10,7 @@ from lepo_kernels.cli.parsing import Parsed, mapping, parse, peek
 from lepo_kernels.cli.saved_settings import announce, model_settings
 from lepo_kernels.console import as_text, make_console
 from lepo_kernels.report.tables import soft_steps_table
-from lepo_kernels.rollout.latent_generate import latent_generate
+from lepo_kernels.rollout.engine import RolloutRequest, make_rollout_engine
 from lepo_kernels.tasks import system_prompt_of
 from lepo_kernels.tasks.task import chat_prompt
 from lepo_kernels.trainer.generation import generation_config
@@ -47,18 +47,17 @@ def run(words: list[str]) -> None:
         config = generation_config(sampling, model, tokenizer)
         prompt = _as_prompt(tokenizer, options)
         check_policy(model, config, tokenizer, [{"prompt": prompt}], training=False)
+        engine = make_rollout_engine(sampling.rollout_engine, model)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
     config = replace(config, do_sample=not options.greedy)
     ids, mask = encode_prompts(tokenizer, [prompt])
     with console.status("generating ...") as status:
-        rollout = latent_generate(
-            model,
-            ids.to(model.device),
-            mask.to(model.device),
-            config,
-            num_return_sequences=options.num_samples,
-            seed=sampling.seed,
+        request = RolloutRequest(
+            ids.to(model.device), mask.to(model.device), config, options.num_samples, sampling.seed
+        )
+        rollout = engine.generate(
+            request,
             progress=lambda done, total: status.update(f"generating {done}/{total} ..."),
         )
     for sample, text in enumerate(answer_texts(tokenizer, rollout)):

@@ -140,7 +140,7 @@ def part_of_config(name: str, names: tuple[str, ...]) -> type:
 
 
 # What belongs to the machine, not to the model.
-_MACHINE = ("use_cpu",)
+_MACHINE = ("use_cpu", "rollout_engine")
 SamplingOptions = part_of_config("SamplingOptions", SAMPLING + _MACHINE)
 EvaluationOptions = part_of_config("EvaluationOptions", SAMPLING + EVALUATION + _MACHINE)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lepo_kernels.formulas.scores import soft_log_prob
+from lepo_kernels.rollout.layout import LayoutSettings
 from lepo_kernels.rollout.lm_head import LmHead
 from lepo_kernels.rollout.record import LatentRollout
 from lepo_kernels.rollout.selected_steps import SelectedSteps, run_on_steps
@@ -50,6 +51,8 @@ def policy_log_probs(
     step_mask: Tensor,  # [B, T]
     *,
     temperature: float = 1.0,
+    share_prompts: bool = True,
+    packing: bool = True,
     backend: str | None = None,
 ) -> PolicyLogProbs:
     """Log-probabilities of ``softmax(logits / temperature)`` on selected steps of a rollout.
@@ -60,6 +63,9 @@ def policy_log_probs(
         rollout: B rows of at most T steps, on the model's device.
         step_mask: [B, T] bool, the steps to score. Logits are formed for these only.
         temperature: as in the rollout's settings.
+        share_prompts: run each prompt once for all of its samples, where that runs fewer tokens
+            and the model's cache allows it.
+        packing: lay rows end to end, where that does and the model's attention allows it.
         backend: see `lepo_kernels.backend`.
 
     Returns:
@@ -76,7 +82,12 @@ def policy_log_probs(
     def score(head: LmHead, hidden: Tensor, steps: SelectedSteps) -> tuple[Tensor, ...]:
         return head.log_probs(hidden, steps.ids, temperature=temperature)
 
-    steps, (logits, lse, entropy, *_) = run_on_steps(
-        model, rollout, step_mask, score, backend=backend
+    steps, (logits, lse, entropy, *_), *_ = run_on_steps(
+        model,
+        rollout,
+        step_mask,
+        score,
+        layout=LayoutSettings(share_prompts, packing),
+        backend=backend,
     )
     return PolicyLogProbs(steps.ids, steps.weights, logits, lse, entropy)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lepo_kernels.rollout._modules import unwrap_model
+from lepo_kernels.rollout.layout import LayoutSettings
 from lepo_kernels.rollout.lm_head import LmHead
 from lepo_kernels.rollout.record import LatentRollout
 from lepo_kernels.rollout.selected_steps import SelectedSteps, run_on_steps
@@ -28,6 +29,8 @@ class PolicyLoss(NamedTuple):
     ratio: Tensor  # [M]
     clipped: Tensor  # [M] int8
     router_loss: Tensor | None  # []; None without ``output_router_logits``
+    layout: str  # of the forward: "plain", "shared" or "packed"; see ``rollout/layout.py``
+    tokens_saved: float  # the share of the plain layout's tokens that was not run
 
 
 torch.serialization.add_safe_globals([PolicyLoss])
@@ -44,19 +47,22 @@ def policy_loss(
     ref_log_probs: Tensor | None = None,  # [M, >= K]
     temperature: float = 1.0,
     router_loss_scale: float = 1.0,
+    share_prompts: bool = True,
+    packing: bool = True,
     backend: str | None = None,
     **settings: Any,
 ) -> PolicyLoss:
     """LEPO's loss on the M selected steps of a rollout, in row-major order of the selection.
 
     Args:
-        model, rollout, step_mask, temperature, backend: see `policy_log_probs`.
+        model, rollout, step_mask, temperature, share_prompts, packing: see `policy_log_probs`.
         advantages, row_weights, old_log_prob: see `lepo_objective`.
         ref_log_probs: [M, K] or wider: the log-probabilities of the steps' ids under the reference
             policy come first. K is 1 where no step is latent.
         router_loss_scale: multiplies the router's loss of a mixture of experts whose config sets
             ``output_router_logits``, beside the model's ``router_aux_loss_coef``: what this call is
             of an update, as that loss is a mean over tokens.
+        backend: see `lepo_kernels.backend`.
         **settings: ``beta`` and the others of `lepo_objective`.
 
     Returns:
@@ -81,12 +87,22 @@ def policy_loss(
             **settings,
         )
 
-    _, outputs = run_on_steps(model, rollout, step_mask, loss, backend=backend)
-    if len(outputs) < len(PolicyLoss._fields):
-        return PolicyLoss._make([*outputs, None])
-    total, *metrics, router_loss = outputs
-    total = total + router_loss_scale * _router_coefficient(model) * router_loss
-    return PolicyLoss._make([total, *metrics, router_loss.detach()])
+    found = run_on_steps(
+        model,
+        rollout,
+        step_mask,
+        loss,
+        layout=LayoutSettings(share_prompts, packing),
+        backend=backend,
+    )
+    total, log_prob, kl, ratio, clipped, *rest = found.outputs
+    router_loss = rest[0] if rest else None
+    if router_loss is not None:
+        total = total + router_loss_scale * _router_coefficient(model) * router_loss
+        router_loss = router_loss.detach()
+    return PolicyLoss(
+        total, log_prob, kl, ratio, clipped, router_loss, found.layout.name, found.tokens_saved
+    )
 
 
 def _router_coefficient(model: Any) -> float:

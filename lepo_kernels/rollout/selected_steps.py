@@ -1,8 +1,9 @@
 """One forward of the policy over a rollout, for what is computed from its hidden states.
 
-Contract: prompt and completion are run once, the mixtures formed again from the stored (ids,
-weights) with the current table; what the caller computes from the selected steps' hidden states
-runs in the place of the output projection (`LmHead.replaced`). Logits are formed for these only.
+Contract: prompt and completion are run once, in the cheapest layout that the model can run
+(`choose_layout`). The mixtures are formed again from the stored (ids, weights) with the current
+table; what the caller computes from the selected steps' hidden states runs in the place of the
+output projection (`LmHead.replaced`). Logits are formed for these only.
 """
 
 from collections.abc import Callable
@@ -11,10 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lepo_kernels.rollout.layout import Layout, LayoutSettings, PlainRows, Steps
+from lepo_kernels.rollout.layout_choice import choose_layout
 from lepo_kernels.rollout.lm_head import LmHead
 from lepo_kernels.rollout.record import LatentRollout
-from lepo_kernels.rollout.soft_embedding import soft_inputs
 from lepo_kernels.validation import check_tensor, checks_enabled
+
+_ANY_LAYOUT = LayoutSettings()
 
 
 class SelectedSteps(NamedTuple):
@@ -23,6 +27,15 @@ class SelectedSteps(NamedTuple):
     ids: Tensor  # [M, K] int64; on a discrete step its id, repeated
     weights: Tensor  # [M, K] float32; on a discrete step (1, 0, ..., 0)
     latent: Tensor  # [M] bool
+
+
+class OnSteps(NamedTuple):
+    """What `run_on_steps` returns."""
+
+    steps: SelectedSteps
+    outputs: tuple[Tensor, ...]
+    layout: Layout
+    tokens_saved: float  # the share of the plain layout's tokens that was not run
 
 
 # From the head, the hidden states [M, D] that predict the steps, and the steps.
@@ -35,8 +48,9 @@ def run_on_steps(
     step_mask: Tensor,  # [B, T]
     compute: Compute,
     *,
+    layout: LayoutSettings = _ANY_LAYOUT,
     backend: str | None = None,
-) -> tuple[SelectedSteps, tuple[Tensor, ...]]:
+) -> OnSteps:
     """Run the model over a rollout, and ``compute`` in the place of its head.
 
     Args:
@@ -45,11 +59,13 @@ def run_on_steps(
         rollout: B rows of at most T steps, on the model's device.
         step_mask: [B, T] bool, the steps.
         compute: what to return for the steps.
+        layout: which layouts the forward may take.
         backend: see `lepo_kernels.backend`.
 
     Returns:
-        The steps, and the tensors of ``compute`` as the call of the model returns them; a mixture
-        of experts with ``output_router_logits`` has its load-balancing loss behind them.
+        The steps, the tensors of ``compute`` as the call of the model returns them, the layout of
+        the forward, and what it saved. A mixture of experts with ``output_router_logits`` has its
+        load-balancing loss behind the tensors.
 
     Raises:
         TypeError, ValueError: a wrong shape, dtype or device; a step that does not exist (checked
@@ -62,33 +78,26 @@ def run_on_steps(
         raise ValueError(
             "step_mask: expected steps inside completion_mask, got steps past a row's end"
         )
-    row, step = step_mask.nonzero(as_tuple=True)
-    part = rollout.crop(int(step.max()) + 1 if step.numel() else 1)
-    steps = _steps(part, row, step)
+    at = Steps(*step_mask.nonzero(as_tuple=True))
+    empty = at.step.numel() == 0
+    part = rollout.crop(1 if empty else int(at.step.max()) + 1)
+    steps = _chosen_at(part, at)
     head = LmHead(model, backend=backend)
-    columns = part.prompt_ids.shape[1] - 1 + step
+    allowed = LayoutSettings(False, False) if empty else layout
+    chosen = choose_layout(head.base, part, at, allowed, backend=backend)
 
     def in_place_of_head(hidden: Tensor) -> tuple[Tensor, ...]:
-        return compute(head, hidden[row, columns], steps)
+        of_steps = chosen.hidden_of_steps(hidden, at)
+        return (hidden,) if of_steps is None else compute(head, of_steps, steps)
 
-    # The last step is predicted, never fed.
-    input_ids = torch.cat([part.prompt_ids, part.completion_ids[:, :-1]], dim=1)
-    mask = torch.cat([part.prompt_mask, part.completion_mask[:, :-1]], dim=1).long()
-    with soft_inputs(model, part, backend=backend), head.replaced(in_place_of_head):
-        outputs = model(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-            use_cache=False,
-        )
-    return steps, outputs
+    with chosen.entered(), head.replaced(in_place_of_head):
+        outputs = model(**chosen.arguments())
+    saved = 1 - chosen.tokens / PlainRows(head.base, part).tokens
+    return OnSteps(steps, outputs, chosen, saved)
 
 
-def _steps(
-    rollout: LatentRollout,
-    row: Tensor,  # [M]
-    step: Tensor,  # [M]
-) -> SelectedSteps:
+def _chosen_at(rollout: LatentRollout, at: Steps) -> SelectedSteps:
+    row, step = at
     ids = rollout.completion_ids[row, step][:, None]
     weights = torch.ones(ids.shape, dtype=torch.float32, device=ids.device)
     latent = rollout.latent_mask[row, step]

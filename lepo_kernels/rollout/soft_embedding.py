@@ -160,7 +160,11 @@ def add_embedding_noise(
 
 @contextmanager
 def soft_inputs(
-    model: Any, rollout: LatentRollout, *, backend: str | None = None
+    model: Any,
+    rollout: LatentRollout,
+    *,
+    places: Tensor | None = None,  # [B, L]
+    backend: str | None = None,
 ) -> Iterator[None]:
     """Let ``model(input_ids=...)`` see the rollout's mixtures at its latent steps.
 
@@ -169,22 +173,36 @@ def soft_inputs(
     stored (ids, weights) with the current table, with gradient. It happens inside the embedding
     module's own forward, so wrappers (peft, DDP, FSDP) work as always.
 
+    Args:
+        model: a decoder-only transformers model, possibly wrapped.
+        rollout: the recorded samples.
+        places: [B, L] int64: where a batch of another layout has step t of a row, counted through
+            the flattened ``input_ids``; -1 where it does not have it. None stands for [B, S].
+        backend: see `lepo_kernels.backend`.
+
     Raises:
         TypeError, ValueError: as ``SoftEmbedding``; inside the block, a call of another shape.
     """
     soft = SoftEmbedding(model, backend=backend)
     plain = soft.module.forward
-    rows, steps = rollout.latent_mask[:, : rollout.latent_ids.shape[1]].nonzero(as_tuple=True)
+    latent = rollout.latent_mask[:, : rollout.latent_ids.shape[1]]
+    if places is not None:
+        latent = latent & (places >= 0)
+    rows, steps = latent.nonzero(as_tuple=True)
     if rows.numel() == 0:
         yield
         return
 
     def forward(input: Tensor) -> Tensor:
         embedded: Tensor = plain(input)
-        _check_input_ids(input, rollout)
-        P = rollout.prompt_ids.shape[1]
-        inside = P + steps < input.shape[1]
-        row, step = rows[inside], steps[inside]
+        row, step, width = rows, steps, input.shape[1]
+        if places is None:
+            _check_input_ids(input, rollout)
+            inside = rollout.prompt_ids.shape[1] + steps < width
+            row, step = rows[inside], steps[inside]
+            place = row * width + rollout.prompt_ids.shape[1] + step
+        else:
+            place = places[row, step]
         mixed = soft.mix(rollout.latent_ids[row, step], rollout.latent_weights[row, step])
         if rollout.embedding_noise > 0:
             mixed = add_embedding_noise(
@@ -195,7 +213,8 @@ def soft_inputs(
                 step=step,
                 backend=backend,
             )
-        return embedded.index_put((row, P + step), mixed.to(embedded.dtype))
+        # No view: FSDP2 watches what this returns.
+        return embedded.index_put((place // width, place % width), mixed.to(embedded.dtype))
 
     with swapped_forward(soft.module, forward):
         yield

@@ -10,12 +10,13 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from lepo_kernels.rollout.config import LatentGenerationConfig
-from lepo_kernels.rollout.latent_generate import latent_generate
+from lepo_kernels.rollout.engine import RolloutEngine, RolloutRequest
+from lepo_kernels.rollout.layout import LayoutSettings
 from lepo_kernels.rollout.record import LatentRollout
 from lepo_kernels.trainer.advantages import Advantages, group_advantages
 from lepo_kernels.trainer.agreement import SamplingAgreement
 from lepo_kernels.trainer.config import LEPOConfig
-from lepo_kernels.trainer.experience import Experience, step_log_probs
+from lepo_kernels.trainer.experience import Experience, step_log_probs, training_order
 from lepo_kernels.trainer.prompts import encode_prompts
 from lepo_kernels.trainer.reward_step import RewardedRollout, reward_rollout
 from lepo_kernels.trainer.rewards import Rewards
@@ -79,6 +80,7 @@ class Collector:
 
     def collect(
         self,
+        engine: RolloutEngine,
         policy: Any,
         reference: Any,
         examples: list[dict[str, Any]],
@@ -87,7 +89,8 @@ class Collector:
         """Sample ``num_generations`` completions per example and prepare them for training.
 
         Args:
-            policy: the model to sample from.
+            engine: samples with the policy's weights.
+            policy: the model that is trained.
             reference: a context manager that gives the KL reference, or None without a KL term.
             examples: dataset rows, one per group.
             rollout_index: counts rollouts; keys the noise and the shuffle.
@@ -95,7 +98,7 @@ class Collector:
         start = time.perf_counter()
         group = self.args.num_generations
         repeated = [example for example in examples for _ in range(group)]
-        rollout = self._sample(policy, [e["prompt"] for e in examples], rollout_index)
+        rollout = self._sample(engine, [e["prompt"] for e in examples], rollout_index)
         sampled = time.perf_counter()
 
         self._tell("rewards")
@@ -117,7 +120,9 @@ class Collector:
         extra = self.rewards.log.columns
         return Collected(experience, metrics, rewarded, grouped.advantages, rollout, extra)
 
-    def _sample(self, policy: Any, prompts: list[Any], rollout_index: int) -> LatentRollout:
+    def _sample(
+        self, engine: RolloutEngine, prompts: list[Any], rollout_index: int
+    ) -> LatentRollout:
         """Sample ``num_generations`` completions per prompt, as many groups at once as may be."""
         ids, mask = encode_prompts(self.tokenizer, prompts)
         device = self.accelerator.device
@@ -131,14 +136,15 @@ class Collector:
             at_once = max(1, self.args.rollout_batch_size // group)
         with self.stop.alone(), self.accelerator.autocast():
             parts = [
-                latent_generate(
-                    policy,
-                    ids[begin : begin + at_once].to(device),
-                    mask[begin : begin + at_once].to(device),
-                    self.generation,
-                    num_return_sequences=group,
-                    seed=self.args.seed,
-                    row_keys=row_keys[begin * group : (begin + at_once) * group],
+                engine.generate(
+                    RolloutRequest(
+                        ids[begin : begin + at_once].to(device),
+                        mask[begin : begin + at_once].to(device),
+                        self.generation,
+                        num_return_sequences=group,
+                        seed=self.args.seed,
+                        row_keys=row_keys[begin * group : (begin + at_once) * group],
+                    ),
                     progress=self._steps_of(begin // at_once, -(-len(prompts) // at_once)),
                 )
                 for begin in range(0, len(prompts), at_once)
@@ -175,7 +181,10 @@ class Collector:
         args = self.args
         device = rollout.completion_ids.device
         shuffle = torch.Generator().manual_seed(args.seed + 1_000_003 * rollout_index)
-        order = torch.randperm(len(rollout), generator=shuffle).to(device)
+        of_update = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        order = training_order(
+            len(rollout), args.num_generations, len(rollout) // of_update, shuffle
+        ).to(device)
         rollout = rollout.select(order)
         old_log_prob = ref_log_probs = None
         with self.accelerator.autocast():
@@ -196,7 +205,11 @@ class Collector:
 
     def _step_log_probs(self, model: Any, rollout: LatentRollout) -> tuple[Tensor, Tensor]:
         return step_log_probs(
-            model, rollout, self.args.temperature, self.args.per_device_train_batch_size
+            model,
+            rollout,
+            self.args.temperature,
+            self.args.per_device_train_batch_size,
+            layout=LayoutSettings(self.args.share_prompts, self.args.packing),
         )
 
     def _token_weights(self, rollout: LatentRollout) -> Tensor:  # [B, T]

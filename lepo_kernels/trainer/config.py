@@ -105,6 +105,10 @@ class LEPOConfig(TrainingArguments):
     rollout_batch_size: int | None = field(
         default=None, metadata={"help": "Samples decoded at once, at least a group; default all."}
     )
+    rollout_engine: str = field(
+        default="transformers",
+        metadata={"help": "What samples completions: transformers, or an installed engine."},
+    )
     cache_implementation: str = field(
         default="dynamic", metadata={"help": f"Key-value cache of the rollout, one of {CACHES}."}
     )
@@ -154,6 +158,20 @@ class LEPOConfig(TrainingArguments):
     sampling_logp_difference_error: float | None = field(
         default=None,
         metadata={"help": "End the run above this; default 0.1, in half precision 1."},
+    )
+    share_prompts: bool = field(
+        default=True,
+        metadata={
+            "help": "May run each prompt of a micro-batch once for all of its samples, in every "
+            "forward of training; where the model's cache cannot serve, the log says so."
+        },
+    )
+    packing: bool = field(
+        default=True,
+        metadata={
+            "help": "May lay the rows of a micro-batch end to end, without padding; where the "
+            "model's attention cannot, the log says so. The cheaper of both ways is taken."
+        },
     )
     disable_dropout: bool = field(
         default=True,

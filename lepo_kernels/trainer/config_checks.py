@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from lepo_kernels.formulas.lepo_objective import LossSettings, check_settings
+from lepo_kernels.rollout.engine import check_rollout_engine
 from lepo_kernels.trainer.advantages import SCALE_REWARDS
 from lepo_kernels.trainer.evaluation_settings import check_evaluation_settings
 from lepo_kernels.trainer.rewards import check_timeout, check_weights
@@ -90,6 +91,7 @@ def _check_supported(args: Any) -> None:
 def _check_choices(args: Any) -> None:
     check_choice("scale_rewards", args.scale_rewards, SCALE_REWARDS)
     check_choice("loss_type", args.loss_type, LOSS_TYPES)
+    check_rollout_engine(args.rollout_engine)
 
 
 def _check_duration(args: Any) -> None:

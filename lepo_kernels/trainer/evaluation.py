@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lepo_kernels.rollout.config import LatentGenerationConfig
-from lepo_kernels.rollout.latent_generate import latent_generate
+from lepo_kernels.rollout.engine import RolloutEngine, RolloutRequest, TransformersEngine
 from lepo_kernels.trainer.dataset_checks import check_dataset, check_prompts
 from lepo_kernels.trainer.evaluation_metrics import metric_names, summarise
 from lepo_kernels.trainer.evaluation_settings import check_evaluation
@@ -55,6 +55,7 @@ def evaluate_policy(
     success_threshold: float = 0.5,
     progress: Callable[[int, int], None] | None = None,
     step_progress: Callable[[int, int], None] | None = None,
+    engine: RolloutEngine | None = None,
 ) -> EvaluationResult:
     """Evaluate a policy on prompts with rewards.
 
@@ -77,6 +78,7 @@ def evaluate_policy(
         progress: called with (completions done, completions in all).
         step_progress: called with (decoding steps done, at most) of the current batch; an exception
             that it raises ends the evaluation.
+        engine: what samples with the model's weights; None decodes with the model itself.
 
     Raises:
         TypeError, ValueError: an argument is out of range, neither greedy nor sampled completions
@@ -89,8 +91,11 @@ def evaluate_policy(
     check_dataset("dataset", dataset, rewards)
     limits = limits_of(model, generation.max_new_tokens)
     check_prompts("dataset", dataset, processing_class, limits)
+    if engine is None:
+        engine = TransformersEngine(model)
     return evaluate_checked(
-        model,
+        engine,
+        next(model.parameters()).device,
         processing_class,
         dataset,
         rewards,
@@ -107,7 +112,8 @@ def evaluate_policy(
 
 
 def evaluate_checked(
-    model: Any,
+    engine: RolloutEngine,
+    device: torch.device,
     processing_class: Any,
     dataset: Any,
     rewards: Rewards,
@@ -138,7 +144,8 @@ def evaluate_checked(
                 EVALUATION_KEYS + p * max(num_samples, 1) + draw for p in some for draw in drawn
             ]
             records += _evaluate_batch(
-                model,
+                engine,
+                device,
                 processing_class,
                 dataset,
                 rewards,
@@ -166,7 +173,8 @@ def _batches(
 
 
 def _evaluate_batch(
-    model: Any,
+    engine: RolloutEngine,
+    device: torch.device,
     tokenizer: Any,
     dataset: Any,
     rewards: Rewards,
@@ -180,17 +188,9 @@ def _evaluate_batch(
     """Records of ``len(keys) / len(problems)`` completions per problem."""
     samples = len(keys) // len(problems)
     ids, mask = encode_prompts(tokenizer, [dataset[problem]["prompt"] for problem in problems])
-    device = next(model.parameters()).device
-    rollout = latent_generate(
-        model,
-        ids.to(device),
-        mask.to(device),
-        config,
-        num_return_sequences=samples,
-        seed=seed,
-        row_keys=torch.tensor(keys, device=device),
-        progress=step_progress,
-    )
+    row_keys = torch.tensor(keys, device=device)
+    request = RolloutRequest(ids.to(device), mask.to(device), config, samples, seed, row_keys)
+    rollout = engine.generate(request, progress=step_progress)
     examples = [dataset[problem] for problem in problems for _ in range(samples)]
     rewarded = reward_rollout(rewards, tokenizer, examples, rollout)
     totals = rewarded.totals.tolist()

@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lepo_kernels.rollout.layout import LayoutSettings
 from lepo_kernels.rollout.policy_log_probs import policy_log_probs
 from lepo_kernels.rollout.record import LatentRollout
+
+_ANY_LAYOUT = LayoutSettings()
 
 
 @dataclass
@@ -72,12 +75,36 @@ class Experience:
         return cls(**{**state, "rollout": LatentRollout.from_state_dict(state["rollout"])})
 
 
+def training_order(
+    samples: int,
+    group: int,
+    updates: int,
+    generator: torch.Generator,
+) -> Tensor:  # [samples] int64
+    """The order in which the updates of a rollout take its samples.
+
+    Which update a sample is in is drawn; within an update the samples of a prompt follow each
+    other, so that a micro-batch has several, whose prompt need be run once.
+
+    Args:
+        samples: of the rollout, groups side by side.
+        group: samples per prompt.
+        updates: that share the samples equally.
+        generator: of the draw.
+    """
+    drawn = torch.randperm(samples, generator=generator).reshape(updates, -1)
+    prompts = drawn // group
+    return drawn.gather(1, prompts.argsort(dim=1, stable=True)).flatten()
+
+
 @torch.no_grad()
 def step_log_probs(
     model: torch.nn.Module,
     rollout: LatentRollout,
     temperature: float,
     batch_size: int,
+    *,
+    layout: LayoutSettings = _ANY_LAYOUT,
 ) -> tuple[Tensor, Tensor]:  # [B, T], [B, T, K]
     """Log-probabilities of every recorded step, on the mixtures, without gradient.
 
@@ -86,6 +113,7 @@ def step_log_probs(
         rollout: the recorded samples.
         temperature: T of the policy.
         batch_size: samples per forward.
+        layout: which layouts a forward may take.
 
     Returns:
         Per step the (soft) log-probability [B, T] and the log-probability of each of its ids
@@ -95,7 +123,7 @@ def step_log_probs(
     model.eval()
     try:
         parts = [
-            _step_log_probs(model, rollout.select(index), temperature)
+            _step_log_probs(model, rollout.select(index), temperature, layout)
             for index in torch.arange(len(rollout), device=rollout.completion_ids.device).split(
                 batch_size
             )
@@ -106,10 +134,12 @@ def step_log_probs(
 
 
 def _step_log_probs(
-    model: torch.nn.Module, rollout: LatentRollout, temperature: float
+    model: torch.nn.Module, rollout: LatentRollout, temperature: float, layout: LayoutSettings
 ) -> tuple[Tensor, Tensor]:
     step_mask = rollout.action_mask
-    scored = policy_log_probs(model, rollout, step_mask, temperature=temperature)
+    scored = policy_log_probs(
+        model, rollout, step_mask, temperature=temperature, **layout._asdict()
+    )
     per_id = scored.logits - scored.lse[:, None]
     log_prob = per_id.new_zeros(step_mask.shape)
     log_prob[step_mask] = scored.log_prob

@@ -21,6 +21,13 @@ def add_loss_metrics(
         discrete: which of them are sampled tokens, not latent steps.
         has_kl: whether the loss has a KL term.
     """
+    means.add(
+        {
+            "forward/tokens_saved": result.tokens_saved,
+            "forward/shared": float(result.layout == "shared"),
+            "forward/packed": float(result.layout == "packed"),
+        }
+    )
     if result.router_loss is not None:
         means.add({"aux_loss": float(result.router_loss)})
     means.add_masked("clip_ratio/low_mean", result.clipped == -1, discrete)

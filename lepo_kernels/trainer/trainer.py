@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.trainer_callback import TrainerCallback
 
+from lepo_kernels.rollout.engine import RolloutEngine, make_rollout_engine
 from lepo_kernels.rollout.policy_loss import policy_loss
 from lepo_kernels.trainer.adapters import report_dropout
 from lepo_kernels.trainer.agreement import SamplingAgreement
@@ -150,6 +151,7 @@ class LEPOTrainer(ResumableTrainer):
             self.agreement,
             self._stop,
         )
+        self._engine: RolloutEngine | None = None
         self.sample_log = SampleLog(Path(args.output_dir), processing_class, self.rewards.names)
         self.evaluation_progress: Callable[[int, int], None] | None = None
         self.activity: Callable[[str, int, int], None] | None = None
@@ -190,13 +192,22 @@ class LEPOTrainer(ResumableTrainer):
         self._guard.take(index)
         return self._run.experience.select(index)
 
+    def _rollout_engine(self, policy: Any) -> RolloutEngine:
+        """The engine, with the policy's weights of this moment."""
+        if self._engine is None:
+            self._engine = make_rollout_engine(self.args.rollout_engine, policy)
+        self._engine.update_weights(policy)
+        return self._engine
+
     def _collect(self, examples: list[dict[str, Any]], rollout_index: int) -> Experience:
         policy = self.accelerator.unwrap_model(self.model_wrapped)
         self.collector.activity = self.activity
         self.rewards.trainer_state = self.state
         reference = None if self.reference is None else self.reference.of(policy)
         try:
-            collected = self.collector.collect(policy, reference, examples, rollout_index)
+            collected = self.collector.collect(
+                self._rollout_engine(policy), policy, reference, examples, rollout_index
+            )
         except NonFiniteRowError as error:
             raise NonFiniteError(
                 f"update {self.state.global_step + 1}: the model's own logits are not finite in "
@@ -255,6 +266,8 @@ class LEPOTrainer(ResumableTrainer):
             old_log_prob=None if batch.old_log_prob is None else batch.old_log_prob[step_mask],
             ref_log_probs=None if batch.ref_log_probs is None else batch.ref_log_probs[step_mask],
             temperature=args.temperature,
+            share_prompts=args.share_prompts,
+            packing=args.packing,
             # A mean over tokens; the micro-batches of an update share it equally.
             router_loss_scale=1 / args.gradient_accumulation_steps,
             beta=args.beta,
@@ -359,9 +372,12 @@ class LEPOTrainer(ResumableTrainer):
         args = self.args
         self.rewards.trainer_state = self.state
         shard = range(args.process_index, len(dataset), self.accelerator.num_processes)
+        policy = self.accelerator.unwrap_model(self.model_wrapped)
+        engine = self._rollout_engine(policy)
         with self._stop.alone():
             result = evaluate_checked(
-                self.accelerator.unwrap_model(self.model_wrapped),
+                engine,
+                args.device,
                 self.processing_class,
                 dataset,
                 self.rewards,

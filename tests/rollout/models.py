@@ -17,7 +17,7 @@ from tests.seeds import seeded
 VOCAB = 131
 EOS, PAD = 2, 0
 
-_SHAPE = {
+SHAPE = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -67,7 +67,7 @@ def tiny_model(family: str, **overrides: Any) -> Any:
     head = "LMHeadModel" if name == "GPT2" else "ForCausalLM"
     model_class = getattr(transformers, f"{name.removesuffix('Text')}{head}")
     torch.manual_seed(seeded(0))
-    model = model_class(config_class(**(_SHAPE | extra | overrides)))
+    model = model_class(config_class(**(SHAPE | extra | overrides)))
     return model.eval()
 
 
