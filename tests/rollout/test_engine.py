@@ -1,6 +1,8 @@
 """Rollout engines by name: the built-in one, one that is registered, one that is installed."""
 
+import re
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,3 +144,12 @@ def test_errors_name_what_there_is(made):
         register_rollout_engine("counting", Counting)
     with pytest.raises(ValueError, match="rollout_engine: there is no engine 'vlm'"):
         LEPOConfig(output_dir="unused", rollout_engine="vlm", use_cpu=True)
+
+
+def test_the_documented_engine_works(made, capsys):
+    page = Path(__file__).parents[2] / "docs" / "models.md"
+    (code,) = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    exec(compile(code, str(page), "exec"), {"__name__": "example"})
+    engine = make_rollout_engine("logging", tiny_model("llama"))
+    engine.generate(RolloutRequest(*prompts(), settings(), 2))
+    assert capsys.readouterr().out == "6 completions of 3 prompts\n"
