@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from lepo_kernels.formulas.scores import hard_log_prob, soft_log_prob
-from lepo_kernels.ops.sample_latent import LatentSample, sample_latent
+from lepo_kernels.ops.sample_latent import sample_latent
 from lepo_kernels.rollout.config import LatentGenerationConfig
 from lepo_kernels.rollout.growing_record import Choice, GrowingRecord
 from lepo_kernels.rollout.model_cache import (
@@ -145,7 +145,9 @@ class Decoder:
 
     def _advance(self, choice: Choice, step: int) -> Tensor:
         """Feed a step's choice; logits of the next one."""
-        embedding = self.soft.mix(choice.ids, choice.weights)
+        embedding = choice.embedding
+        if embedding is None:
+            embedding = self.soft.mix(choice.ids, choice.weights)
         strength = _embedding_noise(self.config)
         if strength > 0 and step < self.config.latent_length:
             noisy = add_embedding_noise(
@@ -179,10 +181,9 @@ class Decoder:
     def _choose_mixture(self, logits: Tensor, step: int) -> Choice:
         config = self.config
         noise, tau = _mixture_settings(config)
-        sample = self._sample(
+        sample, embedding = self.soft.latent_step(
             logits,
-            step,
-            noise,
+            **self._draw(step, noise),
             tau=tau,
             noise_clamp=config.noise_clamp if noise == "gumbel" else None,
             num_draws=config.num_draws if noise == "categorical" else 1,
@@ -204,11 +205,14 @@ class Decoder:
             sample.entropy.float(),
             latent,
             forced,
+            embedding,
         )
 
     def _choose_token(self, logits: Tensor, step: int) -> Choice:
         noise = "gumbel" if self.config.do_sample else "none"
-        sample = self._sample(logits, step, noise, exclude_ids=self.absent)
+        sample = sample_latent(
+            logits, **self._draw(step, noise), exclude_ids=self.absent, backend=self.backend
+        )
         token = sample.token
         # The draw is one of the kept entries, once.
         place = (sample.ids == token[:, None]).int().argmax(dim=1)
@@ -228,22 +232,20 @@ class Decoder:
             forced,
         )
 
-    def _sample(self, logits: Tensor, step: int, noise: str, **mixture: Any) -> LatentSample:
+    def _draw(self, step: int, noise: str) -> dict[str, Any]:
+        """What mixtures and tokens are drawn with alike."""
         config = self.config
-        return sample_latent(
-            logits,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            min_p=config.min_p,
-            noise=noise,
-            noise_scale=config.noise_scale,
-            seed=self.seed,
-            row_keys=self.keys,
-            step=step,
-            backend=self.backend,
-            **mixture,
-        )
+        return {
+            "temperature": config.temperature,
+            "top_k": config.top_k,
+            "top_p": config.top_p,
+            "min_p": config.min_p,
+            "noise": noise,
+            "noise_scale": config.noise_scale,
+            "seed": self.seed,
+            "row_keys": self.keys,
+            "step": step,
+        }
 
     def _stopped(self, choice: Choice) -> Tensor:
         """[n] bool: rows that end with this step.
@@ -280,7 +282,7 @@ class Decoder:
         for name in ("rows", "live", "keys", "latent_end", "cold_steps", "mask", "positions"):
             setattr(self, name, getattr(self, name)[keep])
         self.cache.batch_select_indices(keep)
-        return Choice(*(tensor[keep] for tensor in choice))
+        return choice.select(keep)
 
 
 def _merge(mixture: Choice, token: Choice) -> Choice:
@@ -290,10 +292,10 @@ def _merge(mixture: Choice, token: Choice) -> Choice:
     one = torch.nn.functional.pad(token.weights, (0, K - 1))
     wide = token._replace(ids=token.ids.expand(-1, K), weights=one)
     merged = (
-        torch.where(latent[:, None] if a.dim() == 2 else latent, a, b)
+        None if a is None or b is None else torch.where(latent.view(-1, *[1] * (a.dim() - 1)), a, b)
         for a, b in zip(mixture, wide, strict=True)
     )
-    return Choice(*merged)
+    return Choice(*merged)  # type: ignore[arg-type]
 
 
 def _mixture_settings(config: LatentGenerationConfig) -> tuple[str, float]:

@@ -20,6 +20,14 @@ class Choice(NamedTuple):
     entropy: Tensor  # [n]
     latent: Tensor  # [n] bool
     forced: Tensor  # [n] bool
+    embedding: Tensor | None = None  # [n, D], of the mixture; None leaves it to be formed
+
+    def select(
+        self,
+        keep: Tensor,  # [m] int64
+    ) -> "Choice":
+        """Some of the rows."""
+        return Choice(*(None if x is None else x[keep] for x in self))  # type: ignore[arg-type]
 
 
 class GrowingRecord:

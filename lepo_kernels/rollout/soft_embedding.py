@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lepo_kernels.ops.latent_step import latent_step
 from lepo_kernels.ops.mix_embeddings import mix_embeddings
 from lepo_kernels.ops.philox import normal_noise
+from lepo_kernels.ops.sample_latent import LatentSample, sample_latent
 from lepo_kernels.rollout._modules import runs_plain_forward, swapped_forward, unwrap_model
 from lepo_kernels.rollout.record import LatentRollout
 
@@ -73,11 +75,36 @@ class SoftEmbedding:
             self._fast = self._find_scale()
         if not self._fast:
             return self._mix_looked_up(ids, weights)
+        return self._scaled(mix_embeddings(ids, weights, self._table(), backend=self._backend))
+
+    def latent_step(
+        self,
+        logits: Tensor,  # [n, V]
+        **draw: Any,
+    ) -> tuple[LatentSample, Tensor | None]:
+        """Draw mixtures, and embed them in the same call where the module allows it.
+
+        Args:
+            logits: [n, V].
+            **draw: the other arguments of `sample_latent`.
+
+        Returns:
+            The draw, and what `mix` gives for it, [n, D], to the bit; None if `mix` has yet to be
+            called.
+        """
+        if self._fast is None:
+            self._fast = self._find_scale()
+        if not self._fast or self.rows < logits.shape[1]:
+            return sample_latent(logits, backend=self._backend, **draw), None
+        sample, mixed = latent_step(logits, self._table(), backend=self._backend, **draw)
+        return sample, self._scaled(mixed)
+
+    def _table(self) -> Tensor:
         module: Any = self.module
         table: Tensor = module.weight
-        if module.padding_idx is not None:
-            table = _with_fixed_row(table, module.padding_idx)
-        mixed = mix_embeddings(ids, weights, table, backend=self._backend)
+        return table if module.padding_idx is None else _with_fixed_row(table, module.padding_idx)
+
+    def _scaled(self, mixed: Tensor) -> Tensor:
         return mixed if self._scale is None else mixed * self._scale.to(mixed)
 
     def _find_scale(self) -> bool:

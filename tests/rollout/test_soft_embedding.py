@@ -200,3 +200,22 @@ def test_soft_inputs_names_a_call_of_another_shape():
             pytest.raises(ValueError, match=r"input_ids: inside .* expected shape \[3, 6 to 20\]"),
         ):
             model(input_ids=wrong)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_latent_step_is_a_draw_and_its_mixture(family):
+    soft = SoftEmbedding(tiny_model(family))
+    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(seeded(3)))
+    draw = {"tau": 0.5, "top_k": 12, "seed": 5, "row_keys": torch.arange(3), "step": 2}
+    sample, embedding = soft.latent_step(logits, **draw)
+    expected = sample_latent(logits, **draw)
+    for ours, apart in zip(sample, expected, strict=True):
+        assert ours is apart or torch.equal(ours, apart)
+    assert torch.equal(embedding, soft.mix(sample.ids, sample.weights))
+
+
+def test_logits_wider_than_the_table_are_embedded_apart():
+    soft = SoftEmbedding(tiny_model("llama"))
+    wide = torch.randn(3, VOCAB + 5, generator=torch.Generator().manual_seed(seeded(3)))
+    _, embedding = soft.latent_step(wide, top_k=12, seed=5, row_keys=torch.arange(3))
+    assert embedding is None
