@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 
+from lepo_kernels import sample_latent
 from lepo_kernels.rollout.latent_generate import latent_generate
 from lepo_kernels.rollout.soft_embedding import SoftEmbedding, add_embedding_noise, soft_inputs
 from tests.rollout.models import FAMILIES, PAD, VOCAB, prompts, settings, tiny_model
