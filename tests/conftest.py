@@ -1,5 +1,7 @@
 """What every test run understands."""
 
+import signal
+
 import pytest
 
 # A release that is newer than the lock may deprecate what this package still has to call, so that
@@ -16,6 +18,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts jobs in the background with SIGINT ignored, and so would be what tests start.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--list-deprecations"):
         for category in DEPRECATIONS:
             # Later lines of this setting count before earlier ones.

@@ -1,6 +1,5 @@
 """A model's settings come with it, below what a person says; a folder is trusted with no more."""
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from datasets import Dataset
 
 from lepo_kernels import LEPOConfig, LEPOTrainer
 from lepo_kernels.cli.main import main
+from lepo_kernels.rollout import engine
 from lepo_kernels.trainer.model_settings import FILE, read_settings
 from tests.cli.conftest import SETTINGS
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -60,17 +60,13 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What the commands would decode: the sampling settings and prompts of each call."""
     calls: list[dict[str, Any]] = []
 
-    def wrap(module: str, name: str) -> None:
-        original = getattr(importlib.import_module(module), name)
+    original = engine.latent_generate
 
-        def spy(model: Any, ids: Any, mask: Any, config: Any, **kwargs: Any) -> Any:
-            calls.append({"config": config, "ids": ids, **kwargs})
-            return original(model, ids, mask, config, **kwargs)
+    def spy(model: Any, ids: Any, mask: Any, config: Any, **kwargs: Any) -> Any:
+        calls.append({"config": config, "ids": ids, **kwargs})
+        return original(model, ids, mask, config, **kwargs)
 
-        monkeypatch.setattr(f"{module}.{name}", spy)
-
-    wrap("lepo_kernels.trainer.evaluation", "latent_generate")
-    wrap("lepo_kernels.cli.generate", "latent_generate")
+    monkeypatch.setattr(engine, "latent_generate", spy)
     return calls
 
 
