@@ -1,7 +1,7 @@
 """Builds a wheel of lepo_kernels from the source distribution, checks it, and files it in dist/.
 
     python -m tools.build_wheel cpu                     # -> dist/cpu
-    python -m tools.build_wheel cuda                    # the toolkit at hand -> dist/cu130
+    python -m tools.build_wheel cuda                    # the installed toolkit -> dist/cu130
     python -m tools.build_wheel cuda --toolkit 13.4     # fetches that toolkit first -> dist/cu134
 
 The folders are package indexes: pip install --extra-index-url file://$PWD/dist/cu130 lepo_kernels.

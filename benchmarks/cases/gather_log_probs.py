@@ -1,4 +1,4 @@
-"""P3 for logits at hand: LEPO's surrogate and its gradient in the logits.
+"""`gather_log_probs`, from precomputed logits: LEPO's surrogate and its gradient in the logits.
 
 Others: eager torch, by autograd and with the gradient by formula, and TRL, whose fused kernel takes
 hard targets, one id per row; beside it stands ours with hard targets. Floor: one pass that reads
@@ -21,7 +21,6 @@ from benchmarks.case import (
     dtype_name,
     generator,
     ours,
-    size_of,
     tolerance_of,
 )
 from benchmarks.cases.soft_targets import (
@@ -158,7 +157,7 @@ def case(rows: int, vocab: int, kept: int, dtype: torch.dtype, model: str = "tin
             *(peer.row(hard_peer_run, check_hard, dtype) for peer in HARD_LOG_PROBS),
             Implementation("floor: amax and a scaled copy", "floor", two_passes, check_two_passes),
         ),
-        bytes=size_of(dtype) * 3 * rows * vocab,
+        bytes=dtype.itemsize * 3 * rows * vocab,
         dtype=dtype,
     )
 
@@ -167,7 +166,7 @@ def timed(plan: Plan) -> Iterator[Case]:
     for model in plan.heavy_models():
         for dtype in plan.step_dtypes():
             # Logits, two of their size in float32, the gradient, and the oracle of a block.
-            rows = plan.training_rows((2 * size_of(dtype) + 8) * model.vocab)
+            rows = plan.training_rows((2 * dtype.itemsize + 8) * model.vocab)
             yield case(rows, model.vocab, KEPT, dtype, model.name)
 
 

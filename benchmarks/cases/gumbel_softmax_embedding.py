@@ -21,7 +21,6 @@ from benchmarks.case import (
     dtype_name,
     generator,
     ours,
-    size_of,
     tolerance_of,
 )
 from benchmarks.compiling import compiled, lazily
@@ -131,7 +130,7 @@ def case(rows: int, vocab: int, width: int, dtype: torch.dtype, model: str = "ti
             Implementation("floor: 3 GEMMs", "floor", three_products, check_products),
         ),
         # The table in each pass and its gradient; the logits in each pass and their gradient.
-        bytes=size_of(dtype) * 3 * vocab * (rows + width),
+        bytes=dtype.itemsize * 3 * vocab * (rows + width),
         flops=6 * rows * vocab * width,
         dtype=dtype,
     )

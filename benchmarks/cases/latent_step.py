@@ -32,7 +32,6 @@ from benchmarks.case import (
     dtype_name,
     generator,
     ours,
-    size_of,
     tolerance_of,
 )
 from benchmarks.compiling import compiled, lazily
@@ -195,7 +194,7 @@ def case(rows: int, vocab: int, width: int, dtype: torch.dtype, model: str = "ti
             Implementation("floor: amax", "floor", amax, check_amax),
             Implementation("floor: topk(30)", "floor", topk, check_topk),
         ),
-        bytes=size_of(dtype) * (rows * vocab + rows * (TOP_K + 1) * width),
+        bytes=dtype.itemsize * (rows * vocab + rows * (TOP_K + 1) * width),
         dtype=dtype,
         another=shifted,
     )

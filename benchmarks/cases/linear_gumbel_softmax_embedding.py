@@ -23,7 +23,6 @@ from benchmarks.case import (
     dtype_name,
     generator,
     ours,
-    size_of,
     tolerance_of,
 )
 from benchmarks.compiling import compiled, lazily
@@ -161,7 +160,7 @@ def case(rows: int, vocab: int, width: int, dtype: torch.dtype, model: str = "ti
             Implementation("floor: 7 GEMMs", "floor", seven_products, check_products),
         ),
         # The head in each pass and its gradient; hidden states and mixtures are small.
-        bytes=size_of(dtype) * 3 * (rows + vocab) * width,
+        bytes=dtype.itemsize * 3 * (rows + vocab) * width,
         flops=12 * rows * vocab * width,
         dtype=dtype,
     )

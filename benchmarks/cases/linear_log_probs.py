@@ -26,7 +26,6 @@ from benchmarks.case import (
     dtype_name,
     generator,
     ours,
-    size_of,
     tolerance_of,
 )
 from benchmarks.cases.soft_targets import (
@@ -283,7 +282,7 @@ def case(
         make=make,
         implementations=everywhere + (of_all if active is None else of_some),
         # Both inputs in each pass, both gradients once.
-        bytes=3 * size_of(dtype) * (working + vocab) * width,
+        bytes=3 * dtype.itemsize * (working + vocab) * width,
         flops=6 * working * vocab * width,
         dtype=dtype,
     )

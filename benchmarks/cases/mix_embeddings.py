@@ -21,7 +21,6 @@ from benchmarks.case import (
     dtype_name,
     generator,
     ours,
-    size_of,
     tolerance_of,
 )
 from benchmarks.compiling import compiled, lazily
@@ -165,9 +164,9 @@ def case(
 
     # Rows of the table, each once, and the mixture; ids in eight bytes and weights in four.
     read = min(vocab, rows * kept)
-    forward = size_of(dtype) * (read + rows) * width + 12 * rows * kept
+    forward = dtype.itemsize * (read + rows) * width + 12 * rows * kept
     # The table's gradient is written whole.
-    backward = forward + size_of(dtype) * vocab * width + 4 * rows * kept
+    backward = forward + dtype.itemsize * vocab * width + 4 * rows * kept
     direction = "forward + backward" if gradients else "forward"
     return Case(
         op="mix_embeddings (P2)",

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.case import size_of
 from benchmarks.plan import Plan
 
 # An id that no implementation ever samples: rows of a benchmark all have the same length.
@@ -59,11 +58,11 @@ class Model:
     def activations(self, dtype: torch.dtype) -> int:
         """Bytes that the layers keep of a token for the backward pass."""
         # Some twelve rows of the hidden state, as norms keep theirs in float32; four of the MLP.
-        return self.layers * size_of(dtype) * (12 * self.width + 4 * self.intermediate)
+        return self.layers * dtype.itemsize * (12 * self.width + 4 * self.intermediate)
 
     def bytes(self, dtype: torch.dtype) -> int:
         """Of the weights."""
-        return size_of(dtype) * self.parameters
+        return dtype.itemsize * self.parameters
 
     def build(self, device: torch.device, dtype: torch.dtype) -> Any:
         """The model in eval mode, the same weights at every call."""

@@ -18,7 +18,6 @@ from benchmarks.case import (
     assert_close,
     dtype_name,
     generator,
-    size_of,
     tolerance_of,
 )
 from benchmarks.end_to_end.models import (
@@ -167,7 +166,7 @@ def timed(plan: Plan) -> Iterable[Case]:
     prompts, prompt, steps = (4, 128, 32) if plan.device.type == "cuda" else (2, 8, 16)
     for model, dtype in planned(plan):
         # Beside the weights, the check of a result holds all logits of its steps.
-        logits = prompts * SAMPLES * steps * model.vocab * size_of(dtype)
+        logits = prompts * SAMPLES * steps * model.vocab * dtype.itemsize
         if model.bytes(dtype) + 2 * logits <= 2 * plan.memory:
             yield case(model, prompts, prompt, steps, 0, dtype)
             yield case(model, prompts, prompt, 0, steps, dtype)

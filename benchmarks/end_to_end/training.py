@@ -20,7 +20,6 @@ from benchmarks.case import (
     Implementation,
     dtype_name,
     generator,
-    size_of,
 )
 from benchmarks.end_to_end import models
 from benchmarks.end_to_end.errors import ROOM, Errors, assert_as_good, assert_right, errors
@@ -266,7 +265,7 @@ def peak(model: Model, rows: int, columns: int, dtype: torch.dtype) -> int:
     plain = 6 * weights + rows * (logits + columns * model.activations(dtype))
     # Weights, two moments and a result; the exact update's own weights and gradients, two more
     # gradients of the table, and one row.
-    exact = 4 * weights + 2 * model.bytes(single) + 2 * size_of(single) * model.head
+    exact = 4 * weights + 2 * model.bytes(single) + 2 * single.itemsize * model.head
     exact += logits + columns * model.activations(single)
     return max(plain, exact)
 

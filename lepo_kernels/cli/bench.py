@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Every other option goes to pytest: --device, --models, --rows, --dtype, --seconds, "
         "--threads, --cpu-time, --graphs, --no-compile, --tiny, --note, --suite, -k WORD, "
         "--benchmark-autosave, --benchmark-compare. benchmarks/README.md tells of them. "
-        "Results are saved after each case: Ctrl-C loses only the one at hand.",
+        "Results are saved after each case: Ctrl-C loses only the case in progress.",
     )
     parser.add_argument("--out", default="runs/bench", help="the folder for results and pictures")
     return parser
@@ -97,7 +97,7 @@ class Progress:
         total: rows that were selected, a row being one implementation of a case.
         done: rows that have an outcome.
         failed: rows that failed, or whose fixtures did.
-        case: the one at hand.
+        case: the one in progress.
         tell: is called whenever one of these has changed.
     """
 

@@ -94,7 +94,7 @@ class Decoder:
             self.live = self.live & ~stopped
             if progress is not None:
                 progress(step + 1, total)
-            live = self._look(step)
+            live = self._count_live(step)
             if live == 0 or step + 1 == total:
                 break
             if self.cache_is_flexible and 2 * live <= self.live.shape[0]:
@@ -264,7 +264,7 @@ class Decoder:
         leaves = choice.latent & (self.cold_steps >= self.config.cold_stop_steps)
         self.latent_end = torch.where(leaves, step + 1, self.latent_end)
 
-    def _look(self, step: int) -> int:
+    def _count_live(self, step: int) -> int:
         """Number of live rows; waits for the device only where rows can have ended or left."""
         config = self.config
         latent = step < config.latent_length

@@ -71,11 +71,11 @@ def test_few_cases_of_several_models_share_a_picture():
 
 
 def test_an_op_with_very_many_bars_has_a_picture_for_each_model(monkeypatch, many):
-    assert "bars_linear_log_probs_p3_p6.png" in plots.pictures(many)
+    assert "bars_linear_log_probs.png" in plots.pictures(many)
     monkeypatch.setattr(plots, "BARS", 49)
     named = list(plots.pictures(many))
-    assert "bars_linear_log_probs_p3_p6.png" not in named
-    assert "bars_linear_log_probs_p3_p6_qwen2_5_3b.png" in named
+    assert "bars_linear_log_probs.png" not in named
+    assert "bars_linear_log_probs_qwen2_5_3b.png" in named
 
 
 # The overview, the model with the most cases, the one without a case that has no products.

@@ -7,29 +7,29 @@ from tests.benchmarks.saved import row
 MODELS = ("SmolLM2-135M", "Qwen2.5-3B", "Qwen2.5-7B", "Llama-3.2-3B", "Gemma-2-2B")
 # The op, its sizes, its flops per byte (0: no products), and the fastest of the others.
 _OPS = (
-    ("latent step (P1+P2)", "[128, 151936] bfloat16, D 2048", 0, "torch.compile, 30 rows of E"),
-    ("mix_embeddings (P2)", "[128, 30] of [151936, 2048] bfloat16, forward", 0, "embedding_bag"),
+    ("latent step", "[128, 151936] bfloat16, D 2048", 0, "torch.compile, 30 rows of E"),
+    ("mix_embeddings", "[128, 30] of [151936, 2048] bfloat16, forward", 0, "embedding_bag"),
     (
-        *("mix_embeddings (P2)", "[8192, 30] of [151936, 2048] bfloat16, forward + backward"),
+        *("mix_embeddings", "[8192, 30] of [151936, 2048] bfloat16, forward + backward"),
         *(0, "embedding_bag"),
     ),
-    ("gather_log_probs (P3)", "[8192, 151936] bfloat16, K 30", 0, "TRL selective_log_softmax"),
+    ("gather_log_probs", "[8192, 151936] bfloat16, K 30", 0, "TRL selective_log_softmax"),
     ("philox_words", "[128, 151936]", 0, "torch.randint"),
     (
-        *("linear_log_probs (P3, P6)", "[8192, 2048] x [151936, 2048] bfloat16, K 30", 2590),
+        *("linear_log_probs", "[8192, 2048] x [151936, 2048] bfloat16, K 30", 2590),
         "cut_cross_entropy, linear cross-entropy with a gradient filter",
     ),
     (
-        "linear_log_probs (P3, P6)",
+        "linear_log_probs",
         "[8192, 2048] x [151936, 2048] bfloat16, K 30, 4096 rows with advantage",
         *(1727, "Liger fused linear scaled cross-entropy"),
     ),
     (
-        *("gumbel_softmax_embedding (P5)", "[8192, 151936] x [151936, 2048] bfloat16"),
+        *("gumbel_softmax_embedding", "[8192, 151936] x [151936, 2048] bfloat16"),
         *(1900, "eager"),
     ),
     (
-        *("linear_gumbel_softmax_embedding (P5)", "[8192, 2048] x [151936, 2048] tied, bfloat16"),
+        *("linear_gumbel_softmax_embedding", "[8192, 2048] x [151936, 2048] tied, bfloat16"),
         *(3100, "torch.compile"),
     ),
 )

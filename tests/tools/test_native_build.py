@@ -241,7 +241,7 @@ LIBRARIES =+ $(_SPACE_) "-L$(TOP)/lib64/stubs" "-L$(TOP)/lib64"
 
 
 def package_layout(folder):
-    """The toolkit at hand, laid out in ``folder`` as its packages are."""
+    """The installed toolkit, laid out in ``folder`` as its packages are."""
     home = native_build.find_toolkit().home
     runtime = next(home.rglob("libcudart_static.a"), None)
     if runtime is None:

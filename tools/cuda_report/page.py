@@ -51,7 +51,7 @@ products these are the row kernels alone, on a part of the logits that one produ
 
 
 def current_page() -> str:
-    """The page as the sources and the compiler at hand make it."""
+    """The page as the sources and the installed compiler make it."""
     with tempfile.TemporaryDirectory() as folder:
         kernels = [
             kernel

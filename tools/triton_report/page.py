@@ -44,7 +44,7 @@ longer. The models are in `tools/triton_report/models.py`.
 
 
 def current_page() -> str:
-    """The page as the kernels and the compiler at hand make it."""
+    """The page as the kernels and the installed compiler make it."""
     # The tests need triton, this module does not.
     cases = importlib.import_module("tests.triton_sim.cases").CASES
     return page(compiled_kernels(list(cases)), version("triton"))
