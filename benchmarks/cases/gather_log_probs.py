@@ -144,7 +144,7 @@ def case(rows: int, vocab: int, kept: int, dtype: torch.dtype, model: str = "tin
     ops = ("gather_log_probs", "gather_log_probs_backward")
     eager = Implementation("eager", "other", partial(of_logits, eager_loss), check_soft)
     return Case(
-        op="gather_log_probs (P3)",
+        op="gather_log_probs",
         shape=f"{model}: [{rows}, {vocab}] {dtype_name(dtype)}, K {kept}",
         make=make,
         implementations=(

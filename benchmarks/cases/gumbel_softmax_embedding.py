@@ -119,7 +119,7 @@ def case(rows: int, vocab: int, width: int, dtype: torch.dtype, model: str = "ti
     ops = ("gumbel_softmax_embedding", "gumbel_softmax_embedding_backward")
     eager = Implementation("eager", "other", partial(seeded, eager_mixture), check_eager)
     return Case(
-        op="gumbel_softmax_embedding (P5)",
+        op="gumbel_softmax_embedding",
         shape=f"{model}: [{rows}, {vocab}] x [{vocab}, {width}] {dtype_name(dtype)}",
         make=make,
         implementations=(

@@ -178,7 +178,7 @@ def case(rows: int, vocab: int, width: int, dtype: torch.dtype, model: str = "ti
 
     careful = other("eager, topk first", topk_first)
     return Case(
-        op="latent step (P1+P2)",
+        op="latent step",
         shape=f"{model}: [{rows}, {vocab}] {dtype_name(dtype)}, D {width}",
         make=make,
         implementations=(

@@ -147,7 +147,7 @@ def case(rows: int, vocab: int, width: int, dtype: torch.dtype, model: str = "ti
     ops = ("linear_gumbel_softmax_embedding", "linear_gumbel_softmax_embedding_backward")
     eager = Implementation("eager", "other", partial(seeded, eager_mixture), check_eager)
     return Case(
-        op="linear_gumbel_softmax_embedding (P5)",
+        op="linear_gumbel_softmax_embedding",
         shape=f"{model}: [{rows}, {width}] x [{vocab}, {width}] tied, {dtype_name(dtype)}",
         make=make,
         implementations=(

@@ -276,7 +276,7 @@ def case(
     share = "" if active is None else f", {active} rows with advantage"
     working = rows if active is None else active
     return Case(
-        op="linear_log_probs (P3, P6)",
+        op="linear_log_probs",
         shape=f"{model}: [{rows}, {width}] x [{vocab}, {width}] {dtype_name(dtype)}, "
         f"K {kept}{cap}{share}",
         make=make,

@@ -169,7 +169,7 @@ def case(
     backward = forward + dtype.itemsize * vocab * width + 4 * rows * kept
     direction = "forward + backward" if gradients else "forward"
     return Case(
-        op="mix_embeddings (P2)",
+        op="mix_embeddings",
         shape=f"{model}: [{rows}, {kept}] of [{vocab}, {width}] {dtype_name(dtype)}, {direction}",
         make=make,
         implementations=tuple(gradient_rows() if gradients else forward_rows()),
