@@ -1,4 +1,4 @@
-"""P5: the dense Gumbel-softmax mixture, forward and backward.
+"""The dense Gumbel-softmax mixture, forward and backward.
 
 Others: torch's gumbel_softmax and a product, by autograd and with the gradient by formula. Floor:
 the three products alone.

@@ -1,4 +1,4 @@
-"""P1 and P2: a latent step of the rollout, from logits to the mixture that is the next input.
+"""A latent step of the rollout, from logits to the mixture that is the next input.
 
 Others: what a careful user of torch writes, who selects the 30 largest first, by torch's own
 selection or with the help of maxima of blocks; the chain of published code, which sorts the
@@ -184,7 +184,7 @@ def case(rows: int, vocab: int, width: int, dtype: torch.dtype, model: str = "ti
         implementations=(
             *ours("ours", ops, our_step, check_ours),
             *ours("ours, one call", ("latent_step",), our_single_call, check_ours),
-            *ours("ours, P1 alone", ops[:1], our_draw, check_draw, NO_MIXTURE),
+            *ours("ours, draw alone", ops[:1], our_draw, check_draw, NO_MIXTURE),
             careful,
             other("eager, blocks first", blocks_first),
             compiled(careful, partial(step, compiled_topk_first)),

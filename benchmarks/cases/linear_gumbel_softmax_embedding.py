@@ -1,4 +1,4 @@
-"""P5 from hidden states: the Gumbel-softmax mixture of a tied head's own logits, with gradients.
+"""The Gumbel-softmax mixture of a tied head's own logits, from hidden states, with gradients.
 
 Others: torch's gumbel_softmax between two products, by autograd and with the gradient by formula.
 Beside ours stands our mixture of logits that are kept.

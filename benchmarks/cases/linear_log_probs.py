@@ -1,4 +1,4 @@
-"""P3 and P6: LEPO's loss from hidden states and the head, forward and backward.
+"""LEPO's loss from hidden states and the head, forward and backward: two ops, or `lepo_loss`.
 
 Others: eager torch, by autograd and with the gradient by formula, and the peers' losses, which take
 hard targets, one id per row: they do less on the selected entries, and the same on the rest. Beside
@@ -253,7 +253,7 @@ def case(
     ops = ("linear_log_probs", "linear_log_probs_backward")
     eager = Implementation("eager", "other", partial(of_hidden, eager_of_hidden), check_soft)
     everywhere = (
-        *ours("ours, P3 + P4", ops, our_log_probs, check_soft),
+        *ours("ours, two ops", ops, our_log_probs, check_soft),
         *ours("ours, lepo_loss", ("lepo_loss", "lepo_loss_backward"), our_loss, check_soft),
         eager,
         Implementation("eager, gradient by formula", "other", by_formula, check_soft),

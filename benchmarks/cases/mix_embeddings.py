@@ -1,4 +1,4 @@
-"""P2: the mixture alone, forward (a rollout step) and with its gradients (training).
+"""The mixture alone, forward (a rollout step) and with its gradients (training).
 
 Others: the plain expression, and torch's embedding bag. Floors: reading the rows that the
 mixture reads (as many, one after another), and with gradients also making the zeros that the
