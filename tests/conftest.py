@@ -8,6 +8,10 @@ import pytest
 # it runs with the oldest one, too.
 DEPRECATIONS = ("DeprecationWarning", "PendingDeprecationWarning", "FutureWarning")
 
+USUAL_HANDLERS = {signal.SIGINT: signal.default_int_handler}
+if hasattr(signal, "SIGHUP"):
+    USUAL_HANDLERS[signal.SIGHUP] = signal.SIG_DFL
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -18,9 +22,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell starts jobs in the background with SIGINT ignored, and so would be what tests start.
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A job in the background has SIGINT ignored, and one under nohup SIGHUP; so would have what
+    # tests start.
+    for signum, usual in USUAL_HANDLERS.items():
+        if signal.getsignal(signum) == signal.SIG_IGN:
+            signal.signal(signum, usual)
     if config.getoption("--list-deprecations"):
         for category in DEPRECATIONS:
             # Later lines of this setting count before earlier ones.

@@ -22,6 +22,7 @@ Version: 0.1.0
 Requires-Python: >=3.10
 Requires-Dist: numpy<3,>=1.26
 Requires-Dist: torch<2.16,>=2.11
+Requires-Dist: typing-extensions<5,>=4.10
 Requires-Dist: rich<16,>=13; extra == "train"
 """
 
