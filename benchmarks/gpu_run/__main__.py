@@ -1,32 +1,38 @@
 """Checks and measures everything on this machine's GPU within a budget of time.
 
-    python -m benchmarks.gpu_run --out DIR [--budget SECONDS] [--steps NAME,NAME]
+    python -m benchmarks.gpu_run --out DIR [--budget SECONDS] [--steps NAME,NAME] [--no-build]
+                                 [--dry-run]
 
-Builds the native libraries for the GPU at hand into the tree, runs the tests on the device, the
-kernel and end-to-end benchmarks and compute-sanitizer, and makes a report: docs/gpu.md. Without a
-GPU it runs a few tests and tiny benchmarks on the CPU, to see that everything works. It takes no
-network; what it lacks is left out, and named. DIR is up to date after each step, and the results in
-it after each case.
+Builds the native libraries for the GPU at hand into the tree, checks every op, measures what plans
+rest on, runs compute-sanitizer, the tests on the device and the benchmarks, and makes a report:
+docs/gpu.md. Without a GPU, and with --dry-run, it shows the plan for one, and runs everything that
+the CPU allows at tiny sizes, to see that it works. It takes no network; what it lacks is left out,
+and named. DIR is up to date after each step, the results in it after each case, and the facts after
+each fact.
 
 Exit status: 0 all passed; 1 something failed; 3 nothing failed, and not all was run.
 """
 
 import argparse
 import datetime
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.gpu_run import left_out
-from benchmarks.gpu_run.facts import facts, find_sanitizer
+from benchmarks.gpu_run import first_facts, left_out
+from benchmarks.gpu_run.facts import ROOT, facts, find_sanitizer
 from benchmarks.gpu_run.folder import collect
+from benchmarks.gpu_run.planning import planned_items
 from benchmarks.gpu_run.report import EXIT_STATUS, Report
 from benchmarks.gpu_run.running import run_all
 from benchmarks.gpu_run.step import Step
-from benchmarks.gpu_run.steps import Commands, on_cpu, on_gpu
+from benchmarks.gpu_run.steps import FACTS, LOAD, Commands, of_the_whole, on_cpu, on_gpu
+
+# The compute capability of the GPU for which a dry run shows the plan.
+SHOWN = (9, 0)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -39,6 +45,16 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--budget", type=float, default=480.0, metavar="SECONDS")
     parser.add_argument("--steps", metavar="NAME,NAME", help="these alone; default: all")
+    parser.add_argument(
+        "--no-build",
+        action="store_true",
+        help="take the libraries that lie in the tree; they are built only if they cannot be used",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="tiny sizes on the CPU, even beside a GPU",
+    )
     options = parser.parse_args(words)
     deadline = time.monotonic() + options.budget
     out = options.out.absolute()
@@ -46,6 +62,8 @@ def main(words: Sequence[str] | None = None) -> int:
     found = facts() | {"left_out": left_out.here()}
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     report = Report(now, options.budget, found)
+    if options.dry_run:
+        found["device"] = {}
     print(f"{found['device'].get('name', 'no GPU: tiny sizes on the CPU')}", flush=True)
     for line in found["left_out"]:
         print(f"left out: {line}", flush=True)
@@ -55,8 +73,10 @@ def main(words: Sequence[str] | None = None) -> int:
         do = Commands(sys.executable, out, work)
         if found["device"]:
             major, minor = map(int, found["device"]["capability"].split("."))
-            todo = on_gpu(do, (major, minor), find_sanitizer())
+            build = not (options.no_build and is_usable(sys.executable))
+            todo = on_gpu(do, (major, minor), find_sanitizer(), build=build)
         else:
+            print("\n".join(plan(on_gpu(do, SHOWN, find_sanitizer()), options.budget)), flush=True)
             todo = on_cpu(do)
         try:
             todo = chosen(todo, options.steps)
@@ -64,6 +84,8 @@ def main(words: Sequence[str] | None = None) -> int:
             parser.error(str(error))
         run_all(todo, report, work, deadline, lambda: collect(work, out))
     print("\n".join(report.lines()))
+    for line in first_facts.lines(out / FACTS):
+        print(line)
     print(f"in {out}: {', '.join(sorted(file.name for file in out.iterdir()))}")
     return EXIT_STATUS[report.status]
 
@@ -80,9 +102,28 @@ def chosen(todo: list[Step], names: str | None) -> list[Step]:
     for name in wanted:
         if name not in (known := [step.name for step in todo]):
             raise ValueError(f"--steps: there is no step {name!r}; known: {'; '.join(known)}")
-    some = [step for step in todo if step.name in wanted]
-    whole = sum(step.part for step in some) or 1.0
-    return [replace(step, part=step.part / whole) for step in some]
+    return of_the_whole([step for step in todo if step.name in wanted])
+
+
+def is_usable(python: str) -> bool:
+    """Whether the CUDA library in the tree can be used here; says why not."""
+    done = subprocess.run([python, "-c", LOAD], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no reason"])[-1]
+        print(f"--no-build: {reason}: building it after all", flush=True)
+    return done.returncode == 0
+
+
+def plan(todo: list[Step], budget: float) -> Iterator[str]:
+    """What would be done on a GPU, and how long each step may take."""
+    yield f"on a GPU, within {budget:.0f} s:"
+    for step in todo:
+        yield f"    {step.part * budget:6.1f} s  {step.name}" + (
+            f": {step.missing}" if not step.command else ""
+        )
+    for name, items in planned_items().items():
+        yield f"{name}, planned to take {sum(items.values()):.0f} s of it:"
+        yield from (f"    {seconds:6.1f} s  {item}" for item, seconds in items.items())
 
 
 if __name__ == "__main__":

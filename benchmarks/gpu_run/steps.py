@@ -14,6 +14,7 @@ from benchmarks.gpu_run import left_out
 from benchmarks.gpu_run.step import COUNTS, SANITIZER_FOUND, SECONDS, Step
 
 RESULTS = "results.json"
+FACTS = "facts.json"
 # The model whose kernels are timed first.
 FIRST = "Qwen2.5-3B"
 SANITIZER_TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
@@ -41,6 +42,7 @@ class Commands:
 
     def __init__(self, python: str, out: Path, work: Path) -> None:
         self.python, self.results, self.work = python, out / RESULTS, work
+        self.facts = out / FACTS
 
     def build(self, part: float, architecture: str) -> Step:
         """The native libraries, for one architecture, into the tree."""
@@ -52,6 +54,15 @@ class Commands:
         """Whether the CUDA library can be used."""
         words = (self.python, "-c", LOAD)
         return Step("load", part, words, needs_library=True, gives_library=True)
+
+    def smoke(self, part: float, *words: str) -> Step:
+        """Whether every op works at all, at real shapes; those of Triton without the library."""
+        return Step("smoke", part, (self.python, "-m", "benchmarks.gpu_run.smoke", COUNTS, *words))
+
+    def first_facts(self, part: float, *words: str) -> Step:
+        """What plans rest on, saved one by one; other backends are measured without the library."""
+        module = (self.python, "-m", "benchmarks.gpu_run.first_facts", str(self.facts), COUNTS)
+        return Step("facts", part, (*module, "--within", SECONDS, *words))
 
     def tests(self, name: str, part: float, *words: str, needs_library: bool = True) -> Step:
         """Tests; left out where a package is missing without which none runs."""
@@ -109,38 +120,55 @@ class Commands:
         return Step("report", part, words)
 
 
-def on_gpu(do: Commands, capability: tuple[int, int], sanitizer: str | None) -> list[Step]:
-    """All steps, for a GPU of this compute capability."""
+def on_gpu(
+    do: Commands, capability: tuple[int, int], sanitizer: str | None, *, build: bool = True
+) -> list[Step]:
+    """All steps, for a GPU of this compute capability; without ``build`` the library is here."""
     rest = ",".join(name for name in shapes.MODELS if name != FIRST)
     first = ("--models", FIRST, *_REPLAYED)
-    return [
-        do.build(0.30, architecture_of(capability)),
+    memcheck, racecheck, *other_tools = SANITIZER_TOOLS
+    steps = [
+        do.build(0.15, architecture_of(capability)),
         do.load(0.01),
+        do.smoke(0.08),
+        do.first_facts(0.17),
+        do.sanitizer(memcheck, 0.05, sanitizer),
+        do.sanitizer(racecheck, 0.05, sanitizer),
         do.tests("philox words", 0.02, _VECTORS),
-        do.contract("contract", 0.09, "cuda", needs_library=True),
+        do.contract("contract", 0.12, "cuda", needs_library=True),
         do.tests("device", 0.03, "tests/gpu", f"--ignore={_VECTORS}"),
+        do.measure("kernels", 0.15, "kernels", *first, "--no-compile"),
+        do.strategies(0.05),
         do.contract("triton", 0.05, "triton", needs_library=False),
-        do.measure("kernels", 0.12, "kernels", *first, "--no-compile"),
-        do.measure("end to end", 0.16, "end-to-end", *_SHORT),
-        *(do.sanitizer(tool, 0.025, sanitizer) for tool in SANITIZER_TOOLS),
-        do.measure("kernels, other models", 0.03, "kernels", "--models", rest, *_REPLAYED,
+        # What a longer budget, or a library that need not be built, leaves time for.
+        do.measure("end to end", 0.02, "end-to-end", *_SHORT),
+        *(do.sanitizer(tool, 0.005, sanitizer) for tool in other_tools),
+        do.measure("kernels, other models", 0.005, "kernels", "--models", rest, *_REPLAYED,
                    "--no-compile"),
         # Once more, beside what torch.compile makes of the eager expressions.
-        do.measure("kernels, torch.compile", 0.02, "kernels", *first),
-        do.strategies(0.03),
-        do.report(0.04),
+        do.measure("kernels, torch.compile", 0.005, "kernels", *first),
+        do.report(0.03),
     ]  # fmt: skip
+    return steps if build else of_the_whole(steps[1:])
 
 
 def on_cpu(do: Commands) -> list[Step]:
-    """A few tests, and everything else at tiny sizes."""
+    """A few tests, and everything else at tiny sizes: what a dry run does."""
     tiny = ("--tiny", "--no-compile", "--device", "cpu")
     return [
-        do.tests("philox words", 0.2, _VECTORS, needs_library=False),
-        do.measure("kernels", 0.45, "kernels", *tiny),
-        do.measure("end to end", 0.3, "end-to-end", *tiny),
+        do.smoke(0.15, "--tiny"),
+        do.first_facts(0.15, "--tiny"),
+        do.tests("philox words", 0.1, _VECTORS, needs_library=False),
+        do.measure("kernels", 0.3, "kernels", *tiny),
+        do.measure("end to end", 0.25, "end-to-end", *tiny),
         do.report(0.05),
     ]
+
+
+def of_the_whole(some: list[Step]) -> list[Step]:
+    """Steps that share the whole budget as they would their parts."""
+    whole = sum(step.part for step in some) or 1.0
+    return [replace(step, part=step.part / whole) for step in some]
 
 
 def parallel() -> tuple[str, ...]:

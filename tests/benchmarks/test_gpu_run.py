@@ -13,6 +13,7 @@ from benchmarks.gpu_run import __main__ as command
 from benchmarks.gpu_run import left_out, steps
 from benchmarks.gpu_run.facts import ROOT
 from benchmarks.gpu_run.folder import ARCHIVE, AT_HAND, collect
+from benchmarks.gpu_run.planning import planned_items
 from benchmarks.gpu_run.step import COUNTS, SECONDS
 from benchmarks.results import Result
 
@@ -25,11 +26,43 @@ def on_gpu(tmp_path, sanitizer="compute-sanitizer"):
 def test_what_matters_most_comes_first(tmp_path):
     found = on_gpu(tmp_path)
     names = [step.name for step in found]
-    assert names[:6] == ["build", "load", "philox words", "contract", "device", "triton"]
-    assert names[6:8] == ["kernels", "end to end"]
-    assert names[8:12] == list(steps.SANITIZER_TOOLS)
-    assert names[-2:] == ["strategies", "report"]
-    assert found[0].environment["LEPO_CUDA_ARCH_LIST"] == "9.0a"
+    assert names[:4] == ["build", "load", "smoke", "facts"]
+    assert names[4:9] == ["memcheck", "racecheck", "philox words", "contract", "device"]
+    assert names[9:12] == ["kernels", "strategies", "triton"]
+    assert set(steps.SANITIZER_TOOLS) < set(names)
+    assert names[-1] == "report"
+    assert found[0].environment["LEPO_CUDA_ARCH_LIST"] == steps.architecture_of((9, 0))
+
+
+# Both are planned to be done after two minutes, and get as much.
+def test_the_first_two_steps_fit_into_two_minutes(tmp_path):
+    parts = {step.name: step.part for step in on_gpu(tmp_path)}
+    items = planned_items()
+    assert sum(parts[name] * 480 for name in items) == pytest.approx(120)
+    for name, planned in items.items():
+        assert 0 < sum(planned.values()) < parts[name] * 480
+
+
+def test_a_library_from_elsewhere_is_not_built(tmp_path):
+    do = steps.Commands("python", tmp_path / "out", tmp_path / "work")
+    found = steps.on_gpu(do, (9, 0), None, build=False)
+    assert [step.name for step in found[:2]] == ["load", "smoke"]
+    assert sum(step.part for step in found) == pytest.approx(1.0)
+
+
+def test_a_library_that_cannot_be_used_is_built_after_all(monkeypatch, capsys):
+    monkeypatch.setattr(command, "LOAD", "import sys; sys.exit('it is for another GPU')")
+    assert not command.is_usable(sys.executable)
+    assert "it is for another GPU: building it after all" in capsys.readouterr().out
+    monkeypatch.setattr(command, "LOAD", "pass")
+    assert command.is_usable(sys.executable)
+
+
+def test_the_plan_of_a_gpu_is_shown_with_what_is_missing(tmp_path):
+    found = "\n".join(command.plan(on_gpu(tmp_path, sanitizer=None), 480.0))
+    assert "38.4 s  smoke" in found
+    assert "memcheck: compute-sanitizer was not found" in found
+    assert "latent_step, N 512" in found
 
 
 @pytest.mark.parametrize("where", ["gpu", "cpu"])
@@ -92,7 +125,8 @@ def test_few_files_are_left_and_the_rest_is_in_an_archive(tmp_path):
     collect(work, out)
     for name in (*AT_HAND, "kernels.log", *(f"report/bars_{i}.png" for i in range(9))):
         (work / name).write_text(name)
-    (out / steps.RESULTS).write_text("{}")
+    for name in (steps.RESULTS, steps.FACTS):
+        (out / name).write_text("{}")
     collect(work, out)
     assert len(list(out.iterdir())) <= 8
     assert (out / "report.md").read_text() == "report/report.md"
@@ -103,17 +137,20 @@ def test_few_files_are_left_and_the_rest_is_in_an_archive(tmp_path):
 # All of it at tiny sizes: half a minute and more.
 @pytest.mark.slow
 def test_without_a_gpu_everything_is_run_at_tiny_sizes(tmp_path):
-    words = [sys.executable, "-m", "benchmarks.gpu_run", "--out", str(tmp_path), "--budget", "900"]
-    hidden = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    environment = {**os.environ, **hidden}
+    words = [sys.executable, "-m", "benchmarks.gpu_run", "--dry-run", "--out", str(tmp_path)]
+    words += ["--budget", "900"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list(tmp_path.iterdir())) <= 8
     found = json.loads((tmp_path / "gpu_run.json").read_text())
     assert found["status"] == "passed"
     assert [step["step"] for step in found["steps"]] == [
-        *("philox words", "kernels", "end to end", "report")
+        *("smoke", "facts", "philox words", "kernels", "end to end", "report")
     ]
+    facts = json.loads((tmp_path / steps.FACTS).read_text())
+    assert facts["dry_run"]
+    assert all("seconds" in fact for fact in facts["facts"].values())
     ops = {group.op for group in Result.read(tmp_path / steps.RESULTS).groups}
     assert {"philox_words", "training step", "rollout, latent", "rollout, discrete"} <= ops
     assert "token/s" in (tmp_path / "report.md").read_text()
