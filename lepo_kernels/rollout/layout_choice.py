@@ -33,7 +33,7 @@ def choose_layout(
     Args:
         base: the unwrapped model. What it cannot run is said in the log, once.
         rollout: the rows and steps to run.
-        steps: the selected steps, at least one.
+        steps: the selected steps.
         settings: which layouts may be taken.
         backend: see `lepo_kernels.backend`.
     """
@@ -43,16 +43,17 @@ def choose_layout(
     if getattr(base.config.get_text_config(), "output_router_logits", False):
         _tell(base, "padding and repeated prompts", "its router's loss is a mean over its tokens")
         return plain
-    candidates: list[Layout] = [plain]
     sharded = sharding_of(base) is not None
-    if settings.packing and not sharded and len(rollout) > 1:
-        candidates += _packed(base, rollout, steps, backend)
-    if settings.share_prompts:
+    shared: list[SharedPrompts] = []
+    if settings.share_prompts and steps.step.numel() > 0:
         shared = _shared(base, rollout, steps, backend, several_passes=not sharded)
-        if sharded:
-            shared = shared if _all_agree(len(shared) > 0, rollout.device) else []
-            return shared[0] if shared else plain
-        candidates += shared
+    if sharded:
+        # Every rank comes here, whatever its rows are.
+        wanted = len(shared) > 0 and shared[0].passes == 1
+        return shared[0] if _all_agree(wanted, rollout.device) else plain
+    candidates: list[Layout] = [plain, *shared]
+    if settings.packing and len(rollout) > 1 and steps.step.numel() > 0:
+        candidates += _packed(base, rollout, steps, backend)
     best = min(candidates, key=lambda layout: layout.cost)
     return best if _is_worth(best, plain) else plain
 
@@ -75,7 +76,7 @@ def _shared(
     backend: str | None,
     *,
     several_passes: bool,
-) -> list[Layout]:
+) -> list[SharedPrompts]:
     shared = SharedPrompts(base, rollout, steps, several_passes=several_passes, backend=backend)
     if not _is_worth(shared, PlainRows(base, rollout, backend=backend)):
         return []

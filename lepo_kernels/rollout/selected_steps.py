@@ -79,12 +79,10 @@ def run_on_steps(
             "step_mask: expected steps inside completion_mask, got steps past a row's end"
         )
     at = Steps(*step_mask.nonzero(as_tuple=True))
-    empty = at.step.numel() == 0
-    part = rollout.crop(1 if empty else int(at.step.max()) + 1)
+    part = rollout.crop(int(at.step.max()) + 1 if at.step.numel() else 1)
     steps = _chosen_at(part, at)
     head = LmHead(model, backend=backend)
-    allowed = LayoutSettings(False, False) if empty else layout
-    chosen = choose_layout(head.base, part, at, allowed, backend=backend)
+    chosen = choose_layout(head.base, part, at, layout, backend=backend)
 
     def in_place_of_head(hidden: Tensor) -> tuple[Tensor, ...]:
         of_steps = chosen.hidden_of_steps(hidden, at)

@@ -85,9 +85,14 @@ class SharedPrompts:
         return prompts + sum(len(rows) * width for rows, width in self._passes)
 
     @property
+    def passes(self) -> int:
+        """How many passes the completions take; none where prompts predict all that is asked."""
+        return len(self._passes)
+
+    @property
     def cost(self) -> int:
         """The tokens, and one further pass for each part of the completions."""
-        return self.tokens + _PASS * len(self._passes)
+        return self.tokens + _PASS * self.passes
 
     def arguments(self) -> dict[str, Any]:
         """What the model is called with."""

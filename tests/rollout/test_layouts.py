@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from lepo_kernels.rollout import shared_prompts
+from lepo_kernels.rollout import layout_choice, shared_prompts
 from lepo_kernels.rollout._modules import unwrap_model
 from lepo_kernels.rollout.latent_generate import latent_generate
 from lepo_kernels.rollout.layout import LayoutSettings, PlainRows, Steps
@@ -374,7 +374,7 @@ def recurrent():
         (checkpointing, ["gradient checkpointing switches its cache off"]),
         (scaled_by_length, ["its rotary embedding changes"]),
         (with_router_loss, ["its router's loss"]),
-        (recurrent, ["laid end to end", "its cache holds other layers"]),
+        (recurrent, ["its cache holds other layers", "laid end to end"]),
     ],
 )
 def test_who_cannot_says_so_once(make, reasons, caplog):
@@ -390,6 +390,24 @@ def test_who_cannot_says_so_once(make, reasons, caplog):
         caplog.clear()
         assert chosen(make(), rollout, PLAIN) is PlainRows
         assert not [text for text in caplog.messages if text.startswith("training runs")]
+
+
+@pytest.mark.usefixtures("free_passes")
+def test_ranks_of_a_sharded_model_are_asked_whatever_their_rows_are(monkeypatch):
+    """They gather weights for each other: all run equally many passes, or wait for ever."""
+    asked = []
+    monkeypatch.setattr(layout_choice, "sharding_of", lambda base: "its weights are a DTensor")
+    monkeypatch.setattr(
+        layout_choice, "_all_agree", lambda wanted, device: asked.append(wanted) or wanted
+    )
+    model = tiny_model("llama")
+    rollout = ragged(sampled(model))
+    assert chosen(model, rollout) is SharedPrompts
+    none = Steps(*torch.zeros(12, 1, dtype=torch.bool).nonzero(as_tuple=True))
+    assert type(choose_layout(model, rollout.crop(1), none, EVERY)) is PlainRows
+    # First steps alone take no pass over completions.
+    assert chosen(model, asking(rollout, (slice(None), 0))) is PlainRows
+    assert asked == [True, False, False]
 
 
 def test_what_is_tried_out_leaves_the_model_as_it_was():
