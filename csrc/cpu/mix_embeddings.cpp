@@ -2,7 +2,7 @@
 //
 // Contract: a sum over rows is formed in float32 in the order the rows are given, element by
 // element, and rounded once, so neither threads nor slices change a bit; a dot product adds fixed
-// lanes. Only the rows that are named are read, each once per slice of 16 vectors.
+// lanes. Only the rows that are named are read, each once per tile of up to 18 vectors.
 #include "cpu/mix_embeddings.h"
 
 #include "cpu/element.h"
@@ -50,52 +50,79 @@ void write_weights<double>(const float* values, int64_t count, void* weights) {
 
 // --- Sums of rows --------------------------------------------------------------------------------
 
-// `Vectors` vectors of the result, held in registers over all rows.
+// Cache lines of rows that are asked for before they are needed.
+constexpr int64_t kLinesAhead = 128;
+
+// Rows that a thread goes through: the first `count` make a sum, those up to `ahead` come next.
+struct RowList {
+  const WeightedRow* rows;
+  int64_t count;
+  int64_t ahead;
+};
+
+// `Vectors` vectors of the result, held in registers over all rows. Rows lie at random in a table
+// that no cache holds: some lines are always on their way, also past the last row, where the same
+// rows come again from column `next` on, or those of the next sum from 0.
 template <int Vectors, typename T>
-LEPO_INLINE void sum_tile(const T* matrix, int64_t stride, const WeightedRow* rows, int64_t count,
-                          T* out) {
+LEPO_INLINE void sum_tile(const T* matrix, int64_t stride, const RowList& list, int64_t at,
+                          int64_t next, T* out) {
   constexpr int64_t kLine = 64 / sizeof(T);
+  constexpr int64_t kLines = (Vectors * kLanes + kLine - 1) / kLine;
+  constexpr int64_t kAhead = (kLinesAhead + kLines - 1) / kLines;
   F32 sum[Vectors] = {};
-  for (int64_t k = 0; k < count; ++k) {
-    if (k + 2 < count) {
-      const T* const next = matrix + rows[k + 2].row * stride;
-      for (int64_t i = 0; i < Vectors * kLanes; i += kLine) __builtin_prefetch(next + i);
+  for (int64_t k = 0; k < list.count; ++k) {
+    int64_t row = k + kAhead, column = at;
+    if (row >= list.count && next != 0) {
+      row -= list.count;
+      column = next;
     }
-    const float weight = rows[k].weight;
+    if (row < list.ahead) {
+      const T* const coming =
+          matrix + list.rows[row].row * stride + (row < list.count ? column : 0);
+      for (int64_t i = 0; i < Vectors * kLanes; i += kLine) __builtin_prefetch(coming + i);
+    }
+    const float weight = list.rows[k].weight;
     if (weight == 0) continue;
-    const T* const from = matrix + rows[k].row * stride;
+    const T* const from = matrix + list.rows[k].row * stride + at;
     for (int i = 0; i < Vectors; ++i) sum[i] += weight * load(from + i * kLanes);
   }
-  for (int i = 0; i < Vectors; ++i) store(out + i * kLanes, sum[i]);
+  for (int i = 0; i < Vectors; ++i) store(out + at + i * kLanes, sum[i]);
 }
 
 template <typename T>
-void sum_last(const T* matrix, int64_t stride, const WeightedRow* rows, int64_t count, int width,
-              T* out) {
+void sum_last(const T* matrix, int64_t stride, const RowList& list, int width, T* out) {
   F32 sum{};
-  for (int64_t k = 0; k < count; ++k) {
-    if (rows[k].weight == 0) continue;
-    sum += rows[k].weight * load_some(matrix + rows[k].row * stride, width, 0.0f);
+  for (int64_t k = 0; k < list.count; ++k) {
+    const WeightedRow& row = list.rows[k];
+    if (row.weight == 0) continue;
+    sum += row.weight * load_some(matrix + row.row * stride, width, 0.0f);
   }
   store_some(out, sum, width);
 }
 
+// As many tiles of `Vectors` vectors as fit before `end`, from `at` on; returns where they end.
+template <int Vectors, typename T>
+LEPO_INLINE int64_t sum_tiles(const T* matrix, int64_t stride, const RowList& list, int64_t at,
+                              int64_t end, T* out) {
+  constexpr int64_t kWidth = Vectors * kLanes;
+  for (; at + kWidth <= end; at += kWidth) {
+    sum_tile<Vectors>(matrix, stride, list, at, at + kWidth < end ? at + kWidth : 0, out);
+  }
+  return at;
+}
+
 template <typename T>
 void sum_rows(const void* matrix, int64_t stride, const WeightedRow* rows, int64_t count,
-              int64_t begin, int64_t end, void* out) {
+              int64_t ahead, int64_t begin, int64_t end, void* out) {
   const T* const from = static_cast<const T*>(matrix);
   T* const to = static_cast<T*>(out);
-  int64_t at = begin;
-  for (; at + 16 * kLanes <= end; at += 16 * kLanes) {
-    sum_tile<16>(from + at, stride, rows, count, to + at);
-  }
-  for (; at + 4 * kLanes <= end; at += 4 * kLanes) {
-    sum_tile<4>(from + at, stride, rows, count, to + at);
-  }
-  for (; at + kLanes <= end; at += kLanes) sum_tile<1>(from + at, stride, rows, count, to + at);
-  if (at < end) {
-    sum_last(from + at, stride, rows, count, static_cast<int>(end - at), to + at);
-  }
+  const RowList list = {rows, count, ahead};
+  // About a kilobyte of a row, as far as there are registers for its sums.
+  constexpr int kWide = kLanes == 16 && sizeof(T) == 2 ? 18 : 16;
+  int64_t at = sum_tiles<kWide>(from, stride, list, begin, end, to);
+  at = sum_tiles<4>(from, stride, list, at, end, to);
+  at = sum_tiles<1>(from, stride, list, at, end, to);
+  if (at < end) sum_last(from + at, stride, list, static_cast<int>(end - at), to + at);
 }
 
 // --- Dot products --------------------------------------------------------------------------------

@@ -26,9 +26,10 @@ struct MixEmbeddingsKernels {
   void (*read_weights[4])(const void* weights, int64_t count, WeightedRow* rows);
   void (*write_weights[4])(const float* values, int64_t count, void* weights);
   // out[begin:end] = sum of weight * matrix[row][begin:end], in the order of `rows`, skipping
-  // weights of 0. `stride` counts elements between rows of the matrix.
+  // weights of 0. `stride` counts elements between rows of the matrix. Of the `ahead` >= `count`
+  // rows, those behind are fetched as the last ones are summed: the next call's.
   void (*sum_rows[3])(const void* matrix, int64_t stride, const WeightedRow* rows, int64_t count,
-                      int64_t begin, int64_t end, void* out);
+                      int64_t ahead, int64_t begin, int64_t end, void* out);
   // products[k] = sum of matrix[rows[k].row][:] * vector[:].
   void (*dot_rows[3])(const void* matrix, int64_t stride, const WeightedRow* rows, int64_t count,
                       int64_t width, const void* vector, float* products);

@@ -92,17 +92,18 @@ std::tuple<Tensor, bool> mix_embeddings(const Tensor& ids, const Tensor& weights
   char* const mixed = static_cast<char*>(out.mutable_data_ptr());
   const int64_t slices = divide_up(table.width, kSlice);
   const int64_t work = std::max<int64_t>(1, entries.width() * kSlice);
-  torch::stable::parallel_for(
-      0, entries.rows() * slices, divide_up(kWorthAThread, work), [&](int64_t begin, int64_t end) {
-        while (begin < end) {
-          const int64_t n = begin / slices, first = begin % slices;
-          const int64_t last = std::min(slices, first + end - begin);
-          sum_rows(table.data, table.stride, entries.row(n), entries.width(), first * kSlice,
-                   std::min(last * kSlice, table.width),
-                   mixed + n * table.width * table.element_bytes);
-          begin += last - first;
-        }
-      });
+  torch::stable::parallel_for(0, entries.rows() * slices, divide_up(kWorthAThread, work),
+                              [&](int64_t begin, int64_t end) {
+                                while (begin < end) {
+                                  const int64_t n = begin / slices, first = begin % slices;
+                                  const int64_t last = std::min(slices, first + end - begin);
+                                  sum_rows(table.data, table.stride, entries.row(n),
+                                           entries.width(), entries.count() - n * entries.width(),
+                                           first * kSlice, std::min(last * kSlice, table.width),
+                                           mixed + n * table.width * table.element_bytes);
+                                  begin += last - first;
+                                }
+                              });
   return {out, true};
 }
 
@@ -186,8 +187,8 @@ void write_dembedding(const Rows& grad, const Entries& entries, Tensor& dembeddi
         for (; begin < end; ++begin) {
           const int64_t i = begin / slices, slice = begin % slices;
           sum_rows(grad.data, grad.stride, groups.from.get() + groups.first[i],
-                   groups.first[i + 1] - groups.first[i], slice * kSlice,
-                   std::min((slice + 1) * kSlice, grad.width),
+                   groups.first[i + 1] - groups.first[i], groups.first.back() - groups.first[i],
+                   slice * kSlice, std::min((slice + 1) * kSlice, grad.width),
                    table + groups.id[i] * grad.width * grad.element_bytes);
         }
       });
