@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 
-CAPABILITIES = ("baseline", "avx2", "avx512")
+CAPABILITIES = ("baseline", "avx2", "avx512", "avx512_bf16")
 # What backends/cpu and backends/cuda call.
 _OPS = {
     "cpu": (
         "advise_huge_pages",
+        "bfloat16_multiply",
+        "bfloat16_pack",
+        "bfloat16_packed_size",
         "gather_log_probs",
         "gather_log_probs_backward",
         "gumbel_softmax_gradients",

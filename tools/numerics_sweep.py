@@ -26,6 +26,7 @@ FILES = (
     "tests/formulas/test_lepo_gradient.py",
     "tests/formulas/test_lepo_objective.py",
     "tests/formulas/test_scores.py",
+    "tests/ops/test_cpu_products.py",
     "tests/ops/test_gumbel_softmax_embedding.py",
     "tests/ops/test_gumbel_softmax_embedding_cpu.py",
     "tests/ops/test_latent_step.py",
@@ -63,6 +64,7 @@ PATHS: dict[str, dict[str, str]] = {
     "own-baseline": {"LEPO_CPU_CAPABILITY": "baseline"},
     "own-avx2": {"LEPO_CPU_CAPABILITY": "avx2"},
     "own-avx512": {"LEPO_CPU_CAPABILITY": "avx512"},
+    "own-avx512-bf16": {"LEPO_CPU_CAPABILITY": "avx512_bf16"},
 }
 
 

@@ -6,9 +6,10 @@
 
 namespace lepo {
 
-enum class Capability { kBaseline, kAvx2, kAvx512 };
+// In ascending order. kAvx512Bf16 is kAvx512 with products of bfloat16 pairs.
+enum class Capability { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
 
-// The best the machine offers.
+// The best for this machine: not always the last it offers, see `choose`.
 Capability best_capability();
 
 // That, or what LEPO_CPU_CAPABILITY asks for if the machine offers it.
@@ -17,6 +18,20 @@ Capability capability();
 const char* capability_name(Capability capability);
 
 }  // namespace lepo
+
+// Compilers that do not know the instructions leave that set out (CMakeLists.txt).
+#if defined(LEPO_AVX512_BF16)
+#define LEPO_DECLARE_AVX512_BF16(Kernels, name) \
+  namespace avx512_bf16 {                       \
+  extern const Kernels name;                    \
+  }
+#define LEPO_CASE_AVX512_BF16(name) \
+  case Capability::kAvx512Bf16:     \
+    return avx512_bf16::name;
+#else
+#define LEPO_DECLARE_AVX512_BF16(Kernels, name)
+#define LEPO_CASE_AVX512_BF16(name)
+#endif
 
 // Declares `const Kernels name` in the namespace of each instruction set, and `name()`, the one in
 // use. `Kernels` is a struct of function pointers.
@@ -31,8 +46,10 @@ const char* capability_name(Capability capability);
   namespace avx512 {                        \
   extern const Kernels name;                \
   }                                         \
+  LEPO_DECLARE_AVX512_BF16(Kernels, name)   \
   inline const Kernels& name() {            \
     switch (capability()) {                 \
+      LEPO_CASE_AVX512_BF16(name)           \
       case Capability::kAvx512:             \
         return avx512::name;                \
       case Capability::kAvx2:               \

@@ -28,6 +28,9 @@ class NativeOp(NamedTuple):
     calls: Callable[[torch.dtype, int], Iterator[Arguments]]
     # A matrix product of torch's sums in an order that depends on threads and addresses.
     has_matrix_product: bool = False
+    # Mixing weights are a factor of its product: rounded to bfloat16 where the machine's products
+    # take that, though the result is float32.
+    rounds_weights: bool = False
 
 
 class Case(NamedTuple):
@@ -257,12 +260,14 @@ NATIVE_OPS = {
     "linear_log_probs_backward": NativeOp(_linear_log_probs_backward, has_matrix_product=True),
     "gather_log_probs": NativeOp(_gather_log_probs),
     "gather_log_probs_backward": NativeOp(_gather_log_probs_backward),
-    "gumbel_softmax_embedding": NativeOp(_gumbel_softmax_embedding, has_matrix_product=True),
+    "gumbel_softmax_embedding": NativeOp(
+        _gumbel_softmax_embedding, has_matrix_product=True, rounds_weights=True
+    ),
     "gumbel_softmax_embedding_backward": NativeOp(
         _gumbel_softmax_embedding_backward, has_matrix_product=True
     ),
     "linear_gumbel_softmax_embedding": NativeOp(
-        _linear_gumbel_softmax_embedding, has_matrix_product=True
+        _linear_gumbel_softmax_embedding, has_matrix_product=True, rounds_weights=True
     ),
     "linear_gumbel_softmax_embedding_backward": NativeOp(
         _linear_gumbel_softmax_embedding_backward, has_matrix_product=True

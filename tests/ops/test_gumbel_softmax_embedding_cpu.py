@@ -94,19 +94,20 @@ def test_blocks_and_chunks(block_rows, entries, table_dtype, monkeypatch):
 
 def test_weights_exist_for_one_chunk_at_a_time(monkeypatch):
     kernel = sys.modules[dispatch.load("gumbel_softmax_embedding", "cpu").__module__]
-    monkeypatch.setattr(kernel, "_BUFFER_ENTRIES", 8 * 64)
+    monkeypatch.setattr(kernel, "_BUFFER_ENTRIES", 64 * 64)
     monkeypatch.setattr(kernel, "_CONVERTED_IDS", 64)
     monkeypatch.setattr(kernel, "_CONVERTED_ENTRIES", 64)
-    logits, embedding = make(8, 3000, 4, dtype=torch.bfloat16)
+    # Rows enough that a factor packed for a product has fewer entries.
+    logits, embedding = make(64, 3000, 4, dtype=torch.bfloat16)
     with torch.no_grad(), LargestTensor() as largest:
         gumbel_softmax_embedding(logits, embedding, 0.5)
-    assert largest.numel == 8 * 64
+    assert largest.numel == 64 * 64
     forward = kernel_of("gumbel_softmax_embedding", "cpu")
     backward = kernel_of("gumbel_softmax_embedding_backward", "cpu")
     one, zero = torch.ones(1, dtype=torch.float64), torch.tensor(0)
-    shared = (logits.detach(), embedding.detach(), one, one, zero, torch.arange(8), zero[None], 0)
+    shared = (logits.detach(), embedding.detach(), one, one, zero, torch.arange(64), zero[None], 0)
     mixed, _, _, *known = forward(*shared, False)
-    grads = (torch.randn(8, 4), torch.randn(8), torch.randn(8))
+    grads = (torch.randn(64, 4), torch.randn(64), torch.randn(64))
     with LargestTensor() as largest:
         backward(*grads, *shared, mixed, *known, False, True)
     assert largest.numel == 3000 * 4  # the table's gradient itself

@@ -187,17 +187,25 @@ std::tuple<Tensor, Tensor> statistics_of(const Tensor& state) {
 void logit_gradient_(Tensor logits, const std::optional<Tensor>& bias, double softcap,
                      const Tensor& inv_temperature, const Tensor& ids_, int64_t first,
                      const Tensor& alpha, const Tensor& gamma, const Tensor& eta, const Tensor& lse,
-                     const Tensor& entropy) {
+                     const Tensor& entropy, std::optional<Tensor> out) {
   Rows rows(logits, inv_temperature);
   rows.set_head(bias, softcap, first);
   STD_TORCH_CHECK(rows.type == LogitType::kFloat32, "logits: expected float32");
   const Upstream upstream(Ids(ids_, rows.count), rows.count, alpha, gamma, eta, lse, entropy);
-  float* data = logits.mutable_data_ptr<float>();
+  float* data = nullptr;
+  int64_t stride = rows.stride;
+  if (out.has_value()) {
+    check_dense("out", *out, ScalarType::Float, {rows.count, rows.columns});
+    data = out->mutable_data_ptr<float>();
+    stride = rows.columns;
+  } else {
+    data = logits.mutable_data_ptr<float>();
+  }
   torch::stable::parallel_for(
       0, rows.count, rows_per_task(rows.columns), [&](int64_t begin, int64_t end) {
         for (int64_t n = begin; n < end; ++n) {
           linear_log_probs_kernels().gradient(rows.span(n, 0, rows.columns), upstream.row(n),
-                                              data + n * rows.stride);
+                                              data + n * stride);
         }
       });
 }
@@ -273,7 +281,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lepo_kernels_cpu, m) {
   m.def(
       "logit_gradient_(Tensor(a!) logits, Tensor? bias, float softcap, Tensor inv_temperature, "
       "Tensor ids, int first, Tensor grad_logits, Tensor grad_lse, Tensor grad_entropy, "
-      "Tensor lse, Tensor entropy) -> ()");
+      "Tensor lse, Tensor entropy, Tensor(b!)? out=None) -> ()");
   m.def(
       "gather_log_probs(Tensor logits, Tensor ids, Tensor inv_temperature) -> "
       "(Tensor, Tensor, Tensor)");

@@ -1,9 +1,10 @@
 """CPU kernels of the dense Gumbel-softmax mixture: csrc/cpu/gumbel_softmax_embedding.cpp.
 
-Contract: float32, bfloat16 and float16 in any combination; computes in float32. The vocabulary is
+Contract: float32, bfloat16 and float16 in any combination; computes in float32, and where both
+logits and table are bfloat16 multiplies as products.py has it. The vocabulary is
 worked off in chunks, the rows of a large batch in blocks: the native kernels make the weights of a
-block's chunk in a buffer that stays in the cache, and torch multiplies them with the table's chunk.
-A table of half precision is converted a chunk at a time. Forward reads the logits twice and the
+block's chunk in a buffer that stays in the cache, and they are multiplied with the table's chunk,
+which is converted if the products want it. Forward reads the logits twice and the
 table once, backward both once; each draws noise as often as it reads logits. Nothing of size [N, V]
 or [V, D] exists but the gradients asked for. Rows whose upstream gradients are all zero are dropped
 from the backward pass. Deterministic; log-probabilities and statistics have the same bits for any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from lepo_kernels.backends.checks import check_positive, check_rows, check_steps
 from lepo_kernels.backends.cpu.memory import fresh
+from lepo_kernels.backends.cpu.products import Products, products_for
 from lepo_kernels.backends.reference.gumbel_softmax_embedding import log_density_of, with_density
 from lepo_kernels.structures import Mixtures, MixtureUpstream, Noise
 
@@ -43,6 +45,17 @@ def gumbel_softmax_embedding(
 
     The latter are the deviations ``e - E_peak`` and the statistics of the rows, see the op.
     """
+    return mixtures_of(logits, embedding, noise, shard, products_for(logits, embedding))
+
+
+def mixtures_of(
+    logits: Tensor,  # [N, V]
+    embedding: Tensor,  # [V, D]
+    noise: Noise,
+    shard: bool,
+    products: Products,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # [N, D], [N], [N], [N, D], [N, 8]
+    """`gumbel_softmax_embedding` with a mixture by these products."""
     check_positive("tau", noise.tau, zero_included=True)
     check_positive("temperature", noise.temperature)
     check_steps(noise.step)
@@ -51,16 +64,16 @@ def gumbel_softmax_embedding(
     if not shard:
         check_rows("logits", log_prob)
     rows = torch.arange(len(logits))
-    grid = _Grid(len(rows), embedding)
+    grid = _Grid(len(rows), embedding, products.dtype)
     beside_peak = torch.zeros(len(rows), embedding.shape[1], dtype=torch.float32)
     for ids in grid.chunks():
-        table = grid.converted(embedding, ids)
+        table = products.right(grid.converted(embedding, ids).T)
         for block in grid.blocks():
             z = grid.weights(block, ids)
             torch.ops.lepo_kernels_cpu.gumbel_softmax_weights_beside_peak(
                 z, *noisy, statistics, rows[block], ids.start
             )
-            beside_peak[block].addmm_(z, table)
+            products.multiply(products.left(z), table, beside_peak[block], add=True)
     peaks = embedding[statistics[:, 4].long()].float()
     at_peak = statistics[:, 1:2]
     # Both from the same sum: the larger of them may be much larger than the other.
@@ -92,22 +105,27 @@ def gumbel_softmax_embedding_backward(
         return dlogits, dembedding
     noisy = _noisy_rows(logits, noise)
     statistics = mixtures.statistics.contiguous()
-    grid = _Grid(len(rows), embedding)
+    products = products_for(logits, embedding)
+    grid = _Grid(len(rows), embedding, products.dtype)
+    need_pull = need_dlogits and active.has_pull
+    need_sums = need_dembedding and active.has_pull
+    pulls = [products.left(grad[block]) if need_pull else None for block in grid.blocks()]
+    shares = [products.right(grad[block].T) if need_sums else None for block in grid.blocks()]
     for ids in grid.chunks():
-        table = grid.converted(embedding, ids) if need_dlogits and active.has_pull else None
-        sums = grid.sums(dembedding, ids) if need_dembedding and active.has_pull else None
-        for block in grid.blocks():
+        table = products.right(grid.converted(embedding, ids)) if need_pull else None
+        sums = grid.sums(dembedding, ids) if need_sums else None
+        for block, pull, share in zip(grid.blocks(), pulls, shares, strict=True):
             z = grid.weights(block, ids)
             # What pulls at the logits; the native kernel puts the weights in its place.
-            if table is not None:
-                torch.mm(grad[block], table.T, out=z)
+            if pull is not None and table is not None:
+                products.multiply(pull, table, z)
             else:
                 z.zero_()
             torch.ops.lepo_kernels_cpu.gumbel_softmax_gradients(
                 z, dlogits, *noisy, statistics, rows[block], ids.start, active.per_row[block]
             )
-            if sums is not None:
-                sums.addmm_(z.T, grad[block], beta=float(block.start > 0))
+            if share is not None and sums is not None:
+                products.multiply(products.left(z.T), share, sums, add=block.start > 0)
         if sums is not None and sums.dtype != dembedding.dtype:
             dembedding[ids] = sums
     return dlogits, dembedding
@@ -149,20 +167,22 @@ def active_upstream(
 class _Grid:
     """Blocks of rows and chunks of the vocabulary, and the buffers that serve one of each."""
 
-    def __init__(self, rows: int, table: Tensor) -> None:
+    def __init__(self, rows: int, table: Tensor, dtype: torch.dtype) -> None:
         self.rows, (self.vocab, self.width) = rows, table.shape
         # Blocks of the same size, give or take one.
         self.block = -(-rows // max(1, -(-rows // _BLOCK_ROWS)))
         chunk = min(_CHUNK_IDS, _BUFFER_ENTRIES // max(1, self.block))
-        if table.dtype != torch.float32:
+        if table.dtype != dtype:
             chunk = min(chunk, max(_CONVERTED_ENTRIES // max(1, self.width), _CONVERTED_IDS))
         self.chunk = min(chunk // _NOISE_IDS * _NOISE_IDS, self.vocab)
         self._weights = torch.empty(self.block, self.chunk, dtype=torch.float32)
-        shape = (0, 0) if table.dtype == torch.float32 else (self.chunk, self.width)
-        self._converted, self._sums = (
-            torch.empty(shape, dtype=torch.float32),
-            torch.empty(shape, dtype=torch.float32),
+        shape = (self.chunk, self.width)
+        # A single block of rows is one product, which rounds its sums itself.
+        self._sums_in_place = table.dtype == torch.float32 or (
+            table.dtype == dtype and rows <= self.block
         )
+        self._converted = torch.empty(shape if table.dtype != dtype else (0, 0), dtype=dtype)
+        self._sums = torch.empty((0, 0) if self._sums_in_place else shape, dtype=torch.float32)
 
     def chunks(self) -> Iterator[slice]:
         """Ranges of ids."""
@@ -177,14 +197,14 @@ class _Grid:
         return self._weights[: block.stop - block.start, : ids.stop - ids.start]
 
     def converted(self, table: Tensor, ids: slice) -> Tensor:  # [ids, D]
-        """Rows of the table in float32."""
-        if table.dtype == torch.float32:
+        """Rows of the table in the products' dtype."""
+        if table.dtype == self._converted.dtype:
             return table[ids]
         return self._converted[: ids.stop - ids.start].copy_(table[ids])
 
     def sums(self, gradient: Tensor, ids: slice) -> Tensor:  # [ids, D]
-        """Where the gradient of the table's rows is summed up in float32: in place if it can be."""
-        if gradient.dtype == torch.float32:
+        """Where the gradient of the table's rows is summed up: in place if it can be."""
+        if self._sums_in_place:
             return gradient[ids]
         return self._sums[: ids.stop - ids.start]
 

@@ -1,13 +1,15 @@
-"""CPU kernels of the Gumbel-softmax mixture from hidden states: torch's products, csrc/cpu between.
+"""CPU kernels of the Gumbel-softmax mixture from hidden states: products, csrc/cpu between them.
 
-Contract: float32, bfloat16 and float16; products and all after them in float32 (a head or a table
-of half precision is widened a part at a time). Forward holds the logits of ``chunk_size`` rows, and
-makes of them what gumbel_softmax_embedding does: each chunk reads head and table. Backward goes
-over the vocabulary in parts, and over blocks of rows within: logits, pulls, weights and gradients
-of one block's part lie in three buffers, and those of head, bias and table are summed in float32
-and rounded once. Rows whose upstream gradients are all zero are dropped from the backward pass.
-Deterministic.
+Contract: float32, bfloat16 and float16; products are as products.py has them, by the dtypes of the
+hidden states and of the head or the table, and all between them is in float32. Forward holds the
+logits of ``chunk_size`` rows, and makes of them what gumbel_softmax_embedding does: each chunk
+reads head and table. Backward goes over the vocabulary in parts, and over blocks of rows within:
+logits, pulls, weights and gradients of one block's part lie in three buffers, and those of head,
+bias and table are summed in float32 and rounded once. Rows whose upstream gradients are all zero
+are dropped from the backward pass. Deterministic.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,16 +17,18 @@ from torch import Tensor
 from lepo_kernels.backends.checks import check_rows
 from lepo_kernels.backends.cpu.gumbel_softmax_embedding import (
     active_upstream,
-    gumbel_softmax_embedding,
+    mixtures_of,
 )
 from lepo_kernels.backends.cpu.linear_log_probs import (
     Buffer,
+    FactorsOfRows,
     HeadGradient,
     HeadPart,
     RowBlocks,
     head_parts,
 )
 from lepo_kernels.backends.cpu.memory import fresh
+from lepo_kernels.backends.cpu.products import Factor, products_for
 from lepo_kernels.structures import Head, Mixtures, MixtureUpstream, Needs, Noise
 
 
@@ -36,19 +40,21 @@ def linear_gumbel_softmax_embedding(
     shard: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # [N, D], [N], [N], [N, D], [N, 8]
     """`gumbel_softmax_embedding` of the logits ``cap(hidden @ lm_head^T + bias)``."""
-    lm_head, hidden = head.lm_head, head.hidden.float()
-    table = lm_head if embedding is None else embedding
+    lm_head, table = head.lm_head, head.lm_head if embedding is None else embedding
+    products = products_for(head.hidden, lm_head)
+    of_table = products_for(head.hidden, table)
+    hidden = head.hidden.to(products.dtype)
     buffer = fresh((min(len(hidden), chunk_size), len(lm_head)), torch.float32)
     parts = []
     # Once, too, where there are no rows.
     for start in range(0, max(1, len(hidden)), chunk_size):
         rows = slice(start, start + chunk_size)
-        inputs = hidden[rows]
-        logits = buffer[: len(inputs)]
-        for part in head_parts(lm_head, head.bias):
-            torch.mm(inputs, part.weight.T, out=logits[:, part.columns])
-            _finish(logits[:, part.columns], part, head.softcap)
-        parts.append(gumbel_softmax_embedding(logits, table, noise.at(rows), True))
+        inputs = products.left(hidden[rows])
+        logits = buffer[: inputs.outer]
+        for part in head_parts(lm_head, head.bias, products.dtype):
+            raw = logits[:, part.columns]
+            _finish(products.multiply(inputs, products.right(part.weight), raw), part, head.softcap)
+        parts.append(mixtures_of(logits, table, noise.at(rows), True, of_table))
     mixed, log_prob, log_density, deviation, statistics = map(torch.cat, zip(*parts, strict=True))
     if not shard:
         check_rows("logits of hidden", log_prob)
@@ -81,28 +87,46 @@ def linear_gumbel_softmax_embedding_backward(
         return dhidden, dlm_head.zero_(), dbias.to(lm_head.dtype), dembedding
     # Of the same rows, what each of the native kernel's calls takes a block of.
     noise = noise.at(active.rows).contiguous()
-    known, inputs = mixtures.statistics[active.rows], hidden[active.rows].float()
+    products, of_table = products_for(hidden, lm_head), products_for(hidden, table)
+    known, inputs = mixtures.statistics[active.rows], hidden[active.rows].to(products.dtype)
     dinputs = torch.zeros(inputs.shape if need_dhidden else (0,), dtype=torch.float32)
     need_da = any(needs)
-    work = RowBlocks(len(active.rows), len(lm_head), chunk_size)
+    need_pull = has_pull and need_da
+    # What the mixture's weights add to: the table's gradient, that of a tied head among them.
+    need_dtable = has_pull and (need_dlm_head if embedding is None else need_dembedding)
+    work = RowBlocks(len(active.rows), len(lm_head), chunk_size, products)
+    blocks = [
+        _Block(
+            rows,
+            FactorsOfRows(products, inputs[rows], need_dlm_head),
+            of_table.left(grad[rows]) if need_pull else None,
+            of_table.right(grad[rows].T) if need_dtable else None,
+        )
+        for rows in work.blocks
+    ]
     pulls, slopes = Buffer(work.entries), Buffer(work.entries if need_da else 0)
-    head_gradient, table_gradient = HeadGradient(dlm_head), HeadGradient(dembedding)
-    tables = head_parts(table, None) if embedding is not None else None
-    for part in head_parts(lm_head, bias):
-        # A tied head was widened already.
-        weights = part.weight if tables is None else next(tables).weight
+    # A tied head's gradient is the sum of two products.
+    at_once = len(blocks) == 1 and embedding is not None
+    head_gradient = HeadGradient(dlm_head, at_once and products.dtype == dlm_head.dtype)
+    table_gradient = HeadGradient(dembedding, at_once and of_table.dtype == dembedding.dtype)
+    tables = head_parts(table, None, of_table.dtype) if embedding is not None else None
+    for part in head_parts(lm_head, bias, products.dtype):
+        weight = products.right(part.weight)
+        columns = products.right(part.weight.T) if need_dhidden else None
+        # A tied head was widened, or packed, already.
+        of_pull = weight if tables is None else of_table.right(next(tables).weight)
         dweight, dtable = head_gradient.take(part.columns), table_gradient.take(part.columns)
         local = known.clone()
         local[:, 4] -= part.columns.start
-        for rows in work.blocks:
-            logits = _finish(work.logits(inputs[rows], part.weight), part, softcap)
+        for rows, block, pull, share in blocks:
+            logits = _finish(work.logits(block.rows, weight), part, softcap)
             z, da = (
                 pulls.matrix(*logits.shape),
                 slopes.matrix(*(logits.shape if need_da else (0, 0))),
             )
             # What pulls at the logits; the native kernel puts the weights in its place.
-            if has_pull and need_da:
-                torch.mm(grad[rows], weights.T, out=z)
+            if pull is not None:
+                of_table.multiply(pull, of_pull, z)
             else:
                 z.zero_()
             torch.ops.lepo_kernels_cpu.gumbel_softmax_gradients(
@@ -118,17 +142,17 @@ def linear_gumbel_softmax_embedding_backward(
             )
             if need_da and softcap is not None:
                 da.mul_(1 - logits.div_(softcap).square_())
-            first = float(rows.start > 0)
-            if need_dhidden:
-                dinputs[rows].addmm_(da, part.weight)
-            if need_dlm_head:
-                dweight.addmm_(da.T, inputs[rows], beta=first)
-            if need_dlm_head and embedding is None and has_pull:
-                dweight.addmm_(z.T, grad[rows])
+            later = rows.start > 0
+            if columns is not None:
+                products.multiply(products.left(da), columns, dinputs[rows], add=True)
+            if block.columns is not None:
+                products.multiply(products.left(da.T), block.columns, dweight, later)
+            if share is not None and embedding is None:
+                products.multiply(products.left(z.T), share, dweight, add=True)
             if need_dbias:
                 dbias[part.columns] += da.sum(dim=0)
-            if need_dembedding and has_pull:
-                dtable.addmm_(z.T, grad[rows], beta=first)
+            if share is not None and embedding is not None:
+                of_table.multiply(of_table.left(z.T), share, dtable, later)
         if need_dlm_head:
             head_gradient.put(part.columns, dweight)
         if need_dembedding and has_pull:
@@ -136,6 +160,15 @@ def linear_gumbel_softmax_embedding_backward(
     if need_dhidden:
         dhidden[active.rows] = dinputs.to(hidden.dtype)
     return dhidden, dlm_head, dbias.to(lm_head.dtype), dembedding
+
+
+class _Block(NamedTuple):
+    """A block of rows, and what of it is multiplied with each part of head and table."""
+
+    rows: slice
+    hidden: FactorsOfRows
+    pull: Factor | None  # [R, D]
+    share: Factor | None  # [D, R]
 
 
 def _finish(

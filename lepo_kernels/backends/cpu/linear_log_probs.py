@@ -1,12 +1,13 @@
-"""CPU kernels of selected log-probabilities: torch's matrix products, and csrc/cpu between them.
+"""CPU kernels of selected log-probabilities: matrix products, and csrc/cpu between them.
 
-Contract: the logits are float32 products of float32 numbers, whatever the dtype of the inputs (a
-head in bfloat16 or float16 is widened a part at a time: exact, and no slower here than products in
-its own dtype). They are formed for a part of the vocabulary and a block of rows at a time, in one
-buffer that stays in the cache, and read once while they are there; the backward pass forms them
-again. No more logits are held at a time than ``chunk_size`` rows have. Sums over the vocabulary run
-in its order, and do not depend on the number of rows. Gradients are summed in float32 and rounded
-once. Rows whose upstream gradients are all zero are dropped from the backward pass. Deterministic.
+Contract: the logits are float32 sums of exact products, whatever the dtype of the inputs: a head in
+bfloat16 or float16 is widened a part at a time, unless the machine has fast products of bfloat16
+(products.py, which says what the gradients' products then round). They are formed for a part of the
+vocabulary and a block of rows at a time, in one buffer that stays in the cache, and read once while
+they are there; the backward pass forms them again. No more logits are held at a time than
+``chunk_size`` rows have. Sums over the vocabulary run in its order, and do not depend on the number
+of rows. Gradients are summed in float32 and rounded once. Rows whose upstream gradients are all
+zero are dropped from the backward pass. Deterministic.
 """
 
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lepo_kernels.backends.checks import check_ids, check_positive, check_rows
+from lepo_kernels.backends.cpu.products import Factor, Products, products_for
 from lepo_kernels.backends.rows import active_rows, fill_empty_sums
 from lepo_kernels.structures import (
     Head,
@@ -37,20 +39,21 @@ class HeadPart(NamedTuple):
     """The part of a language-model head that belongs to ``columns`` of the vocabulary."""
 
     columns: slice
-    weight: Tensor  # [C, D] float32; valid until the next part is taken
+    weight: Tensor  # [C, D] in the products' dtype; valid until the next part is taken
     bias: Tensor | None  # [C] float32
 
 
 def head_parts(
     lm_head: Tensor,  # [V, D]
     bias: Tensor | None,  # [V]
+    dtype: torch.dtype,
     size: int = _COLUMNS,
 ) -> Iterator[HeadPart]:
     """Cut a head into parts of ``size`` entries, a multiple of 1024 (csrc's unit of summation)."""
     wide = None if bias is None else bias.float().contiguous()
     buffer = None
-    if lm_head.dtype != torch.float32:
-        buffer = lm_head.new_empty((min(size, len(lm_head)), lm_head.shape[1]), dtype=torch.float32)
+    if lm_head.dtype != dtype:
+        buffer = lm_head.new_empty((min(size, len(lm_head)), lm_head.shape[1]), dtype=dtype)
     for first in range(0, len(lm_head), size):
         columns = slice(first, min(first + size, len(lm_head)))
         weight = lm_head[columns]
@@ -73,20 +76,35 @@ class Buffer:
 class RowBlocks:
     """Blocks of rows, and a buffer for the logits of one of them."""
 
-    def __init__(self, rows: int, vocab: int, chunk_size: int) -> None:
+    def __init__(self, rows: int, vocab: int, chunk_size: int, products: Products) -> None:
         width = min(vocab, _COLUMNS)
         size = max(1, min(rows, min(_BUFFER_ENTRIES, chunk_size * vocab) // width))
         self.blocks = [slice(r, min(r + size, rows)) for r in range(0, rows, size)]
         self.entries = size * width
         self._buffer = Buffer(self.entries)
+        self._products = products
 
     def logits(
         self,
-        hidden: Tensor,  # [R, D]
-        weight: Tensor,  # [C, D]
+        hidden: Factor,  # [R, D]
+        weight: Factor,  # [C, D]
     ) -> Tensor:  # [R, C], valid until the next call
         """``hidden @ weight^T``."""
-        return torch.mm(hidden, weight.T, out=self._buffer.matrix(len(hidden), len(weight)))
+        out = self._buffer.matrix(hidden.outer, weight.outer)
+        return self._products.multiply(hidden, weight, out)
+
+
+class FactorsOfRows:
+    """A block of hidden states as a factor of its logits, and of a head's gradient if wanted."""
+
+    def __init__(
+        self,
+        products: Products,
+        hidden: Tensor,  # [R, D]
+        need_columns: bool,
+    ) -> None:
+        self.rows = products.left(hidden)
+        self.columns = products.right(hidden.T) if need_columns else None
 
 
 class HeadGradient:
@@ -95,10 +113,11 @@ class HeadGradient:
     def __init__(
         self,
         result: Tensor,  # [V, D], written part by part; [0] if it is not wanted
+        written_at_once: bool = False,  # by one product, which rounds its sums itself
     ) -> None:
         self._result = result
         self._buffer = None
-        if result.dtype != torch.float32:
+        if result.dtype != torch.float32 and not written_at_once:
             self._buffer = torch.empty(
                 (min(_COLUMNS, len(result)), *result.shape[1:]), dtype=torch.float32
             )
@@ -127,28 +146,32 @@ def linear_log_probs(
     """Selected logits, log-sum-exp and entropy of ``cap(hidden @ lm_head^T + bias) / T``."""
     check_ids("ids", selection.ids, len(head.lm_head))
     check_positive("inv_temperature", selection.inv_temperature)
-    wide = Head(head.hidden.float(), *head[1:])
-    outputs = statistics_of(wide, _as_read(selection), chunk_size, shard=shard)
+    products = products_for(head.hidden, head.lm_head)
+    head = Head(head.hidden.to(products.dtype), *head[1:])
+    outputs = statistics_of(head, _as_read(selection), chunk_size, products, shard=shard)
     if not shard:
         check_rows("logits of hidden", outputs[1])
     return outputs
 
 
 def statistics_of(
-    head: Head,  # hidden: float32
+    head: Head,  # hidden: in the products' dtype
     selection: Selection,  # ids: int64
     chunk_size: int,
+    products: Products,
     shard: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [N, K], [N], [N]
     """`linear_log_probs` without its checks."""
     hidden, lm_head, bias, softcap = head.hidden, head.lm_head, head.bias, head.softcap
     selected = torch.zeros(selection.ids.shape, dtype=torch.float32)
     state = new_state(len(hidden))
-    work = RowBlocks(len(hidden), len(lm_head), chunk_size)
-    for part in head_parts(lm_head, bias):
-        for rows in work.blocks:
+    work = RowBlocks(len(hidden), len(lm_head), chunk_size, products)
+    inputs = [products.left(hidden[rows]) for rows in work.blocks]
+    for part in head_parts(lm_head, bias, products.dtype):
+        weight = products.right(part.weight)
+        for rows, block in zip(work.blocks, inputs, strict=True):
             summarise(
-                work.logits(hidden[rows], part.weight),
+                work.logits(block, weight),
                 part,
                 softcap,
                 selection.at(rows),
@@ -189,8 +212,9 @@ def turn_into_gradient(
     selection: Selection,  # of R rows
     upstream: Upstream,  # of R rows
     statistics: Statistics,  # of R rows
+    out: Tensor | None = None,  # [R, C]
 ) -> None:
-    """Put the gradient of raw logits in their place."""
+    """Put the gradient of raw logits in their place, or into ``out``."""
     torch.ops.lepo_kernels_cpu.logit_gradient_(
         logits,
         part.bias,
@@ -200,6 +224,7 @@ def turn_into_gradient(
         part.columns.start,
         *upstream,
         *statistics,
+        out,
     )
 
 
@@ -221,20 +246,25 @@ def linear_log_probs_backward(
         return HeadGradients(dhidden, dlm_head.zero_(), dbias.to(lm_head.dtype))
     selection = _as_read(selection.at(active))
     upstream, statistics = upstream.at(active), statistics.at(active)
-    inputs = (hidden if len(active) == len(hidden) else hidden[active]).float()
+    products = products_for(hidden, lm_head)
+    inputs = (hidden if len(active) == len(hidden) else hidden[active]).to(products.dtype)
     dinputs = torch.zeros(inputs.shape if needs.need_dhidden else (0,), dtype=torch.float32)
-    work = RowBlocks(len(active), len(lm_head), chunk_size)
-    gradients = HeadGradient(dlm_head)
-    for part in head_parts(lm_head, bias):
+    work = RowBlocks(len(active), len(lm_head), chunk_size, products)
+    blocks = [FactorsOfRows(products, inputs[rows], needs.need_dlm_head) for rows in work.blocks]
+    gradients = HeadGradient(dlm_head, len(blocks) == 1 and products.dtype == dlm_head.dtype)
+    for part in head_parts(lm_head, bias, products.dtype):
         dweight = gradients.take(part.columns)
-        for rows in work.blocks:
-            da = work.logits(inputs[rows], part.weight)
+        weight = products.right(part.weight)
+        columns = products.right(part.weight.T) if needs.need_dhidden else None
+        for rows, block in zip(work.blocks, blocks, strict=True):
+            da = work.logits(block.rows, weight)
             of_rows = selection.at(rows), upstream.at(rows), statistics.at(rows)
             turn_into_gradient(da, part, softcap, *of_rows)
-            if needs.need_dhidden:
-                dinputs[rows].addmm_(da, part.weight)
-            if needs.need_dlm_head:
-                dweight.addmm_(da.T, inputs[rows], beta=float(rows.start > 0))
+            if columns is not None:
+                products.multiply(products.left(da), columns, dinputs[rows], add=True)
+            if block.columns is not None:
+                add = rows.start > 0
+                products.multiply(products.left(da.T), block.columns, dweight, add)
             if needs.need_dbias:
                 dbias[part.columns] += da.sum(dim=0)
         gradients.put(part.columns, dweight)
