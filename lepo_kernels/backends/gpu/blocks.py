@@ -12,6 +12,9 @@ from lepo_kernels.structures import Head, Selection, per_row
 UNIT = 512
 # More rows would not make the products faster, and leave narrower parts of the vocabulary.
 MOST_ROWS = 8192
+# Rows of a matrix begin at multiples of so many entries. Products and row kernels want 16 bytes at
+# least, which those of an odd vocabulary would miss; 64 entries are whole lines of the memory.
+_ALIGNMENT = 64
 
 
 class Blocks(NamedTuple):
@@ -31,6 +34,17 @@ def blocks_of(rows: int, vocab: int, chunk_size: int) -> Blocks:
         even_slices(rows, height, 1),
         even_slices(vocab, width * UNIT, UNIT),
     )
+
+
+def aligned_matrix(
+    rows: int,
+    columns: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:  # [rows, columns], each row aligned
+    """Memory to be written, with a gap behind each row where their length asks for it."""
+    stride = -(-columns // _ALIGNMENT) * _ALIGNMENT
+    return torch.empty((rows, stride), dtype=dtype, device=device)[:, :columns]
 
 
 def even_slices(count: int, most: int, unit: int) -> list[slice]:

@@ -2,10 +2,12 @@
 
 Contract: the logits are float32 products, whatever the dtype of the inputs; the row kernels
 read them once. Work goes part of the vocabulary by part, each for up to 8192 rows at a time, and
-never holds more logits than ``chunk_size`` rows have. So the head is read once for as many rows,
-and its gradient, summed in float32, is rounded once (cuBLAS may round sums of a split product if
-torch lets it: allow_bf16_reduced_precision_reduction): no float32 copy of the whole of it exists.
-What every part is added to is the gradient of the hidden states, in float32.
+never holds more logits than ``chunk_size`` rows have. Rows of logits, and of their gradients, begin
+at multiples of 64 entries, with a gap behind each where the vocabulary asks for it: loads and
+products are aligned. The head is read once for as many rows, and its gradient, summed in float32,
+is rounded once (cuBLAS may round sums of a split product if torch lets it:
+allow_bf16_reduced_precision_reduction): no float32 copy of the whole of it exists. What every part
+is added to is the gradient of the hidden states, in float32.
 
 The gradient of the logits is formed in float32 and rounded once, to the dtype of the inputs, in
 which the two products of the backward pass are made; float32 gradients overwrite the logits. Beside
@@ -26,6 +28,7 @@ from lepo_kernels.backends.checks import check_ids, check_positive, check_rows
 from lepo_kernels.backends.gpu.blocks import (
     HeadPart,
     Rows,
+    aligned_matrix,
     blocks_of,
     head_parts,
     may_wait,
@@ -86,11 +89,19 @@ def _statistics(
     """Selected logits, log-sum-exp and entropy."""
     states = States(kernels, rows.ids, parts[-1].columns.stop)
     for part in parts:
-        logits = wide_product(rows.hidden, part.weight.T)
+        logits = _logits(rows, part)
         states.add(logits, part.columns.start, rows, part.bias, part.softcap)
         # Before the next ones are allocated.
         del logits
     return states.outputs(shard)
+
+
+def _logits(
+    rows: Rows,  # R of them
+    part: HeadPart,
+) -> Tensor:  # [R, C] float32
+    out = aligned_matrix(len(rows.hidden), len(part.weight), torch.float32, rows.hidden.device)
+    return wide_product(rows.hidden, part.weight.T, out=out)
 
 
 def linear_log_probs_backward(
@@ -131,10 +142,10 @@ def _logit_gradient(
     upstream: Upstream,
     statistics: Statistics,
 ) -> Tensor:  # [R, C], in the dtype of the hidden states
-    logits = wide_product(rows.hidden, part.weight.T)
+    logits = _logits(rows, part)
     da = logits
     if rows.hidden.dtype != torch.float32:
-        da = torch.empty_like(logits, dtype=rows.hidden.dtype)
+        da = aligned_matrix(len(logits), logits.shape[1], rows.hidden.dtype, logits.device)
     kernels.gradient(
         logits,
         part.bias,

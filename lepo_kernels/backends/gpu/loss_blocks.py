@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lepo_kernels.backends.gpu.blocks import MOST_ROWS, HeadPart, Rows, even_slices
+from lepo_kernels.backends.gpu.blocks import MOST_ROWS, HeadPart, Rows, aligned_matrix, even_slices
 from lepo_kernels.backends.gpu.loss_gradients import LossGradients
 from lepo_kernels.backends.gpu.products import wide_product
 from lepo_kernels.backends.gpu.row_kernels import RowKernels, States
@@ -17,8 +17,6 @@ from lepo_kernels.formulas.lepo_objective import LossSettings, RowFacts
 _BLOCK_BYTES = 512 << 20
 _LEAST_ROWS = 1024
 _MOST_BYTES = 3 << 30
-# Rows of a matrix begin at multiples of so many entries: products want aligned ones.
-_ALIGNMENT = 64
 
 
 class UsedRows(NamedTuple):
@@ -92,12 +90,12 @@ def _logit_gradients(
     """The gradients of the logits, of at most ``most`` rows at a time."""
     count, dtype = len(lse), used.rows.hidden.dtype
     blocks = even_slices(count, most, 1)
-    logits = _matrix(blocks[0].stop, len(head.weight), torch.float32, lse.device)
+    logits = aligned_matrix(blocks[0].stop, len(head.weight), torch.float32, lse.device)
     if dtype == torch.float32:
         assert len(blocks) == 1, "float32 gradients overwrite the logits"
         da = logits
     else:
-        da = _matrix(count, len(head.weight), dtype, lse.device)
+        da = aligned_matrix(count, len(head.weight), dtype, lse.device)
     for block in blocks:
         mine = used.block(block)
         x = logits[: len(mine.rows.ids)]
@@ -133,13 +131,3 @@ def _form_logits(
     states.add(logits, 0, rows, head.bias, head.softcap)
     selected, lse, _ = states.outputs()
     return selected, lse
-
-
-def _matrix(
-    rows: int,
-    columns: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:  # [rows, columns], rows aligned
-    stride = -(-columns // _ALIGNMENT) * _ALIGNMENT
-    return torch.empty((rows, stride), dtype=dtype, device=device)[:, :columns]
