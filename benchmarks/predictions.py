@@ -21,6 +21,10 @@ from tools.triton_report import models
 _STEP_LATENCY, _CALL, _ISSUE = 12e-6, 40e-6, 15e-6
 # Counted on a CPU: ops that are no views, of a latent step of the loop and of a model's 36 layers.
 _DECODE_OPS = 40 + 1310
+# Counted in the same way: ops of the loss beside its blocks of 1024 rows, and of a block, among
+# which are a product, three row kernels and 46 ops of [1024] or [1024, 30] numbers. The seconds of
+# a small one that follows another are inferred, as is the number of a part of the vocabulary.
+_LOSS_OPS, _BLOCK_OPS, _SMALL, _PART_OPS = 71, 46, 1.5e-6, 15
 # The casting path of a multiplication of mixed dtypes, to a copy: inferred.
 _CASTING = 0.67
 
@@ -99,6 +103,7 @@ def predictions(sizes: Sizes = REAL) -> Iterator[Prediction]:
     yield from _rows(sizes)
     for width in sizes.widths:
         yield from _loss(sizes, width)
+    yield _odd_head(sizes)
     for rows in sizes.batches:
         moved = 2.0 * rows * (sizes.vocab + KEPT * sizes.widths[0])
         pieces = (Piece("the read", moved), Piece("latency", waits=_STEP_LATENCY))
@@ -159,10 +164,26 @@ def _loss(sizes: Sizes, width: int) -> Iterator[Prediction]:
         Piece("the float32 epilogue", logits),
         Piece("the row kernels", 5 * logits),
         _scaling(sizes, width),
-        # Some 30 small ops of a block, on the device.
-        Piece("small ops", waits=blocks * 50e-6),
+        Piece("small ops", waits=(_LOSS_OPS + blocks * _BLOCK_OPS) * _SMALL),
     )
     yield Prediction(f"lepo_loss, D {width}", pieces)
+
+
+def _odd_head(sizes: Sizes) -> Prediction:
+    """Four products with float32 logits twice; hidden gradients are summed over parts."""
+    rows, vocab, width = sizes.loss_rows, sizes.vocab + 1, sizes.widths[1]
+    logits = 2.0 * rows * vocab
+    # Of 256 MiB of logits.
+    parts = -(-vocab // ((256 << 20) // (4 * rows)))
+    moved = 4 * 2.0 * width * (rows + vocab) + 4 * logits
+    pieces = (
+        Piece("the products", moved, 4 * product(rows, width, vocab)),
+        Piece("the float32 epilogues", 2 * logits),
+        Piece("the row kernels", 5 * logits),
+        Piece("sums of the hidden gradient", 8.0 * rows * width * parts),
+        Piece("small ops", waits=parts * _PART_OPS * _SMALL),
+    )
+    return Prediction(f"linear_log_probs, odd vocabulary, D {width}", pieces)
 
 
 def _mixtures(sizes: Sizes) -> Iterator[Prediction]:

@@ -91,6 +91,7 @@ def facts_of(sizes: Sizes, place: Place) -> Iterator[Fact]:
     yield from _scaling(sizes, device)
     for width in sizes.widths:
         yield from _loss(sizes, width, place)
+    yield _odd_head(sizes, place)
     yield from _latent_steps(sizes, place)
     yield from _mixtures(sizes, sizes.widths[0], place)
     missing = f"{name} is not installed" if (name := left_out.lacks("transformers")) else ""
@@ -231,6 +232,27 @@ def _loss(sizes: Sizes, width: int, place: Place) -> Iterator[Fact]:
 
     yield Fact(f"three products, D {width}", bare, work)
     yield Fact(f"lepo_loss, D {width}", loss, work, missing=_missing(backend))
+
+
+def _odd_head(sizes: Sizes, place: Place) -> Fact:
+    """Log-probabilities of an odd vocabulary, with gradients: logits in chunks, formed twice."""
+    rows, vocab, width, device = sizes.loss_rows, sizes.vocab + 1, sizes.widths[1], place.device
+    backend = place.backend_of("linear_log_probs")
+
+    def scored() -> Call:
+        hidden = _normal(rows, width, device=device).requires_grad_()
+        head = _normal(vocab, width, device=device, scale=2 * width**-0.5).requires_grad_()
+        ids = torch.randint(vocab, (rows, KEPT), device=device)
+
+        def call(_: int) -> object:
+            found = lk.linear_log_probs(hidden, head, ids, backend=backend)
+            return torch.autograd.grad(found.logits.sum() - found.lse.sum(), (hidden, head))
+
+        return call
+
+    work = Work(flops=4 * product(rows, width, vocab))
+    name = f"linear_log_probs, odd vocabulary, D {width}"
+    return Fact(name, scored, work, missing=_missing(backend))
 
 
 def _latent_steps(sizes: Sizes, place: Place) -> Iterator[Fact]:

@@ -43,7 +43,7 @@ def test_the_loss_beside_its_three_products():
     rows = 8192 * 151936 * (4 + 4 + 2 + 2) / 4.3e12
     scaling = 4 * (8192 + 151936) * 4096 / 4.3e12 / 0.67
     loss = found["lepo_loss, D 4096"].seconds(h200)
-    assert loss == pytest.approx(bare + rows + scaling + 8 * 50e-6)
+    assert loss == pytest.approx(bare + rows + scaling + (71 + 8 * 46) * 1.5e-6)
 
 
 def test_the_notes_have_the_table():
