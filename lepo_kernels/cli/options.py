@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from lepo_kernels.tasks.sources import SOURCES
 from lepo_kernels.trainer.config import LEPOConfig
 from lepo_kernels.trainer.model_settings import EVALUATION, SAMPLING
 
@@ -35,8 +36,8 @@ class TaskOptions:
     task: str | None = field(
         default=None,
         metadata={
-            "help": "reasoning_gym:NAME (any of its generators), gsm8k, dapo-math, math-500, "
-            "aime24, or file."
+            "help": "reasoning_gym:NAME (any of its generators), "
+            f"{', '.join(SOURCES)} (problems of your own)."
         },
     )
     task_params: dict[str, Any] | str | None = field(

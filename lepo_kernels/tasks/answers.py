@@ -24,14 +24,20 @@ def extract_answer(text: str) -> str:
     The last ``\boxed{...}``, else the last ``<answer>`` tag, else what follows the last ``####``
     or "answer is" or "answer:" on its line, else all of the text.
     """
-    for found in (_last_boxed(text), _last_tagged(text)):
+    stated = stated_answer(text)
+    return text.strip() if stated is None else stated
+
+
+def stated_answer(text: str) -> str | None:
+    """As `extract_answer`, but None where nothing says which part is the answer."""
+    for found in (last_boxed(text), _last_tagged(text)):
         if found is not None:
             return found.strip()
     end = None
     for mark in _ANSWER_MARK.finditer(text):
         end = mark.end()
     rest = "" if end is None else text[end:].strip()
-    return rest.splitlines()[0].strip() if rest else text.strip()
+    return rest.splitlines()[0].strip() if rest else None
 
 
 def same_answer(completion: str, right: str) -> bool:
@@ -45,7 +51,7 @@ def same_answer(completion: str, right: str) -> bool:
     if value is not None:
         numbers = _NUMBER.findall(_plain(given))
         return bool(numbers) and _value_of(numbers[-1]) == value
-    return _normalized(given) == _normalized(right)
+    return normalized(given) == normalized(right)
 
 
 def _value_of(text: str) -> Fraction | str | None:
@@ -77,11 +83,12 @@ def _plain(text: str) -> str:
     return text.replace("\N{MINUS SIGN}", "-").replace(r"\,", "").replace("{,}", ",")
 
 
-def _normalized(text: str) -> str:
+def normalized(text: str) -> str:
+    """The text blind to case, spacing and closing punctuation."""
     return " ".join(text.casefold().split()).strip(" .!\"'`*")
 
 
-def _last_boxed(text: str) -> str | None:
+def last_boxed(text: str) -> str | None:
     r"""The content of the last ``\boxed{...}`` whose braces close."""
     starts = {found.end() for found in _BOXED.finditer(text)}
     last: tuple[int, int] | None = None

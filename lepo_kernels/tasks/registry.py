@@ -5,13 +5,14 @@ from typing import Any
 
 from lepo_kernels import extras
 from lepo_kernels.suggest import did_you_mean
-from lepo_kernels.tasks import generated, mathematics
+from lepo_kernels.tasks import generated, question_sets
+from lepo_kernels.tasks.sources import SOURCES
 from lepo_kernels.tasks.task import Task, TaskError
 
 
 def task_names() -> list[str]:
     """The names that `load_task` knows; ``reasoning_gym:NAME`` stands for each generator."""
-    return [*mathematics.SOURCES, f"{generated.FAMILY}:NAME"]
+    return [*SOURCES, f"{generated.FAMILY}:NAME"]
 
 
 def load_task(
@@ -25,9 +26,9 @@ def load_task(
     """Load a task: problems to train on, disjoint problems to evaluate on, and a reward.
 
     Args:
-        name: ``reasoning_gym:NAME`` with the name of a generator (see `generated.load`), or a
-            mathematical task (see `mathematics.load`): ``gsm8k``, ``dapo-math``, ``math-500``,
-            ``aime24``, or ``file`` for problems of your own.
+        name: ``reasoning_gym:NAME`` with the name of a generator (see `generated.load`), a data
+            set of the hub (a key of ``SOURCES``, such as ``gsm8k``; see `question_sets.load`), or
+            ``file`` for problems of your own.
         train_size: number of training problems; None leaves it to the task.
         eval_size: number of held-out problems; None leaves it to the task.
         seed: chooses and shuffles the problems.
@@ -45,13 +46,13 @@ def load_task(
     family, _, generator = name.partition(":")
     if family == generated.FAMILY:
         return generated.load(generator, **sizes, **params)
-    if name not in mathematics.SOURCES:
+    if name not in SOURCES:
         raise TaskError(f"there is no task {name!r}; {did_you_mean(name, task_names())}")
-    known = set(inspect.signature(mathematics.load).parameters) - {"name", *sizes}
+    known = set(inspect.signature(question_sets.load).parameters) - {"name", *sizes}
     for param in params:
         if param not in known:
             raise TaskError(f"{name} has no parameter {param!r}; {did_you_mean(param, known)}")
-    return mathematics.load(name, **sizes, **params)
+    return question_sets.load(name, **sizes, **params)
 
 
 def system_prompt_of(name: Any, params: Any = None) -> str | None:
@@ -67,4 +68,4 @@ def system_prompt_of(name: Any, params: Any = None) -> str | None:
         return str(params["system_prompt"] or "") or None
     if name.partition(":")[0] == generated.FAMILY:
         return generated.SYSTEM_PROMPT
-    return mathematics.SYSTEM_PROMPT if name in mathematics.SOURCES else None
+    return question_sets.SYSTEM_PROMPT if name in SOURCES else None

@@ -12,8 +12,16 @@ from typing import Any
 
 from lepo_kernels.tasks.answer_checker import AnswerChecker
 from lepo_kernels.tasks.answers import extract_answer, same_answer
+from lepo_kernels.tasks.choices import chosen_option
 
-__all__ = ["REWARDS", "completion_text", "exact_answer", "extract_answer", "math_verify"]
+__all__ = [
+    "REWARDS",
+    "completion_text",
+    "exact_answer",
+    "extract_answer",
+    "math_verify",
+    "multiple_choice",
+]
 
 # What math-verify may take for each of its steps; elsewhere each would start a process.
 _SOFT_SECONDS = 5 if os.name == "posix" else None
@@ -53,6 +61,25 @@ def math_verify(
     ]
 
 
+def multiple_choice(
+    completions: Sequence[Completion],
+    answer: Sequence[Any],
+    choices: Sequence[Sequence[str] | None],
+    **_: Any,
+) -> list[float | None]:
+    """1 where the completion chooses the right option, by its letter or its text, else 0.
+
+    See `lepo_kernels.tasks.choices.chosen_option`. ``answer`` is the letter of the right option,
+    ``choices`` are the texts of all; None where either is None.
+    """
+    return [
+        None
+        if right is None or texts is None
+        else float(chosen_option(completion_text(completion), texts) == right)
+        for completion, right, texts in zip(completions, answer, choices, strict=True)
+    ]
+
+
 def completion_text(completion: Completion) -> str:
     """The text of a completion that may be chat messages."""
     if isinstance(completion, str):
@@ -80,4 +107,5 @@ def _math_verifier() -> AnswerChecker:
 REWARDS: dict[str, Callable[..., list[float | None]]] = {
     "exact_answer": exact_answer,
     "math_verify": math_verify,
+    "multiple_choice": multiple_choice,
 }

@@ -49,7 +49,7 @@ PIECES = st.lists(
 
 @given(PIECES)
 def test_the_last_box_and_tag_are_those_of_the_definition(text):
-    assert answers._last_boxed(text) == boxed_by_definition(text)
+    assert answers.last_boxed(text) == boxed_by_definition(text)
     assert answers._last_tagged(text) == tagged_by_definition(text)
 
 

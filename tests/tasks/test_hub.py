@@ -9,6 +9,7 @@ import pytest
 from lepo_kernels.extras import MissingExtraError
 from lepo_kernels.tasks import TaskError, load_task
 from lepo_kernels.tasks.hub import ModelNotFoundError, reach_model
+from lepo_kernels.tasks.sources import SOURCES
 
 
 class Session:
@@ -127,7 +128,7 @@ def test_a_reward_that_is_not_installed_is_said_before_anything_is_read(
 ) -> None:
     monkeypatch.setattr("lepo_kernels.extras.is_here", lambda module: module != "math_verify")
     session = answering(monkeypatch, None)
-    for task in ("file", "gsm8k", "dapo-math", "math-500", "aime24"):
+    for task in (name for name, s in SOURCES.items() if s.rewards[0] == "math_verify"):
         with pytest.raises(TaskError, match=rf"{task}: .*lepo_kernels\[math\].*exact_answer"):
             load_task(task, path="/no/such/file.jsonl")
     assert session.asked == 0

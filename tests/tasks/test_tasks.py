@@ -5,7 +5,7 @@ from typing import Any
 import datasets
 import pytest
 
-from lepo_kernels.tasks import TaskError, load_task, mathematics
+from lepo_kernels.tasks import TaskError, load_task, question_sets
 from lepo_kernels.tasks.generated import SYSTEM_PROMPT
 
 DIGITS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
@@ -124,7 +124,7 @@ def test_held_out_problems_are_cut_from_a_single_file(tmp_path: Path) -> None:
 
 
 def test_evaluation_only_task_from_a_file(tmp_path: Path) -> None:
-    task = load_task("aime24", path=write_problems(tmp_path / "a.jsonl", 3, "problem", "answer"))
+    task = load_task("aime2024", path=write_problems(tmp_path / "a.jsonl", 3, "problem", "answer"))
     assert task.train_dataset is None
     assert len(task.eval_dataset) == 3
 
@@ -133,34 +133,7 @@ def test_unreachable_hub_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*args: Any, **kwargs: Any) -> None:
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(mathematics, "dataset_unreachable", lambda hub_id: None)
+    monkeypatch.setattr(question_sets, "dataset_unreachable", lambda hub_id: None)
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(TaskError, match=r"openai/gsm8k .*no route.*parameter path"):
         load_task("gsm8k")
-
-
-@pytest.mark.parametrize(
-    ("name", "call"),
-    [
-        ("gsm8k", ("openai/gsm8k", "main", "train")),
-        ("dapo-math", ("open-r1/DAPO-Math-17k-Processed", "en", "train")),
-        ("math-500", ("HuggingFaceH4/MATH-500", None, "test")),
-        ("aime24", ("HuggingFaceH4/aime_2024", None, "train")),
-    ],
-)
-def test_hub_names(
-    name: str, call: tuple[str, str | None, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-
-    def load_dataset(hub_id: str, config: str | None, *, split: str) -> Any:
-        asked.append((hub_id, config, split))
-        column = {"gsm8k": "question", "dapo-math": "prompt"}.get(name, "problem")
-        answer = "solution" if name == "dapo-math" else "answer"
-        return datasets.Dataset.from_list([{column: f"{split} {i}", answer: "1"} for i in range(3)])
-
-    monkeypatch.setattr(mathematics, "dataset_unreachable", lambda hub_id: None)
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    task = load_task(name, eval_size=2)
-    assert asked[0] == call
-    assert len(task.eval_dataset) == 2
