@@ -185,6 +185,16 @@ def check_integer(name: str, value: object, low: int, high: int | None = None) -
         raise ValueError(f"{name}: expected an int in [{low}, {end}, got {shown(value)}")
 
 
+def check_flag(name: str, value: object) -> None:
+    """Check that ``value`` is a bool.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+
+
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Check that ``value`` is one of ``choices``.
 

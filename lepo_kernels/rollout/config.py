@@ -11,6 +11,7 @@ from lepo_kernels.rollout.tokens import token_range
 from lepo_kernels.validation import (
     MAX_DRAWS,
     check_choice,
+    check_flag,
     check_integer,
     check_number,
     check_positive_number,
@@ -62,6 +63,8 @@ class LatentGenerationConfig:
         min_p: least probability kept, relative to the largest.
         do_sample: False makes latent steps the noise-free softmax mixture over the kept entries and
             discrete steps the argmax.
+        do_latent_sample: False does so with latent steps alone.
+        do_discrete_sample: False does so with discrete steps alone.
         latent_eos: "mask" keeps the EOS ids out of the mixtures; "stop" ends a row whose most
             likely id at a latent step is one of them.
         cold_stop_entropy: ends the latent phase of a row early once its entropy (in nats) has been
@@ -91,6 +94,8 @@ class LatentGenerationConfig:
     top_p: float = 0.95
     min_p: float = 0.0
     do_sample: bool = True
+    do_latent_sample: bool = True
+    do_discrete_sample: bool = True
     latent_eos: str = "mask"
     cold_stop_entropy: float | None = None
     cold_stop_steps: int = 256
@@ -101,6 +106,16 @@ class LatentGenerationConfig:
             object.__setattr__(self, name, _as_ids(name, getattr(self, name)))
         self._check_lengths()
         self._check_sampling()
+
+    @property
+    def samples_latents(self) -> bool:
+        """Whether latent steps are noisy, as far as ``noise`` is any."""
+        return self.do_sample and self.do_latent_sample
+
+    @property
+    def samples_tokens(self) -> bool:
+        """Whether discrete steps are drawn."""
+        return self.do_sample and self.do_discrete_sample
 
     def _check_lengths(self) -> None:
         if not self.eos_token_ids:
@@ -129,6 +144,8 @@ class LatentGenerationConfig:
             raise ValueError(f"latent_suffix_ids: expected no EOS id, got {ends}")
 
     def _check_sampling(self) -> None:
+        for flag in ("do_sample", "do_latent_sample", "do_discrete_sample"):
+            check_flag(flag, getattr(self, flag))
         check_choice("noise", self.noise, NOISES)
         check_choice("latent_eos", self.latent_eos, LATENT_EOS)
         check_choice("cache_implementation", self.cache_implementation, CACHES)

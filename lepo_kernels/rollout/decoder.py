@@ -209,7 +209,7 @@ class Decoder:
         )
 
     def _choose_token(self, logits: Tensor, step: int) -> Choice:
-        noise = "gumbel" if self.config.do_sample else "none"
+        noise = "gumbel" if self.config.samples_tokens else "none"
         sample = sample_latent(
             logits, **self._draw(step, noise), exclude_ids=self.absent, backend=self.backend
         )
@@ -301,10 +301,10 @@ def _merge(mixture: Choice, token: Choice) -> Choice:
 def _mixture_settings(config: LatentGenerationConfig) -> tuple[str, float]:
     """The sampler's noise and tau on latent steps."""
     # "soft" perturbs the mixed embedding instead.
-    noise = config.noise if config.do_sample and config.noise != "soft" else "none"
+    noise = config.noise if config.samples_latents and config.noise != "soft" else "none"
     return noise, config.tau if noise == "gumbel" else 1.0
 
 
 def _embedding_noise(config: LatentGenerationConfig) -> float:
     """Strength of the noise on the mixed embedding."""
-    return config.noise_scale if config.noise == "soft" and config.do_sample else 0.0
+    return config.noise_scale if config.noise == "soft" and config.samples_latents else 0.0

@@ -91,6 +91,13 @@ class LEPOConfig(TrainingArguments):
     min_p: float = field(
         default=0.0, metadata={"help": "Then keep ids at least this likely, relative to the best."}
     )
+    do_latent_sample: bool = field(
+        default=True,
+        metadata={"help": "Off: latent steps take the noise-free mixture, whatever noise says."},
+    )
+    do_discrete_sample: bool = field(
+        default=True, metadata={"help": "Off: discrete steps take the likeliest id."}
+    )
     max_prompt_length: int | None = field(
         default=None, metadata={"help": "Refuse training prompts longer than this (tokens)."}
     )

@@ -112,6 +112,7 @@ def _check_ranges(args: Any) -> None:
         if value is not None:
             check_integer(name, value, low)
     check_sampling(args)
+    _check_samples_differ(args)
     upper = args.epsilon if args.epsilon_high is None else args.epsilon_high
     # The trainer has reference log-probs whenever beta asks for them.
     settings = LossSettings(args.beta, args.epsilon, upper, args.delta, args.latent_kl)
@@ -127,6 +128,16 @@ def _check_ranges(args: Any) -> None:
         # transformers checks few of its own numbers, and NaN passes every comparison it makes.
         if isinstance(value, float) and math.isnan(value):
             raise ValueError(f"{setting.name}: expected a number, got nan")
+
+
+def _check_samples_differ(args: Any) -> None:
+    """A group of equal samples has no advantages: nothing would be trained."""
+    if args.do_discrete_sample or (args.latent_length > 0 and args.do_latent_sample):
+        return
+    raise ValueError(
+        "do_discrete_sample: off, and no latent step is noisy either (do_latent_sample, "
+        "latent_length), so that the samples of a prompt would all be the same"
+    )
 
 
 def _check_batches(args: Any) -> None:

@@ -45,6 +45,8 @@ SAMPLING = (
     "top_k",
     "top_p",
     "min_p",
+    "do_latent_sample",
+    "do_discrete_sample",
     "max_completion_length",
     "cache_implementation",
     "seed",

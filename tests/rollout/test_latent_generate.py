@@ -274,6 +274,39 @@ def test_without_sampling_every_noise_is_off(llama, noise):
     assert rollout.embedding_noise == 0.0
 
 
+@pytest.mark.parametrize("noise", ["gumbel", "gaussian", "dirichlet", "soft", "categorical"])
+def test_each_phase_has_a_switch_of_its_own(llama, noise):
+    """Samples of one prompt: equal as far as neither phase before was drawn."""
+    ids, mask = (x[:1].expand(6, -1) for x in prompts())
+
+    def sample(latents, tokens):
+        config = settings(
+            noise=noise, do_latent_sample=latents, do_discrete_sample=tokens, temperature=2.0
+        )
+        return latent_generate(llama, ids, mask, config, seed=3)
+
+    def differ(rows):
+        return bool((rows != rows[:1]).any())
+
+    calm = sample(False, True)
+    assert not differ(calm.latent_weights)
+    assert not differ(calm.log_probs[:, :4])
+    assert differ(calm.completion_ids[:, 6:])
+    assert calm.embedding_noise == 0.0
+    greedy = sample(True, False)
+    assert differ(greedy.log_probs[:, 1:4])
+    # Each token is the likeliest after the row's own past.
+    again = sample(True, True)
+    torch.testing.assert_close(greedy.latent_weights, again.latent_weights, atol=1e-5, rtol=1e-4)
+    assert bool((greedy.log_probs[:, 6] >= again.log_probs[:, 6] - 1e-4).all())
+    neither = sample(False, False)
+    plain = latent_generate(
+        llama, ids, mask, settings(noise="none", do_sample=False, temperature=2.0)
+    )
+    assert torch.equal(neither.completion_ids, plain.completion_ids)
+    assert torch.equal(neither.latent_weights, plain.latent_weights)
+
+
 def test_categorical_takes_the_mean_of_its_draws(llama):
     rollout = latent_generate(llama, *prompts(), settings(noise="categorical", num_draws=4))
     assert rollout.latent_ids.shape == (3, 4, 4)
