@@ -124,7 +124,8 @@ class Collector:
         self, engine: RolloutEngine, prompts: list[Any], rollout_index: int
     ) -> LatentRollout:
         """Sample ``num_generations`` completions per prompt, as many groups at once as may be."""
-        ids, mask = encode_prompts(self.tokenizer, prompts)
+        longest = self.args.max_prompt_length if self.args.truncate_prompts else None
+        ids, mask = encode_prompts(self.tokenizer, prompts, longest)
         device = self.accelerator.device
         group = self.args.num_generations
         count = len(prompts) * group

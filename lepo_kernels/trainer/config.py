@@ -99,7 +99,12 @@ class LEPOConfig(TrainingArguments):
         default=True, metadata={"help": "Off: discrete steps take the likeliest id."}
     )
     max_prompt_length: int | None = field(
-        default=None, metadata={"help": "Refuse training prompts longer than this (tokens)."}
+        default=None,
+        metadata={"help": "Tokens of a training prompt at most; longer ones are refused."},
+    )
+    truncate_prompts: bool = field(
+        default=False,
+        metadata={"help": "Cut longer ones from the left to max_prompt_length instead."},
     )
     max_completion_length: int = field(
         default=256, metadata={"help": "Latent, forced and sampled steps of a completion together."}

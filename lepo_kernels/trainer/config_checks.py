@@ -111,6 +111,8 @@ def _check_ranges(args: Any) -> None:
         value = getattr(args, name)
         if value is not None:
             check_integer(name, value, low)
+    if args.truncate_prompts and args.max_prompt_length is None:
+        raise ValueError("truncate_prompts: needs max_prompt_length, to which prompts are cut")
     check_sampling(args)
     _check_samples_differ(args)
     upper = args.epsilon if args.epsilon_high is None else args.epsilon_high

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lepo_kernels.trainer.model_limits import ModelLimits
-from lepo_kernels.trainer.prompts import ids_of_texts, prompt_fault, prompt_text
+from lepo_kernels.trainer.prompts import cut_prompt, ids_of_texts, prompt_fault, prompt_text
 from lepo_kernels.trainer.rewards import ALWAYS_GIVEN, GIVEN_ON_REQUEST, Rewards
 
 # Rows that are read, rendered and tokenised together.
@@ -72,7 +72,8 @@ def check_prompts(name: str, dataset: Any, tokenizer: Any, limits: ModelLimits) 
 
     Raises:
         ValueError: naming the first row whose prompt the chat template refuses (or cannot be
-            rendered, for want of a template), that has no tokens, more than ``max_prompt_length``,
+            rendered, for want of a template), that has no tokens, more than ``max_prompt_length``
+            (unless they are cut to it, which is logged),
             an id that the model has no embedding for, or no room for a completion in a model with
             a table of positions. A model that computes its positions (rotary ones) is warned of.
     """
@@ -82,12 +83,14 @@ def check_prompts(name: str, dataset: Any, tokenizer: Any, limits: ModelLimits) 
         return
     if dataset is None:
         return
-    longest, longest_row = 0, 0
+    longest, longest_row, cut = 0, 0, 0
     noted = time.monotonic()
     for start, prompts in _prompt_batches(name, dataset, dataset[0].keys()):
         texts = [_rendered(name, row, tokenizer, p) for row, p in enumerate(prompts, start)]
         special = [isinstance(prompt, str) for prompt in prompts]
-        for row, ids in enumerate(ids_of_texts(tokenizer, texts, special), start):
+        for row, whole in enumerate(ids_of_texts(tokenizer, texts, special), start):
+            ids = cut_prompt(whole, limits.max_prompt_length) if limits.truncate_prompts else whole
+            cut += len(ids) < len(whole)
             fault = _fault_of_ids(ids, limits)
             if fault is not None:
                 raise ValueError(f"{name}: the prompt of row {row} {fault}")
@@ -98,6 +101,14 @@ def check_prompts(name: str, dataset: Any, tokenizer: Any, limits: ModelLimits) 
             _logger.warning(
                 "%s: checked %d of %d prompts", name, start + len(prompts), len(dataset)
             )
+    if cut:
+        _logger.warning(
+            "%s: %d of %d prompts are cut from the left to max_prompt_length = %d tokens",
+            name,
+            cut,
+            len(dataset),
+            limits.max_prompt_length,
+        )
     _check_positions(name, longest, longest_row, limits)
 
 

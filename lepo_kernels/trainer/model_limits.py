@@ -16,6 +16,7 @@ class ModelLimits:
     Attributes:
         max_completion_length: steps that follow a prompt.
         max_prompt_length: tokens that a prompt may have; None for any number.
+        truncate_prompts: whether longer ones are cut from the left to so many.
         positions: positions that the model was made for; None where it names none.
         has_table: whether the model reads its positions from a table, which ends there.
         vocabulary: rows of the model's input embedding; None where it has none to look at.
@@ -26,6 +27,7 @@ class ModelLimits:
     positions: int | None = None
     has_table: bool = False
     vocabulary: int | None = None
+    truncate_prompts: bool = False
 
     def lacks_room(self, prompt_length: int) -> bool:
         """Whether a prompt and the longest completion have more steps than there are positions."""
@@ -42,7 +44,10 @@ class ModelLimits:
 
 
 def limits_of(
-    model: Any, max_completion_length: int, max_prompt_length: int | None = None
+    model: Any,
+    max_completion_length: int,
+    max_prompt_length: int | None = None,
+    truncate_prompts: bool = False,
 ) -> ModelLimits:
     """The limits of a model.
 
@@ -50,6 +55,7 @@ def limits_of(
         model: a transformers model, perhaps in a peft adapter; of another module nothing is known.
         max_completion_length: steps that follow a prompt.
         max_prompt_length: tokens that a prompt may have.
+        truncate_prompts: whether longer ones are cut to so many.
     """
     config: Any = getattr(model, "config", None)
     if hasattr(config, "get_text_config"):
@@ -63,6 +69,7 @@ def limits_of(
         positions,
         has_table=positions is not None and _has_table(model, positions),
         vocabulary=_vocabulary(model),
+        truncate_prompts=truncate_prompts,
     )
 
 

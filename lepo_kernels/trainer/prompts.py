@@ -110,12 +110,14 @@ def prompt_ids(tokenizer: Any, prompt: Any) -> list[int]:
 def encode_prompts(
     tokenizer: Any,
     prompts: list[Any],
+    max_length: int | None = None,
 ) -> tuple[Tensor, Tensor]:  # [B, P] int64, [B, P] int64
     """Tokenise prompts and pad them on the left.
 
     Args:
         tokenizer: a transformers tokenizer with a pad token.
         prompts: each a str or a list of chat messages.
+        max_length: longer ones lose their first tokens; None cuts nothing.
 
     Returns:
         ids [B, P] and attention mask [B, P], padded on the left to the longest prompt.
@@ -123,7 +125,7 @@ def encode_prompts(
     Raises:
         TypeError, ValueError: a prompt is neither text nor messages, or has no tokens.
     """
-    rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    rows = [cut_prompt(prompt_ids(tokenizer, prompt), max_length) for prompt in prompts]
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), tokenizer.pad_token_id, dtype=torch.int64)
     mask = torch.zeros(len(rows), width, dtype=torch.int64)
@@ -131,6 +133,11 @@ def encode_prompts(
         ids[index, width - len(row) :] = torch.tensor(row, dtype=torch.int64)
         mask[index, width - len(row) :] = 1
     return ids, mask
+
+
+def cut_prompt(ids: list[int], max_length: int | None) -> list[int]:
+    """The last ``max_length`` ids of a prompt; None cuts nothing."""
+    return ids if max_length is None else ids[-max_length:]
 
 
 def answer_ids(rollout: LatentRollout) -> list[list[int]]:

@@ -89,7 +89,9 @@ def refusal(checkpoint: Path, held: list[str]) -> str:
 
 def _changes_of(checkpoint: Path, sections: dict[str, Any], free: bool) -> list[str]:
     saved, now = (_flat(part) for part in (read_settings(checkpoint / FILE), sections))
-    return changes({name: saved[name] for name in saved if (name in FREE) == free}, now)
+    # Where prompts are cut to it, it decides what experience is.
+    free_names = FREE - ({"max_prompt_length"} if saved.get("truncate_prompts") else set())
+    return changes({name: saved[name] for name in saved if (name in free_names) == free}, now)
 
 
 def _flat(sections: dict[str, Any]) -> dict[str, Any]:

@@ -106,9 +106,11 @@ class LEPOTrainer(ResumableTrainer):
         model = load_model(model, args.model_init_kwargs)
         processing_class = load_tokenizer(model, processing_class, loaded_from)
         self.generation = generation_config(args, model, processing_class)
-        limits = limits_of(model, args.max_completion_length, args.max_prompt_length)
+        limits = limits_of(
+            model, args.max_completion_length, args.max_prompt_length, args.truncate_prompts
+        )
         check_prompts("train_dataset", train_dataset, processing_class, limits)
-        self._eval_limits = replace(limits, max_prompt_length=None)
+        self._eval_limits = replace(limits, max_prompt_length=None, truncate_prompts=False)
         check_prompts("eval_dataset", eval_dataset, processing_class, self._eval_limits)
         # Datasets that need no second look at every evaluation.
         self._checked = [eval_dataset]

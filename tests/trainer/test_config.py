@@ -42,6 +42,7 @@ def test_updates_per_rollout(tmp_path):
         ({"latent_length": 256}, "latent_length: 256 leaves no room for an answer"),
         ({"do_discrete_sample": False, "latent_length": 0}, "do_discrete_sample: off, and no lat"),
         ({"do_discrete_sample": False, "do_latent_sample": False}, "would all be the same"),
+        ({"truncate_prompts": True}, "truncate_prompts: needs max_prompt_length"),
         ({"num_generations": 1}, r"num_generations: expected an int in \[2, inf\)"),
         ({"num_generations": 3}, "does not hold whole groups of 3"),
         ({"temperature": 0.0}, r"temperature: expected a number in \(0, inf\)"),

@@ -151,6 +151,13 @@ def test_what_decides_an_update_is_refused_by_name(make_trainer, stopped, change
     assert {file: file.read_bytes() for file in files} == files
 
 
+def test_the_length_that_prompts_are_cut_to_decides_an_update(make_trainer, tmp_path):
+    settings = {**SAVING, "truncate_prompts": True}
+    make_trainer(**settings, max_prompt_length=6).train()
+    with pytest.raises(ValueError, match="max_prompt_length was 6 and is 7"):
+        resume(make_trainer, tmp_path / "run", truncate_prompts=True, max_prompt_length=7)
+
+
 def test_all_refused_changes_are_named_together(make_trainer, stopped):
     with pytest.raises(ValueError, match=r"tau was .*; top_k was .*; epsilon was"):
         resume(make_trainer, stopped, tau=0.25, top_k=7, epsilon=0.1)

@@ -11,6 +11,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from tensorboard.backend.event_processing import event_accumulator
 
+from lepo_kernels.rollout.engine import TransformersEngine
 from lepo_kernels.trainer.config import LEPOConfig
 from lepo_kernels.trainer.dataset_checks import check_dataset
 from lepo_kernels.trainer.evaluation import EVALUATION_KEYS
@@ -312,6 +313,25 @@ def test_bad_arguments_are_refused_before_work_starts(make_trainer, tmp_path):
 def test_too_long_a_prompt_is_named_before_work_starts(make_trainer):
     with pytest.raises(ValueError, match="train_dataset: the prompt of row 1 has 7 tokens, max"):
         make_trainer(max_prompt_length=6)
+
+
+def test_prompts_are_cut_from_the_left(make_trainer, caplog, monkeypatch):
+    asked = []
+    generate = TransformersEngine.generate
+
+    def spy(self, request, **arguments):
+        asked.append(request.input_ids)
+        return generate(self, request, **arguments)
+
+    monkeypatch.setattr(TransformersEngine, "generate", spy)
+    trainer = make_trainer(max_prompt_length=6, truncate_prompts=True, max_steps=6)
+    assert "train_dataset: " in caplog.text
+    assert "prompts are cut from the left to max_prompt_length = 6 tokens" in caplog.text
+    trainer.train()
+    ends = {text[-6:] for text in problems(12)["prompt"]}
+    texts = trainer.processing_class.batch_decode(torch.cat(asked), skip_special_tokens=True)
+    # All prompts have six characters or more; each is a token.
+    assert set(texts) == ends
 
 
 @pytest.mark.parametrize(
