@@ -11,14 +11,15 @@ from lepo_kernels.cli.saved_settings import announce, model_settings
 from lepo_kernels.console import as_text, make_console
 from lepo_kernels.report.tables import soft_steps_table
 from lepo_kernels.rollout.engine import RolloutRequest, make_rollout_engine
-from lepo_kernels.tasks import system_prompt_of
+from lepo_kernels.tasks import instruction_of, system_prompt_of
+from lepo_kernels.tasks.shots import instructed
 from lepo_kernels.tasks.task import chat_prompt
 from lepo_kernels.trainer.generation import generation_config
 from lepo_kernels.trainer.prompts import answer_texts, encode_prompts, latent_steps
 from lepo_kernels.trainer.servable import check_policy
 
 FORMATS = ("chat", "text")
-# Of a task, generating takes its system prompt alone.
+# Of a task, generating takes its system prompt and its instruction alone.
 HIDDEN = ("eval_task", "eval_task_params", "train_size", "eval_size", "task_seed")
 
 
@@ -35,6 +36,8 @@ def run(words: list[str]) -> None:
     options = replace(options, system_prompt=_system_prompt(parsed, options, tasks))
     if options.prompt is None:
         raise UsageError("prompt: missing; give one, such as --prompt 'What is 3 + 4?'")
+    instruction = instruction_of(_task_params(parsed, tasks))
+    options = replace(options, prompt=instructed(options.prompt, instruction))
     if options.num_samples < 1:
         raise UsageError(f"num_samples: expected at least 1, got {options.num_samples}")
     if options.prompt_format not in (None, *FORMATS):
@@ -74,9 +77,11 @@ def _system_prompt(parsed: Parsed, options: GenerateOptions, tasks: TaskOptions)
     named = {**parsed.from_file, **dict.fromkeys(parsed.cli_given)}
     if "system_prompt" in named or "task" not in named:
         return options.system_prompt
-    return system_prompt_of(
-        tasks.task, mapping("task_params", task_options(parsed, tasks).task_params)
-    )
+    return system_prompt_of(tasks.task, _task_params(parsed, tasks))
+
+
+def _task_params(parsed: Parsed, tasks: TaskOptions) -> dict[str, Any]:
+    return mapping("task_params", task_options(parsed, tasks).task_params)
 
 
 def _as_prompt(tokenizer: Any, options: GenerateOptions) -> Any:

@@ -55,6 +55,15 @@ def load_task(
     return question_sets.load(name, **sizes, **params)
 
 
+def instruction_of(params: Any) -> str | None:
+    """What follows each question of a task in the user's turn; None for nothing.
+
+    Args:
+        params: the task's own parameters, a mapping; None for none.
+    """
+    return str(params.get("instruction") or "") or None if isinstance(params, dict) else None
+
+
 def system_prompt_of(name: Any, params: Any = None) -> str | None:
     """The system turn of a task's problems; None for an unknown task, or where it has none.
 

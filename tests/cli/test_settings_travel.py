@@ -154,6 +154,7 @@ def test_generation_has_the_system_prompt_of_training(
         ["--system_prompt", "Hi."],
         ["--task", "gsm8k"],
         ["--prompt_format", "text", "--system_prompt", "null"],
+        ["--task", "gsm8k", "--task_params", '{"instruction": "Be brief.", "system_prompt": ""}'],
     ]
     for more in ([], *others):
         assert main([*words, *more]) == 0
@@ -163,6 +164,7 @@ def test_generation_has_the_system_prompt_of_training(
     assert asked[2] == "<|system|>Hi.<|user|>1 + 1<|assistant|>"
     assert asked[3].startswith("<|system|>Please reason step by step")
     assert asked[4] == "1 + 1"
+    assert asked[5] == "<|user|>1 + 1\nBe brief.<|assistant|>"
     assert f"system_prompt='{SYSTEM}'" in said(capsys)
 
 
