@@ -111,6 +111,21 @@ def test_the_held_out_tenth_of_dapo_is_the_published_one(
     )
 
 
+def test_a_question_of_the_held_out_tenth_is_never_trained_on(tmp_path: Path) -> None:
+    places = datasets.Dataset.from_dict({"row": list(range(20))}).train_test_split(0.1, seed=42)
+    held_out, *_ = places["test"]["row"]
+    twin, *_ = places["train"]["row"]
+    rows = [{"prompt": f"What is {row}?", "solution": str(row)} for row in range(20)]
+    rows[twin] = rows[held_out]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # Neither where it is evaluated on, nor where nothing is.
+    for eval_size in (None, 0):
+        task = load_task("dapo", path=str(file), eval_size=eval_size)
+        assert rows[held_out]["prompt"] not in questions(task.train_dataset)
+        assert len(task.train_dataset) == 17
+
+
 def test_subsets(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = serve(monkeypatch)
     task = load_task("math", train_size=0, subset=["geometry", "number_theory"])
