@@ -38,10 +38,13 @@ class Options:
     def __post_init__(self) -> None:
         if not 2 <= len(self.texts) <= len(LETTERS):
             raise ValueError(f"expected 2 to {len(LETTERS)} options, got {len(self.texts)}")
-        if not all(isinstance(text, str) and text.strip() for text in self.texts):
-            raise ValueError(f"an option has no text: {list(self.texts)}")
+        if not all(isinstance(text, str) for text in self.texts):
+            raise ValueError(f"an option is no text: {list(self.texts)}")
         if not 0 <= self.right < len(self.texts):
             raise ValueError(f"option {self.right} is said to be right, of {len(self.texts)}")
+        # A blank among the wrong ones is a published data set's own.
+        if not self.texts[self.right].strip():
+            raise ValueError(f"the right option is blank: {list(self.texts)}")
 
     @property
     def answer(self) -> str:
@@ -81,6 +84,8 @@ def chosen_option(completion: str, texts: Sequence[str]) -> str | None:
 def _option_of(given: str, texts: Sequence[str], letters: str) -> str | None:
     marked = " ".join(_MARKUP.sub(" ", given).split())
     bare = " ".join(_BRACKETS.sub(" ", marked).split()).strip(" .,;:")
+    if not bare:
+        return None
     if len(bare) == 1 and bare.upper() in letters:
         return bare.upper()
     options = [normalized(text) for text in texts]

@@ -60,6 +60,12 @@ def test_a_text_that_two_options_have_chooses_none() -> None:
     assert chosen_option(r"\boxed{8}", ["7", "7", "8"]) == "C"
 
 
+def test_a_blank_option_is_chosen_by_its_letter_alone() -> None:
+    assert chosen_option(r"\boxed{}", ["7", " ", "8"]) is None
+    assert chosen_option(r"\boxed{.}", ["7", " ", "8"]) is None
+    assert chosen_option(r"\boxed{B}", ["7", " ", "8"]) == "B"
+
+
 def test_letters_end_with_the_options() -> None:
     assert chosen_option("It is C. Or D", ANIMALS[:3]) == "C"
     assert chosen_option(r"\boxed{E}", [*ANIMALS, "wolf"]) == "E"

@@ -206,8 +206,8 @@ def test_options_of_gpqa_do_not_tell_which_is_right(monkeypatch: pytest.MonkeyPa
         ("arc-challenge", {"question": " "}, "has nothing as 'question'"),
         ("mmlu-stem", {"answer": 4}, "option 4 is said to be right, of 4"),
         ("mmlu-stem", {"answer": None}, "expected the place of an option as 'answer', got None"),
-        ("mmlu-stem", {"choices": ["1", " ", "2"]}, "an option has no text"),
-        ("gpqa", {"Incorrect Answer 2": None}, "an option has no text"),
+        ("mmlu-stem", {"choices": ["1", "2", "3", " "]}, "the right option is blank"),
+        ("gpqa", {"Incorrect Answer 2": None}, "an option is no text"),
     ],
 )
 def test_a_question_whose_options_are_wrong_is_named(
