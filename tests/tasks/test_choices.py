@@ -1,7 +1,5 @@
 """Which option a completion chooses."""
 
-import time
-
 import pytest
 
 from lepo_kernels.tasks.choices import as_question, chosen_option
@@ -90,6 +88,4 @@ def test_reward() -> None:
 @pytest.mark.parametrize("piece", [r"\text", "A ", r"\boxed{", "(", "answer is ", " \n"])
 def test_any_text_is_read_at_once(piece: str) -> None:
     """In linear time: quadratic time over a megabyte would not end."""
-    start = time.monotonic()
     chosen_option(piece * (1_000_000 // len(piece)), ANIMALS)
-    assert time.monotonic() - start < 60
