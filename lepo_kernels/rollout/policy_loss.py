@@ -4,6 +4,8 @@ Contract: `policy_log_probs` followed by `lepo_objective`, by `lepo_loss`, which
 three times instead of four.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -49,6 +51,7 @@ def policy_loss(
     router_loss_scale: float = 1.0,
     share_prompts: bool = True,
     packing: bool = True,
+    hidden_gradient: Callable[[Tensor, Tensor], None] | None = None,
     backend: str | None = None,
     **settings: Any,
 ) -> PolicyLoss:
@@ -62,6 +65,8 @@ def policy_loss(
         router_loss_scale: multiplies the router's loss of a mixture of experts whose config sets
             ``output_router_logits``, beside the model's ``router_aux_loss_coef``: what this call is
             of an update, as that loss is a mean over tokens.
+        hidden_gradient: called in the backward pass with which steps are latent, [M] bool, and the
+            gradient of their hidden states, [M, D], which it must not change.
         backend: see `lepo_kernels.backend`.
         **settings: ``beta`` and the others of `lepo_objective`.
 
@@ -76,6 +81,8 @@ def policy_loss(
 
     def loss(head: LmHead, hidden: Tensor, steps: SelectedSteps) -> tuple[Tensor, ...]:
         kept = steps.ids.shape[1]
+        if hidden_gradient is not None and hidden.requires_grad:
+            hidden.register_hook(partial(hidden_gradient, steps.latent))
         return head.lepo_loss(
             hidden,
             *steps,

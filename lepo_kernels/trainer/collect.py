@@ -17,6 +17,7 @@ from lepo_kernels.trainer.advantages import Advantages, group_advantages
 from lepo_kernels.trainer.agreement import SamplingAgreement
 from lepo_kernels.trainer.config import LEPOConfig
 from lepo_kernels.trainer.experience import Experience, step_log_probs, training_order
+from lepo_kernels.trainer.latent_use import latent_use_metrics
 from lepo_kernels.trainer.prompts import encode_prompts
 from lepo_kernels.trainer.reward_step import RewardedRollout, reward_rollout
 from lepo_kernels.trainer.rewards import Rewards
@@ -274,6 +275,7 @@ def rollout_metrics(
             "latent/support_size": _masked_mean(support, kept),
             "latent/single_survivor": _masked_mean((support == 1).double(), kept),
             "latent/mean_length": float(latent.sum(-1).double().mean()),
+            **latent_use_metrics(rollout),
         }
     return metrics
 

@@ -25,6 +25,11 @@ class MetricMeans:
             total = torch.where(mask, values.double(), 0.0).sum()
             self._add(name, float(total), count)
 
+    def add_ratio(self, name: str, part: float, whole: float) -> None:
+        """Add to a quotient of two sums; nothing where ``whole`` is 0."""
+        if whole > 0:
+            self._add(name, part, whole)
+
     def add_max(self, name: str, value: float) -> None:
         """Add a value of which the largest counts."""
         self._largest[name] = max(value, self._largest.get(name, value))

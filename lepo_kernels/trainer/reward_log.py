@@ -13,12 +13,12 @@ from lepo_kernels.trainer.reward_errors import RewardError
 # What the records of completions and of evaluations hold already.
 OWN_COLUMNS = frozenset(
     {"step", "evaluation", "problem", "prompt", "completion", "latent", "rewards", "reward"}
-    | {"advantage", "greedy", "length", "metrics"}
+    | {"advantage", "greedy", "length", "metrics", "draw", "ablated"}
 )
 # What a training log holds besides the metrics of its rollout.
 OWN_METRICS = frozenset(
     {"step", "epoch", "loss", "grad_norm", "learning_rate", "step_time", "kl", "ratio"}
-    | {"aux_loss", "skipped_updates"}
+    | {"aux_loss", "skipped_updates", "latent/gradient_share"}
     | {f"sampling/sampling_logp_difference/{part}" for part in ("mean", "max")}
     | {f"clip_ratio/{part}_mean" for part in ("low", "high", "region")}
 )

@@ -35,6 +35,7 @@ from lepo_kernels.trainer.experience import Experience
 from lepo_kernels.trainer.experience_files import load_experience
 from lepo_kernels.trainer.generation import generation_config
 from lepo_kernels.trainer.kl_reference import KLReference
+from lepo_kernels.trainer.latent_use import LatentGradientShare
 from lepo_kernels.trainer.loss_metrics import add_loss_metrics
 from lepo_kernels.trainer.metrics import MetricMeans
 from lepo_kernels.trainer.model_limits import limits_of
@@ -139,6 +140,7 @@ class LEPOTrainer(ResumableTrainer):
         if args.beta > 0:
             self.reference = KLReference(model, args.device)
         self._means = MetricMeans()
+        self._gradient_share = LatentGradientShare()
         self.agreement = SamplingAgreement(
             self._means,
             args.sampling_logp_difference_warning,
@@ -270,6 +272,7 @@ class LEPOTrainer(ResumableTrainer):
             temperature=args.temperature,
             share_prompts=args.share_prompts,
             packing=args.packing,
+            hidden_gradient=self._gradient_share.add if args.latent_length > 0 else None,
             # A mean over tokens; the micro-batches of an update share it equally.
             router_loss_scale=1 / args.gradient_accumulation_steps,
             beta=args.beta,
@@ -291,6 +294,7 @@ class LEPOTrainer(ResumableTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and add the metrics gathered since the last training log."""
         if "loss" in logs:
+            self._gradient_share.pop_into(self._means)
             logs = {
                 **logs,
                 **self._means.pop(self.accelerator.num_processes),
