@@ -12,7 +12,7 @@ from lepo_kernels.suggest import did_you_mean
 
 COMMANDS = {
     "train": "train a model on a task",
-    "eval": "evaluate a model on a task: greedy, mean@k, pass@k",
+    "eval": "evaluate a model on tasks, with and without its latents",
     "generate": "complete a prompt and show each soft step",
     "bench": "time every op beside what one would use otherwise",
     "info": "show versions, the device, and which kernel serves each op",

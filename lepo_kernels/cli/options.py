@@ -112,11 +112,42 @@ class GenerateOptions:
 
 @dataclass
 class EvalOptions:
-    """Where ``lepo eval`` writes."""
+    """What ``lepo eval`` evaluates, and where it writes."""
 
+    tasks: list[str] | None = field(
+        default=None,
+        metadata={"help": "Tasks to evaluate on, one after the other; default the task's own."},
+    )
+    tasks_params: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Parameters of these, a mapping from a task's name to a mapping (JSON)."},
+    )
+    latent_lengths: list[str] | None = field(
+        default=None,
+        metadata={"help": "Latent lengths to evaluate with, such as 0,8,32; default the model's."},
+    )
+    ablate: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Answers on top of ablated latents, too: shuffle (another problem's), blank "
+            "(a blank token's embedding), argmax (the heaviest token's), last_only (the others "
+            "removed)."
+        },
+    )
+    ablate_blank: str = field(
+        default=" ", metadata={"help": "Text of the one token that --ablate blank takes."}
+    )
     output: str | None = field(
         default=None,
-        metadata={"help": "JSON file for metrics and completions; default none."},
+        metadata={
+            "help": "JSON file for metrics and completions, with a table (.md) and a picture "
+            "(.png) beside it; default none. While the evaluation runs, finished samples are kept "
+            "beside it, and the same command resumes from them."
+        },
+    )
+    restart: bool = field(
+        default=False,
+        metadata={"help": "Drop the finished samples of an evaluation that was broken off."},
     )
 
 

@@ -94,15 +94,26 @@ def plot_curves(metrics: Path | str, picture: Path | str, title: str = "") -> bo
     figure = Figure(figsize=(4.0 * columns, 2.8 * lines), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     if title:
-        # A dollar sign in a name starts no formula.
-        figure.suptitle(
-            title, fontsize=12, color=INK, x=0.01, ha="left", fontweight="bold", parse_math=False
-        )
+        draw_title(figure, title)
     axes = figure.subplots(lines, columns, squeeze=False).flatten()
     for panel, axis in zip(panels, axes, strict=False):
         _draw(panel, rows, axis)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
+    save_picture(figure, picture)
+    return True
+
+
+def draw_title(figure: Any, title: str) -> None:
+    """Write a title above all panels of a matplotlib figure."""
+    # A dollar sign in a name starts no formula.
+    figure.suptitle(
+        title, fontsize=12, color=INK, x=0.01, ha="left", fontweight="bold", parse_math=False
+    )
+
+
+def save_picture(figure: Any, picture: Path | str) -> None:
+    """Write a matplotlib figure as a PNG that is replaced in one go."""
     fresh = Path(picture).with_name(f".{Path(picture).name}.new")
     try:
         with warnings.catch_warnings():
@@ -114,7 +125,6 @@ def plot_curves(metrics: Path | str, picture: Path | str, title: str = "") -> bo
         with contextlib.suppress(OSError):
             fresh.unlink(missing_ok=True)
         raise
-    return True
 
 
 def _with_sampled_accuracy(rows: list[dict[str, Any]]) -> list[Panel]:

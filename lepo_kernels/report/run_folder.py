@@ -92,13 +92,13 @@ class RunFolder:
                     if row["step"] + ahead <= step
                     and not (evaluation and row["step"] == step and _is_of_evaluation(row))
                 ]
-                _replace(path, "".join(map(_line, kept)))
+                replace_text(path, "".join(map(_line, kept)))
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the settings as YAML."""
         self.folder.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
-        _replace(self.folder / CONFIG, text)
+        replace_text(self.folder / CONFIG, text)
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Add a line of metrics; it needs a ``step``."""
@@ -185,7 +185,7 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
     """Write a file that is never seen half written."""
     fresh = path.with_name(f".{path.name}.new")
     fresh.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -1,24 +1,19 @@
 """Evaluating a policy: greedy accuracy, mean@k and the unbiased Pass@k."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from lepo_kernels.rollout.config import LatentGenerationConfig
-from lepo_kernels.rollout.engine import RolloutEngine, RolloutRequest, TransformersEngine
+from lepo_kernels.rollout.engine import RolloutEngine, TransformersEngine
 from lepo_kernels.trainer.dataset_checks import check_dataset, check_prompts
-from lepo_kernels.trainer.evaluation_metrics import metric_names, summarise
+from lepo_kernels.trainer.evaluation_batches import BatchEvaluator, batches_of
+from lepo_kernels.trainer.evaluation_metrics import summarise
 from lepo_kernels.trainer.evaluation_settings import check_evaluation
 from lepo_kernels.trainer.model_limits import limits_of
-from lepo_kernels.trainer.prompts import encode_prompts, latent_steps, prompt_text
-from lepo_kernels.trainer.reward_step import reward_rollout
 from lepo_kernels.trainer.rewards import RewardFunction, Rewards
-
-# Rollouts of the evaluation draw noise from keys that training never uses.
-EVALUATION_KEYS = 1 << 48
 
 
 @dataclass
@@ -30,10 +25,10 @@ class EvaluationResult:
             ``greedy_reward``, ``greedy_length``; ``mean@k`` (mean accuracy of k samples),
             ``reward@k`` and the unbiased ``pass@1`` ... ``pass@k``; and the mean over completions
             of what reward functions log with ``log_metric``.
-        records: one dict per completion: ``problem``, ``prompt``, ``completion``, ``reward`` (None
-            where no function gave one), ``greedy``, ``length``, ``latent`` (per latent step its
-            heaviest tokens and weights), what reward functions log with ``log_extra``, and
-            ``metrics``, if they log any.
+        records: one dict per completion: ``problem``, ``draw`` (which of its completions),
+            ``prompt``, ``completion``, ``reward`` (None where no function gave one), ``length``,
+            ``greedy``, ``latent`` (per latent step its heaviest tokens and weights), what reward
+            functions log with ``log_extra``, and ``metrics``, if they log any.
     """
 
     metrics: dict[str, float]
@@ -134,79 +129,22 @@ def evaluate_checked(
         RewardError: see `Rewards`.
     """
     rows = range(len(dataset)) if problems is None else problems
-    draws = {True: 1 if greedy else 0, False: num_samples}
-    total = len(rows) * sum(draws.values())
+    batches = batches_of(rows, num_samples=num_samples, greedy=greedy, batch_size=batch_size)
+    evaluator = BatchEvaluator(
+        engine,
+        device,
+        processing_class,
+        dataset,
+        rewards,
+        generation,
+        num_samples,
+        seed,
+        step_progress=step_progress,
+    )
+    total = sum(map(len, batches))
     records: list[dict[str, Any]] = []
-    for is_greedy, count in draws.items():
-        config = replace(generation, do_sample=not is_greedy)
-        for some, drawn in _batches(rows, count, batch_size):
-            keys = [
-                EVALUATION_KEYS + p * max(num_samples, 1) + draw for p in some for draw in drawn
-            ]
-            records += _evaluate_batch(
-                engine,
-                device,
-                processing_class,
-                dataset,
-                rewards,
-                config,
-                some,
-                keys,
-                num_samples,
-                seed,
-                step_progress,
-            )
-            if progress is not None:
-                progress(len(records), total)
+    for batch in batches:
+        records += evaluator.evaluate(batch)
+        if progress is not None:
+            progress(len(records), total)
     return EvaluationResult(summarise(records, success_threshold), records)
-
-
-def _batches(
-    problems: Sequence[int], draws: int, batch_size: int
-) -> Iterator[tuple[Sequence[int], range]]:
-    """Problems with some of their draws, at most ``batch_size`` completions together."""
-    width = min(draws, batch_size)
-    at_once = max(1, batch_size // max(1, width))
-    for first in range(0, len(problems), at_once):
-        for drawn in range(0, draws, max(1, width)):
-            yield problems[first : first + at_once], range(drawn, min(drawn + width, draws))
-
-
-def _evaluate_batch(
-    engine: RolloutEngine,
-    device: torch.device,
-    tokenizer: Any,
-    dataset: Any,
-    rewards: Rewards,
-    config: LatentGenerationConfig,
-    problems: Sequence[int],
-    keys: list[int],
-    num_samples: int,
-    seed: int,
-    step_progress: Callable[[int, int], None] | None,
-) -> list[dict[str, Any]]:
-    """Records of ``len(keys) / len(problems)`` completions per problem."""
-    samples = len(keys) // len(problems)
-    ids, mask = encode_prompts(tokenizer, [dataset[problem]["prompt"] for problem in problems])
-    row_keys = torch.tensor(keys, device=device)
-    request = RolloutRequest(ids.to(device), mask.to(device), config, samples, seed, row_keys)
-    rollout = engine.generate(request, progress=step_progress)
-    examples = [dataset[problem] for problem in problems for _ in range(samples)]
-    rewarded = reward_rollout(rewards, tokenizer, examples, rollout)
-    totals = rewarded.totals.tolist()
-    logged = rewards.log.metrics(own=[*metric_names(True, num_samples), "runtime"])
-    lengths = rollout.completion_mask.sum(-1).tolist()
-    return [
-        {
-            "problem": problem,
-            "prompt": prompt_text(tokenizer, rewarded.prompts[index]),
-            "completion": rewarded.texts[index],
-            "reward": None if math.isnan(totals[index]) else totals[index],
-            "greedy": not config.do_sample,
-            "length": lengths[index],
-            "latent": latent_steps(tokenizer, rollout, index),
-            **{name: values[index] for name, values in rewards.log.columns.items()},
-            **({"metrics": logged} if logged else {}),
-        }
-        for index, problem in enumerate(p for p in problems for _ in range(samples))
-    ]

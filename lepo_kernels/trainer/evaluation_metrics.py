@@ -7,27 +7,48 @@ from typing import Any
 
 def summarise(records: list[dict[str, Any]], success_threshold: float = 0.5) -> dict[str, float]:
     """Metrics of evaluation records; a missing reward (None or NaN) counts as 0."""
-    metrics: dict[str, float] = {}
-    greedy = [record for record in records if record["greedy"]]
+    by_problem = values_by_problem(records, success_threshold)
+    metrics = {name: _mean(list(values.values())) for name, values in by_problem.items()}
+    return {**metrics, **_logged(records)}
+
+
+def values_by_problem(
+    records: list[dict[str, Any]], success_threshold: float = 0.5
+) -> dict[str, dict[int, float]]:
+    """Each metric's value for each problem, of which the metric is the mean.
+
+    Args:
+        records: see `EvaluationResult`.
+        success_threshold: a total reward of at least this counts as solved.
+    """
+    found: dict[str, dict[int, float]] = {}
+    greedy = {record["problem"]: record for record in records if record["greedy"]}
     if greedy:
-        metrics["greedy_accuracy"] = _mean([_reward(r) >= success_threshold for r in greedy])
-        metrics["greedy_reward"] = _mean([_reward(r) for r in greedy])
-        metrics["greedy_length"] = _mean([r["length"] for r in greedy])
-    per_problem: dict[int, list[float]] = {}
+        found["greedy_accuracy"] = {
+            p: float(is_solved(r, success_threshold)) for p, r in greedy.items()
+        }
+        found["greedy_reward"] = {p: _reward(r) for p, r in greedy.items()}
+        found["greedy_length"] = {p: r["length"] for p, r in greedy.items()}
+    drawn: dict[int, list[dict[str, Any]]] = {}
     for record in records:
         if not record["greedy"]:
-            per_problem.setdefault(record["problem"], []).append(_reward(record))
-    if per_problem:
-        samples = min(len(drawn) for drawn in per_problem.values())
-        solved = [
-            (len(drawn), sum(reward >= success_threshold for reward in drawn))
-            for drawn in per_problem.values()
-        ]
-        metrics[f"mean@{samples}"] = _mean([some / drawn for drawn, some in solved])
-        metrics[f"reward@{samples}"] = _mean([_mean(drawn) for drawn in per_problem.values()])
+            drawn.setdefault(record["problem"], []).append(record)
+    if drawn:
+        samples = min(map(len, drawn.values()))
+        solved = {
+            problem: (len(some), sum(is_solved(record, success_threshold) for record in some))
+            for problem, some in drawn.items()
+        }
+        found[f"mean@{samples}"] = {p: some / count for p, (count, some) in solved.items()}
+        found[f"reward@{samples}"] = {p: _mean(list(map(_reward, r))) for p, r in drawn.items()}
         for k in _powers_of_two(samples):
-            metrics[f"pass@{k}"] = _mean([pass_at_k(drawn, some, k) for drawn, some in solved])
-    return {**metrics, **_logged(records)}
+            found[f"pass@{k}"] = {p: pass_at_k(n, some, k) for p, (n, some) in solved.items()}
+    return found
+
+
+def is_solved(record: dict[str, Any], success_threshold: float) -> bool:
+    """Whether a completion's reward reaches the threshold."""
+    return _reward(record) >= success_threshold
 
 
 def metric_names(greedy: bool, num_samples: int) -> list[str]:

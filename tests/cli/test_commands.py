@@ -66,7 +66,7 @@ def test_run_folder_is_enough_to_evaluate_and_generate(
     evaluated = [row for row in read_lines(run / "evaluations.jsonl") if row["step"] == 2]
     output = tmp_path / "out" / "eval.json"
     assert main(["eval", "--model", str(run), "--output", str(output)]) == 0
-    found = json.loads(output.read_text())
+    (found,) = json.loads(output.read_text())["evaluations"]
     assert found["problems"] == 4
     for name, value in found["metrics"].items():
         assert value == pytest.approx(last.get(f"eval_{name}", value))
@@ -74,7 +74,7 @@ def test_run_folder_is_enough_to_evaluate_and_generate(
     assert "greedy_accuracy" in capsys.readouterr().out
     # Another seed is other noise, not other problems: those might be ones it was trained on.
     assert main(["eval", "--model", str(run), "--seed", "7", "--output", str(output)]) == 0
-    other = json.loads(output.read_text())
+    (other,) = json.loads(output.read_text())["evaluations"]
     assert [c["prompt"] for c in other["completions"]] == [c["prompt"] for c in evaluated]
     capsys.readouterr()
 

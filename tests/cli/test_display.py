@@ -63,7 +63,7 @@ def test_a_long_evaluation_says_a_line_now_and_then(
     assert main(["eval", str(config)]) == 0
     # Four problems: one greedy batch, then one of two samples each.
     lines = [line for line in capsys.readouterr().out.splitlines() if "evaluated" in line]
-    assert lines[0] == "evaluated 0, step 1/5"
+    assert lines[0] == "evaluated 0/12, step 1/5"
     assert "evaluated 4/12, step 1/5" in lines
 
 

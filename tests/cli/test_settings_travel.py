@@ -125,8 +125,21 @@ def test_nothing_of_the_models_task_is_taken_for_another(
     output = tmp_path / "out.json"
     words = ["--task", "reasoning_gym:leg_counting", "--eval_num_samples", "0"]
     assert main(["eval", "--model", str(run), "--output", str(output), *words]) == 0
-    assert json.loads(output.read_text())["problems"] == 100
+    assert json.loads(output.read_text())["evaluations"][0]["problems"] == 100
     assert "task_params" not in said(capsys)
+
+
+def test_of_several_tasks_the_models_own_keeps_its_settings(run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.json"
+    own, other = str(SETTINGS["task"]), "reasoning_gym:leg_counting"
+    words = ["--tasks", own, other, "--eval_num_samples", "0", "--output", str(output)]
+    assert main(["eval", "--model", str(run), *words]) == 0
+    found = json.loads(output.read_text())["evaluations"]
+    assert [(part["task"], part["problems"]) for part in found] == [(own, 4), (other, 100)]
+    assert main(["eval", "--model", str(run), "--output", str(output)]) == 0
+    (alone,) = json.loads(output.read_text())["evaluations"]
+    asked = [{record["prompt"] for record in part["completions"]} for part in (found[0], alone)]
+    assert asked[0] == asked[1]
 
 
 def test_its_own_task_keeps_its_parameters(run: Path, tmp_path: Path) -> None:
@@ -134,7 +147,8 @@ def test_its_own_task_keeps_its_parameters(run: Path, tmp_path: Path) -> None:
     for words in ([], ["--task", str(SETTINGS["task"])]):
         output = tmp_path / "out.json"
         assert main(["eval", "--model", str(run), "--output", str(output), *words]) == 0
-        problems.append([c["prompt"] for c in json.loads(output.read_text())["completions"]])
+        (found,) = json.loads(output.read_text())["evaluations"]
+        problems.append([c["prompt"] for c in found["completions"]])
     assert problems[0] == problems[1]
 
 

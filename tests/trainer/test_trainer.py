@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from lepo_kernels.rollout.engine import TransformersEngine
 from lepo_kernels.trainer.config import LEPOConfig
 from lepo_kernels.trainer.dataset_checks import check_dataset
-from lepo_kernels.trainer.evaluation import EVALUATION_KEYS
+from lepo_kernels.trainer.evaluation_batches import EVALUATION_KEYS
 from lepo_kernels.trainer.rewards import RewardError
 from lepo_kernels.trainer.trainer import LEPOTrainer
 from tests.tiny import tiny_model
