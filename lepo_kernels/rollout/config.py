@@ -20,7 +20,7 @@ from lepo_kernels.validation import (
 
 NOISES = ("gumbel", "gaussian", "dirichlet", "soft", "none", "categorical")
 LATENT_EOS = ("mask", "stop")
-CACHES = ("dynamic", "static")
+CACHES = ("auto", "dynamic", "static")
 # The noises that a setting acts on; with any other it must keep its default, or a run would be
 # another than its settings say.
 ACTS_ON = {
@@ -70,7 +70,13 @@ class LatentGenerationConfig:
         cold_stop_entropy: ends the latent phase of a row early once its entropy (in nats) has been
             below this for ``cold_stop_steps`` consecutive steps (Soft Thinking, arXiv 2505.15778).
         cold_stop_steps: see ``cold_stop_entropy``.
-        cache_implementation: "dynamic" (finished rows leave the batch) or "static".
+        cache_implementation: "dynamic" (finished rows leave the batch), "static" (a cache of fixed
+            size, in which all rows stay), or "auto": static where steps are compiled.
+        compile_rollout: whether a step (forward, draw, embedding, test for the end) is one compiled
+            graph, on a static cache; replayed as a CUDA graph on a GPU. Each size of batch and
+            length, rounded up, is compiled once per model, and its cache stays allocated. None: on
+            a CUDA device, unless the cache is to be dynamic or the model cannot be compiled, which
+            the log says once.
 
     Raises:
         TypeError, ValueError: a setting has the wrong type, is out of range, or differs from its
@@ -99,13 +105,15 @@ class LatentGenerationConfig:
     latent_eos: str = "mask"
     cold_stop_entropy: float | None = None
     cold_stop_steps: int = 256
-    cache_implementation: str = "dynamic"
+    cache_implementation: str = "auto"
+    compile_rollout: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("eos_token_ids", "latent_suffix_ids", "suppress_tokens"):
             object.__setattr__(self, name, _as_ids(name, getattr(self, name)))
         self._check_lengths()
         self._check_sampling()
+        self._check_decoding()
 
     @property
     def samples_latents(self) -> bool:
@@ -148,7 +156,6 @@ class LatentGenerationConfig:
             check_flag(flag, getattr(self, flag))
         check_choice("noise", self.noise, NOISES)
         check_choice("latent_eos", self.latent_eos, LATENT_EOS)
-        check_choice("cache_implementation", self.cache_implementation, CACHES)
         check_positive_number("tau", self.tau, zero_included=True)
         check_positive_number("noise_scale", self.noise_scale)
         check_positive_number("temperature", self.temperature)
@@ -166,6 +173,19 @@ class LatentGenerationConfig:
                 raise ValueError(f"noise_clamp: expected (low, high), low < high, got {low, high}")
             object.__setattr__(self, "noise_clamp", (low, high))
         self._check_ignored()
+
+    def _check_decoding(self) -> None:
+        check_choice("cache_implementation", self.cache_implementation, CACHES)
+        if not (self.compile_rollout is None or isinstance(self.compile_rollout, bool)):
+            raise TypeError(
+                "compile_rollout: expected True, False or None, got "
+                f"{type(self.compile_rollout).__name__}"
+            )
+        if self.compile_rollout and self.cache_implementation == "dynamic":
+            raise ValueError(
+                "compile_rollout: steps on a dynamic cache are not compiled; take "
+                "cache_implementation 'auto' or 'static'"
+            )
 
     def _check_ignored(self) -> None:
         defaults = {field.name: field.default for field in fields(self)}

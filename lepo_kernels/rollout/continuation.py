@@ -168,7 +168,7 @@ class _Continuation:
             top_k=config.top_k,
             top_p=config.top_p,
             min_p=config.min_p,
-            noise="gumbel" if config.do_sample else "none",
+            noise="gumbel" if config.samples_tokens else "none",
             seed=self.rollout.seed,
             row_keys=self.keys,
             step=self.step,

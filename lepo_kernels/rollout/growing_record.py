@@ -1,94 +1,95 @@
-"""The record of a rollout while it grows, a step at a time."""
+"""The record of a rollout that grows by references: no step writes, the end gathers once."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from lepo_kernels.rollout.config import LatentGenerationConfig
-from lepo_kernels.rollout.record import LatentRollout
+from lepo_kernels.rollout.choosing import Choice
+from lepo_kernels.rollout.recorded_steps import RecordedSteps
 
 
-class Choice(NamedTuple):
-    """What the live rows do at a step: n rows, K entries of the mixture that is fed next."""
+class _Segment:
+    """Steps of the same rows."""
 
-    ids: Tensor  # [n, K]
-    weights: Tensor  # [n, K]
-    kept: Tensor  # [n]: entries the sampler kept
-    token: Tensor  # [n]: shadow, forced or sampled id
-    log_prob: Tensor  # [n]
-    entropy: Tensor  # [n]
-    latent: Tensor  # [n] bool
-    forced: Tensor  # [n] bool
-    embedding: Tensor | None = None  # [n, D], of the mixture; None leaves it to be formed
-
-    def select(
+    def __init__(
         self,
-        keep: Tensor,  # [m] int64
-    ) -> "Choice":
-        """Some of the rows."""
-        return Choice(*(None if x is None else x[keep] for x in self))  # type: ignore[arg-type]
+        rows: Tensor,  # [n] int64, among the B rows of the rollout
+    ):
+        self.rows = rows
+        self.choices: list[Choice] = []
+        self.live: list[Tensor] = []
 
 
 class GrowingRecord:
-    """The growing ``LatentRollout``: buffers for all rows, written a step at a time."""
+    """What the rows of a rollout have done so far.
 
-    def __init__(self, B: int, config: LatentGenerationConfig, device: torch.device):
-        T, L = config.max_new_tokens, config.latent_length
+    Args:
+        rows: [B] int64, the rows that are decoded; fewer of them after `continue_with`.
+    """
 
-        def buffer(*shape: int, dtype: torch.dtype, fill: float = 0) -> Tensor:
-            return torch.full(shape, fill, dtype=dtype, device=device)
+    def __init__(
+        self,
+        rows: Tensor,  # [B]
+    ):
+        self._segments = [_Segment(rows)]
 
-        self.completion_ids = buffer(B, T, dtype=torch.int64, fill=config.pad_token_id)
-        self.completion_mask = buffer(B, T, dtype=torch.bool)
-        self.latent_mask = buffer(B, T, dtype=torch.bool)
-        self.action_mask = buffer(B, T, dtype=torch.bool)
-        self.log_probs = buffer(B, T, dtype=torch.float32)
-        self.entropy = buffer(B, T, dtype=torch.float32)
-        self.latent_ids = buffer(B, L, 0, dtype=torch.int64)
-        self.latent_weights = buffer(B, L, 0, dtype=torch.float32)
-        self.latent_count = buffer(B, L, dtype=torch.int64)
-        self.stopped = buffer(B, dtype=torch.bool)
-        self.latent_length = L
-        self.pad_token_id = config.pad_token_id
+    def append(
+        self,
+        choice: Choice,
+        live: Tensor,  # [n] bool
+    ) -> None:
+        """Add a step of the rows that are decoded, of which some may be finished."""
+        self._segments[-1].choices.append(choice)
+        self._segments[-1].live.append(live)
 
-    def write(self, step: int, rows: Tensor, live: Tensor, choice: Choice, stopped: Tensor) -> None:
-        """Store a step of the rows ``rows``; finished ones among them store padding."""
-        self.completion_ids[rows, step] = choice.token.masked_fill(~live, self.pad_token_id)
-        self.completion_mask[rows, step] = live
-        self.action_mask[rows, step] = live & ~choice.forced
-        self.log_probs[rows, step] = choice.log_prob.masked_fill(~live, 0.0)
-        self.entropy[rows, step] = choice.entropy.masked_fill(~live, 0.0)
-        self.stopped[rows] |= live & stopped
-        if step >= self.latent_length:
-            return
-        latent = live & choice.latent
-        self.latent_mask[rows, step] = latent
-        K = choice.ids.shape[1]
-        self._widen(K)
-        self.latent_ids[rows, step, :K] = choice.ids * latent[:, None]
-        self.latent_weights[rows, step, :K] = choice.weights.float() * latent[:, None]
-        self.latent_count[rows, step] = choice.kept * latent
+    def continue_with(
+        self,
+        rows: Tensor,  # [m] int64
+    ) -> None:
+        """Only these rows are decoded from now on."""
+        self._segments.append(_Segment(rows))
 
-    def _widen(self, K: int) -> None:
-        """Make room for K entries; rare, since only an unlimited top-k changes its width."""
-        more = K - self.latent_ids.shape[2]
-        if more > 0:
-            self.latent_ids = torch.nn.functional.pad(self.latent_ids, (0, more))
-            self.latent_weights = torch.nn.functional.pad(self.latent_weights, (0, more))
-
-    def result(self, steps: int, **given: Any) -> LatentRollout:
-        """The first ``steps`` steps, and what is given of the other fields."""
-        return LatentRollout(
-            completion_ids=self.completion_ids[:, :steps],
-            completion_mask=self.completion_mask[:, :steps],
-            latent_mask=self.latent_mask[:, :steps],
-            action_mask=self.action_mask[:, :steps],
-            latent_ids=self.latent_ids[:, :steps],
-            latent_weights=self.latent_weights[:, :steps],
-            latent_count=self.latent_count[:, :steps],
-            log_probs=self.log_probs[:, :steps],
-            entropy=self.entropy[:, :steps],
-            truncated=~self.stopped,
-            **given,
+    def steps(
+        self,
+        latent_end: Tensor,  # [B]
+        unfinished: Tensor,  # [B] bool
+    ) -> RecordedSteps:
+        """All steps of all rows."""
+        fields = ("token", "log_prob", "entropy")
+        token, log_prob, entropy = (
+            self._gather([[getattr(c, name) for c in s.choices] for s in self._segments])
+            for name in fields
         )
+        mixed = [[c for c in s.choices if c.ids is not None] for s in self._segments]
+        width = max((c.ids.shape[1] for s in mixed for c in s), default=0)  # type: ignore[union-attr]
+
+        def wide(name: str) -> list[list[Tensor]]:
+            return [[pad(t := getattr(c, name), (0, width - t.shape[1])) for c in s] for s in mixed]
+
+        B = latent_end.shape[0]
+        if width == 0:
+            ids = token.new_zeros(B, 0, 0)
+            weights, kept = log_prob.new_zeros(B, 0, 0), token.new_zeros(B, 0)
+        else:
+            ids, weights = self._gather(wide("ids")), self._gather(wide("weights"))
+            kept = self._gather([[c.kept for c in s] for s in mixed])  # type: ignore[misc]
+        live = self._gather([s.live for s in self._segments])
+        return RecordedSteps(
+            token, log_prob, entropy, live, ids, weights, kept, latent_end, unfinished
+        )
+
+    def _gather(self, values: list[list[Tensor]]) -> Tensor:  # [B, S, ...]
+        """Stack the steps of each segment; rows that a segment leaves out hold zeros."""
+        B = self._segments[0].rows.shape[0]
+        parts: list[Any] = []
+        for segment, steps in zip(self._segments, values, strict=True):
+            if not steps:
+                continue
+            part = torch.stack(steps, dim=1)
+            if part.shape[0] < B:
+                whole = part.new_zeros(B, *part.shape[1:])
+                part = whole.index_copy_(0, segment.rows, part)
+            parts.append(part)
+        return torch.cat(parts, dim=1)

@@ -16,10 +16,13 @@ from torch import Tensor
 from lepo_kernels.rollout._modules import evaluating, output_embeddings, sharding_of, unwrap_model
 from lepo_kernels.rollout.config import LatentGenerationConfig
 from lepo_kernels.rollout.decoder import Decoder
+from lepo_kernels.rollout.decoding_way import decoding_way
 from lepo_kernels.rollout.model_cache import cache_argument
 from lepo_kernels.rollout.probe import check_served
+from lepo_kernels.rollout.prompts import Prompts
 from lepo_kernels.rollout.record import LatentRollout
 from lepo_kernels.rollout.soft_embedding import SoftEmbedding
+from lepo_kernels.rollout.static_decoder import StaticDecoder
 from lepo_kernels.validation import INDEX_DTYPES, check_integer, check_tensor
 
 
@@ -49,7 +52,7 @@ def latent_generate(
         attention_mask: [B, P] bool or integer, 1 on the prompt's tokens.
         config: see `LatentGenerationConfig`.
         num_return_sequences: samples R per prompt, side by side in the result. They share the pass
-            over their prompt, except with a static cache.
+            over their prompt.
         seed: any 64-bit integer.
         row_keys: [B R] int64, a key per sample: the same key gives the same noise. Default: 0, 1,
             and so on.
@@ -62,7 +65,8 @@ def latent_generate(
     Raises:
         TypeError: an argument has the wrong type or dtype, or the model is no causal LM.
         ValueError: an argument has the wrong shape or device; a prompt is empty or not
-            left-padded; an id of the settings is outside the vocabulary; a model whose weights are
+            left-padded; an id of the settings is outside the vocabulary; the settings ask for a
+            static cache or compiled steps that the model cannot have; a model whose weights are
             sharded over ranks, whose inputs cannot be mixtures, or that takes no key-value cache,
             or does not use it, or whose cached steps differ from a full forward (see
             `lepo_kernels.rollout.probe`; checked on a few tokens before a model's first rollout).
@@ -73,19 +77,13 @@ def latent_generate(
     soft = SoftEmbedding(base, backend=backend)
     columns = input_ids.shape[1] + config.max_new_tokens
     padded = not bool(attention_mask.all())
-    check_served(base, soft, config.cache_implementation, columns, padded=padded)
+    way = decoding_way(base, config)
+    check_served(base, soft, way.cache, columns, padded=padded)
+    prompts = Prompts.repeated(input_ids, attention_mask, num_return_sequences, row_keys)
     with evaluating(base):
-        decoder = Decoder(
-            base,
-            soft,
-            input_ids,
-            attention_mask,
-            config,
-            num_return_sequences,
-            seed,
-            row_keys,
-            backend,
-        )
+        if way.cache == "dynamic":
+            return Decoder(base, soft, prompts, config, seed, backend).run(progress)
+        decoder = StaticDecoder(base, soft, prompts, config, seed, backend, compiled=way.compiled)
         return decoder.run(progress)
 
 

@@ -33,6 +33,7 @@ from lepo_kernels.rollout.lm_head import LmHead
 from lepo_kernels.rollout.model_cache import (
     cache_argument,
     check_grown,
+    fill_static,
     make_cache,
     step_arguments,
 )
@@ -251,20 +252,29 @@ class _Probe:
         position_ids: Tensor,  # [n, S]
         attention_mask: Tensor | None = None,  # [n, S]
     ) -> Tensor:  # [n, 1 + _STEPS, V]
-        cache = make_cache(self.base, self.implementation, ids.shape[1])
-        cached = {cache_argument(self.base): cache, "use_cache": True, **step_arguments(self.base)}
+        cache = make_cache(self.base, "dynamic", 0)
+        static = self.implementation == "static"
 
         def forward(first: int, last: int, **inputs: Any) -> Tensor:
+            seen = None if attention_mask is None else attention_mask[:, :last]
+            if static and first > 0:
+                # All columns, as rollouts have it: the model itself leaves out those to come.
+                seen = torch.ones_like(ids) if attention_mask is None else attention_mask
             output = self.base(
-                **cached,
+                **{cache_argument(self.base): cache},
+                use_cache=True,
+                **step_arguments(self.base),
                 **inputs,
-                attention_mask=None if attention_mask is None else attention_mask[:, :last],
+                attention_mask=seen,
                 position_ids=position_ids[:, first:last],
             )
             logits: Tensor = output.logits[:, -1]
             return logits
 
         found = [forward(0, _LONG, input_ids=ids[:, :_LONG])]
+        if static:
+            grown, cache = cache, make_cache(self.base, "static", ids.shape[1])
+            fill_static(cache, grown, torch.arange(len(ids), device=ids.device), _LONG)
         for step in range(_LONG, ids.shape[1]):
             embedded = self._embedded(ids[:, step : step + 1])
             found.append(forward(step, step + 1, inputs_embeds=embedded))

@@ -77,6 +77,18 @@ class SoftEmbedding:
             return self._mix_looked_up(ids, weights)
         return self._scaled(mix_embeddings(ids, weights, self._table(), backend=self._backend))
 
+    def embed(
+        self,
+        ids: Tensor,  # [...]
+    ) -> Tensor:  # [..., D]
+        """The model's own embedding of ids, which is also `mix` of each with weight 1."""
+        embedded: Tensor = self._plain_forward(ids)
+        return embedded
+
+    def is_like(self, other: "SoftEmbedding") -> bool:
+        """Whether it embeds by the same module in the same way."""
+        return self.module is other.module and self._plain_forward == other._plain_forward
+
     def latent_step(
         self,
         logits: Tensor,  # [n, V]

@@ -122,7 +122,18 @@ class LEPOConfig(TrainingArguments):
         metadata={"help": "What samples completions: transformers, or an installed engine."},
     )
     cache_implementation: str = field(
-        default="dynamic", metadata={"help": f"Key-value cache of the rollout, one of {CACHES}."}
+        default="auto",
+        metadata={
+            "help": f"Key-value cache of the rollout, one of {CACHES}; auto is static where the "
+            "rollout is compiled."
+        },
+    )
+    compile_rollout: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Compile each step of the rollout into one graph, a CUDA graph on a GPU; "
+            "default: on a GPU, for models that can be."
+        },
     )
 
     # Rewards and loss

@@ -49,6 +49,7 @@ SAMPLING = (
     "do_discrete_sample",
     "max_completion_length",
     "cache_implementation",
+    "compile_rollout",
     "seed",
 )
 EVALUATION = (

@@ -27,6 +27,7 @@ FREE = {
     "max_prompt_length",
     "rollout_batch_size",
     "cache_implementation",
+    "compile_rollout",
     "log_completions",
     "num_completions_to_print",
     "reward_timeout",

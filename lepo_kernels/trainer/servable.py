@@ -5,6 +5,7 @@ from typing import Any
 
 from lepo_kernels.rollout._modules import unwrap_model
 from lepo_kernels.rollout.config import LatentGenerationConfig
+from lepo_kernels.rollout.decoding_way import decoding_way
 from lepo_kernels.rollout.probe import check_served
 from lepo_kernels.rollout.rotary import changes_with_length
 from lepo_kernels.rollout.soft_embedding import SoftEmbedding
@@ -39,7 +40,7 @@ def check_policy(
     check_served(
         base,
         SoftEmbedding(base),
-        generation.cache_implementation,
+        decoding_way(base, generation).cache,
         longest + generation.max_new_tokens,
         training=training,
     )

@@ -7,6 +7,7 @@ import torch
 import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lepo_kernels.rollout import choosing
 from lepo_kernels.rollout import decoder as module
 from lepo_kernels.rollout.latent_generate import latent_generate
 from tests.rollout.models import (
@@ -355,7 +356,7 @@ def test_soft_noise_perturbs_the_embedding_only(llama):
 
 def test_an_unlimited_top_k_stores_what_was_kept(llama, monkeypatch):
     # Narrower than the vocabulary, so that the mixtures count as wide.
-    monkeypatch.setattr(module, "_WIDE", 16)
+    monkeypatch.setattr(choosing, "WIDE", 16)
     wide = latent_generate(llama, *prompts(), settings(top_k=None, top_p=0.5))
     assert wide.latent_ids.shape[2] == wide.latent_count.max() < VOCAB
     torch.testing.assert_close(wide.latent_weights.sum(dim=-1), torch.ones(3, 4))
@@ -472,9 +473,9 @@ def test_at_most_one_wait_a_step(llama, noise, monkeypatch):
         )
     assert rollout.completion_ids.shape == (3, 12)
     _, *steps, _ = waits.steps
-    # Entry i is from the end of step i to that of step i + 1. No row can end in a latent step, so
-    # nothing is looked at until the suffix.
-    assert steps == [0, 0, 0, 0] + [1] * 7
+    # Entry i is from the end of step i to that of step i + 1. No row can end in a latent step or in
+    # the suffix.
+    assert steps == [0] * 6 + [1] * 5
 
 
 def wrong_prompts(change):
@@ -559,5 +560,5 @@ def test_samples_of_a_prompt_share_its_pass(family, cache, monkeypatch):
     together = latent_generate(model, ids, mask, config, num_return_sequences=3, seed=5)
     assert_same(apart, together)
     assert together.prompt_ids.equal(apart.prompt_ids)
-    assert widths[0] == len(ids) * (3 if cache == "static" else 1)
+    assert widths[0] == len(ids)
     assert widths[1] == len(ids) * 3
