@@ -101,17 +101,17 @@ class Chooser:
             *mixture[4:],
         )
 
-    def ends(
+    def goes_on(
         self,
         token: Tensor,  # [n]
     ) -> Tensor:  # [n] bool
-        """Which tokens end their row.
+        """Which tokens do not end their row.
 
         A shadow id is an EOS only where ``latent_eos="stop"`` let it be; a forced id never is.
         """
         if self._eos.numel() == 1:
-            return token == self._eos
-        return (token[:, None] == self._eos).any(dim=1)
+            return token != self._eos
+        return (token[:, None] != self._eos).all(dim=1)
 
     def follow_entropy(
         self,
@@ -180,8 +180,8 @@ class Chooser:
             logits, **self._draw(place, noise), exclude_ids=self._absent, backend=self._backend
         )
         # The draw is one of the kept entries, once; padding repeats an id, at -inf.
-        drawn = sample.ids == sample.token[:, None]
-        at_token = torch.where(drawn, sample.logits, -torch.inf).amax(dim=1)
+        others = sample.ids != sample.token[:, None]
+        at_token = sample.logits.masked_fill(others, -torch.inf).amax(dim=1)
         log_prob = hard_log_prob(at_token, sample.lse).float()
         token, entropy = sample.token, sample.entropy.float()
         if may_force:

@@ -116,7 +116,7 @@ class Decoder:
                 choice, place, self.cold_steps
             )
         if self.schedule.may_end(step):
-            self.live = self.live & ~chooser.ends(choice.token)
+            self.live = self.live & chooser.goes_on(choice.token)
         return choice.embedding
 
     def _look(self, step: int) -> tuple[int, bool]:
@@ -129,6 +129,8 @@ class Decoder:
             return self.live.shape[0], False
         if (step + 1) % self.look_every != 0:
             return self.live.shape[0], may_leave
+        if not may_leave:
+            return int(self.live.sum()), False
         left = self.live & (self.latent_end <= step + 1)
         live, gone = torch.stack([self.live.sum(), left.sum()]).tolist()
         return int(live), gone > 0

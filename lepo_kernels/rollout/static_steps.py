@@ -160,7 +160,7 @@ class StaticSteps:
             self._cold_steps.copy_(cold_steps)
             self._latent_end.copy_(latent_end)
         if phase is not Phase.LATENT or self._config.latent_eos == "stop":
-            self._live.logical_and_(~self._chooser.ends(choice.token))
+            self._live.logical_and_(self._chooser.goes_on(choice.token))
         self._step.add_(1)
 
     def _write(self, choice: Choice) -> None:
