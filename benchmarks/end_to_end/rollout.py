@@ -42,10 +42,11 @@ class Inputs:
     prompt_mask: Tensor  # [N, P]
     latent_length: int
     max_new_tokens: int
+    samples: int = SAMPLES
 
 
 class Sampled(NamedTuple):
-    """B = 8 N rows of T steps, the first L latent with K entries each."""
+    """B rows of T steps, the first L latent with K entries each."""
 
     soft_ids: Tensor  # [B, L, K]
     soft_weights: Tensor  # [B, L, K]
@@ -93,14 +94,14 @@ def plain(x: Inputs, topk_first: bool = False) -> Sampled:
 def check(x: Inputs, result: Sampled) -> None:
     """Against one forward without a cache over what was fed: each step's ids are among its best."""
     latent = x.latent_length
-    rows = len(x.prompt_ids) * SAMPLES
+    rows = len(x.prompt_ids) * x.samples
     assert result.ids.shape == (rows, x.max_new_tokens), "a row ended early"
     assert (result.ids > EOS).all(), "a row ended early"
     if latent:
         sums = result.soft_weights.sum(dim=-1)
         assert_close("sums of the weights", sums, torch.ones_like(sums), 1e-4)
         assert (result.soft_weights >= 0).all(), "a negative weight"
-    prompt_ids, mask = (t.repeat_interleave(SAMPLES, 0) for t in (x.prompt_ids, x.prompt_mask))
+    prompt_ids, mask = (t.repeat_interleave(x.samples, 0) for t in (x.prompt_ids, x.prompt_mask))
     table = x.model.get_input_embeddings().weight
     mixed = torch.einsum("blk,blkd->bld", result.soft_weights, table[result.soft_ids].float()).to(
         table.dtype

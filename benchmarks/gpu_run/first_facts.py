@@ -1,9 +1,10 @@
 """``python -m benchmarks.gpu_run.first_facts FACTS.json COUNTS --within SECONDS [--tiny]``
 
 What plans for the kernels rest on, measured one by one: the rates of copies and of the head's
-products, what a loss takes beside its three bare products, a latent step as a graph, and the
-launches of a decoding step. The file is whole after each fact, and a fact that cannot be had says
-why. With ``--tiny`` the same on the CPU, to see that it works: what it says then means nothing.
+products, what a loss takes beside its three bare products, a latent step as a graph, the launches
+of a decoding step, and compiled steps of a rollout beside eager ones. The file is whole after each
+fact, and a fact that cannot be had says why. With ``--tiny`` the same on the CPU, to see that it
+works: what it says then means nothing.
 
 Exit status: 0; 1 if a fact failed; 124 if none did, and the time ended before all were taken.
 """
@@ -21,7 +22,7 @@ from typing import Any
 from benchmarks import BEGUN
 from benchmarks.device import Device
 from benchmarks.gpu_run.counting import Counts
-from benchmarks.gpu_run.measured import REAL, SAMPLING, TINY, DecodeStep, Fact, facts_of
+from benchmarks.gpu_run.measured import REAL, SAMPLING, TINY, Fact, OfModel, facts_of
 from benchmarks.gpu_run.serving import Place, serving
 from benchmarks.gpu_run.smoke import works
 from benchmarks.timing import interleaved, stopwatch
@@ -80,7 +81,7 @@ def taken(fact: Fact, place: Place) -> dict[str, Any]:
 
 def _measured(fact: Fact, place: Place) -> dict[str, Any]:
     made = fact.make()
-    if isinstance(made, DecodeStep):
+    if isinstance(made, OfModel):
         return made()
     device = Device(place.device, time.perf_counter, graphs=fact.graph)
     batch = device.batch(made, stopwatch(device.timer))

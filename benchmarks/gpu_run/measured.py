@@ -13,6 +13,7 @@ from benchmarks.end_to_end import models
 from benchmarks.gpu_run import left_out
 from benchmarks.gpu_run.decode_fact import decode_step
 from benchmarks.gpu_run.product_checks import padded
+from benchmarks.gpu_run.rollout_fact import rollout_steps
 from benchmarks.gpu_run.serving import Place
 from benchmarks.gpu_run.work import Work, product
 from benchmarks.timing import Call
@@ -56,7 +57,7 @@ class Fact:
     """
 
     name: str
-    make: Callable[[], "Call | DecodeStep"]
+    make: Callable[[], "Call | OfModel"]
     work: Work
     graph: bool = False
     setup: float = PREPARING
@@ -69,15 +70,16 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class DecodeStep:
-    """A decoding step of a whole model, by `decode_step`."""
+class OfModel:
+    """What is measured of a whole model: a function of it, the device and the backend."""
 
+    measure: Callable[[models.Model, torch.device, str], dict[str, Any]]
     model: models.Model
     device: torch.device
     backend: str
 
     def __call__(self) -> dict[str, Any]:
-        return decode_step(self.model, self.device, self.backend)
+        return self.measure(self.model, self.device, self.backend)
 
 
 def facts_of(sizes: Sizes, place: Place) -> Iterator[Fact]:
@@ -94,17 +96,27 @@ def facts_of(sizes: Sizes, place: Place) -> Iterator[Fact]:
     yield _odd_head(sizes, place)
     yield from _latent_steps(sizes, place)
     yield from _mixtures(sizes, sizes.widths[0], place)
-    missing = f"{name} is not installed" if (name := left_out.lacks("transformers")) else ""
+    yield from _decoding(sizes, place)
+
+
+def _decoding(sizes: Sizes, place: Place) -> Iterator[Fact]:
     backend = place.backend_of("latent_step") or ""
-    step = DecodeStep(sizes.model, device, backend)
     work = Work(bytes=float(sizes.model.bytes(torch.bfloat16)))
-    yield Fact(
-        f"decoding step, {sizes.model.name}",
-        lambda: step,
-        work,
-        setup=BUILDING,
-        missing=missing or _missing(backend),
-    )
+    # On a CPU nothing is compiled.
+    compiling = ("transformers", "triton") if place.is_cuda else ("transformers",)
+    for what, measure, setup, needed in (
+        ("decoding step", decode_step, BUILDING, ("transformers",)),
+        ("compiled rollout", rollout_steps, BUILDING + 2 * COMPILING, compiling),
+    ):
+        lacking = left_out.lacks(*needed)
+        made = OfModel(measure, sizes.model, place.device, backend)
+        yield Fact(
+            f"{what}, {sizes.model.name}",
+            lambda made=made: made,  # type: ignore[misc]
+            work,
+            setup=setup,
+            missing=f"{lacking} is not installed" if lacking else _missing(backend),
+        )
 
 
 def _normal(*shape: int, device: torch.device, scale: float = 1.0) -> Tensor:

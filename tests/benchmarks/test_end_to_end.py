@@ -40,19 +40,19 @@ def names(device, gib, **wanted):
 
 def test_what_is_timed_fits_the_memory():
     roomy = names(CUDA, 0.4 * 80)
-    assert {op for op, _ in roomy} == {"training step", "rollout, latent", "rollout, discrete"}
-    assert sum("Qwen2.5-3B" in shape for _, shape in roomy) == 3
+    rollouts = {"rollout, latent", "rollout, discrete", "decoding, latent beside discrete"}
+    assert {op for op, _ in roomy} == {"training step", *rollouts}
+    # Decoding is measured at three sizes of a batch.
+    assert sum("Qwen2.5-3B" in shape for _, shape in roomy) == 6
     assert any("8 rows of 128 + 64 + 448" in shape for _, shape in roomy)
     # The activations and logits of eight rows, beside six times its weights, are more than 80 GB.
     assert ("training step", "Qwen2.5-3B: bfloat16, 4 rows of 128 + 64 + 448 steps") in roomy
     short = names(CUDA, 0.4 * 16)
     assert ("training step", "Qwen2.5-0.5B: bfloat16, 2 rows of 128 + 64 + 448 steps") in short
     # Its weights are there, but not six times.
-    assert {op for op, shape in short if "Qwen2.5-3B" in shape} == {
-        *("rollout, latent", "rollout, discrete")
-    }
+    assert {op for op, shape in short if "Qwen2.5-3B" in shape} == rollouts
     assert names(CUDA, 0.1) == []
-    assert all("SmolLM2-135M: float32" in shape for _, shape in names(CPU, 4))
+    assert all("SmolLM2-135M" in shape and "float32" in shape for _, shape in names(CPU, 4))
 
 
 def test_an_update_leaves_the_weights_and_no_gradients():

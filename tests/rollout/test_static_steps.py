@@ -89,7 +89,7 @@ def test_the_log_can_tell_steps_apart():
 
 # What a step issues beside the model, views left aside. Dynamic: the draw, its log-probability (5
 # of a mixture, 3 of a token), the token's embedding, its end (2), the next positions, and 2 of a
-# look at the rows. Static: no look, but 4 writes of the record, 3 more of a mixture, and 3 of state.
+# look at the rows. Static: no look; 4 writes of the record, 3 more of a mixture, and 3 of state.
 @pytest.mark.parametrize(("cache", "latent", "token"), [("dynamic", 7, 11), ("static", 16, 17)])
 def test_a_step_issues_few_operations(cache, latent, token, monkeypatch):
     model, (ids, _) = tiny_model("llama"), prompts()

@@ -26,6 +26,7 @@ SHARED = [
     ("cold_stop_steps", (0, 1)),
     ("latent_eos", ("mask", "stop", "ignore")),
     ("cache_implementation", ("static", "paged")),
+    ("compile_rollout", (True, False, None, 1, "yes")),
     ("noise", ("none", "categorical", "multiplex", "uniform")),
     ("latent_length", (-1, 0, 4, 2.0, "4")),
 ]
