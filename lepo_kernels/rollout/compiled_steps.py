@@ -5,6 +5,8 @@ rounded up to few sizes. With graphs, their memory stays: a key-value cache per 
 model keeps the last `KEPT`.
 """
 
+import functools
+import logging
 import types
 import weakref
 from collections.abc import Callable
@@ -12,11 +14,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 
 from lepo_kernels.rollout.config import LatentGenerationConfig
 from lepo_kernels.rollout.schedule import Phase
 from lepo_kernels.rollout.soft_embedding import SoftEmbedding
 from lepo_kernels.rollout.static_steps import StaticSteps
+
+_logger = logging.getLogger(__name__)
 
 # Sizes that a model keeps its graphs and buffers of.
 KEPT = 4
@@ -38,17 +43,37 @@ class CompiledSteps:
 
     Args:
         steps: of one size.
+        required: whether a step that torch cannot compile is an error; else the log says so, and
+            the phase goes on one operation at a time.
     """
 
-    def __init__(self, steps: StaticSteps):
+    def __init__(self, steps: StaticSteps, *, required: bool):
         self.steps = steps
+        self._required = required
         self._advance: dict[Phase, Callable[[Any], None]] = {}
 
     def advance(self, base: Any, phase: Phase) -> None:
-        """As `StaticSteps.advance`, in one graph."""
+        """As `StaticSteps.advance`, in one graph.
+
+        Raises:
+            TorchDynamoException: torch cannot compile it, and that is required.
+        """
         if phase not in self._advance:
             self._advance[phase] = compile_step(_own_function(self.steps, phase))
-        self._advance[phase](base)
+        try:
+            self._advance[phase](base)
+        except TorchDynamoException as error:
+            if self._required:
+                raise
+            # Nothing of the step has run.
+            _logger.warning(
+                "rollouts of %s do not compile %s steps: %s",
+                type(base).__name__,
+                phase.value,
+                str(error).strip().partition("\n")[0],
+            )
+            self._advance[phase] = functools.partial(self.steps.advance, phase=phase)
+            self._advance[phase](base)
 
 
 _kept: "weakref.WeakKeyDictionary[nn.Module, dict[_Size, CompiledSteps]]" = (
@@ -73,9 +98,8 @@ def compiled_steps(
     if found is None or not found.steps.soft.is_like(soft):
         while len(held) >= KEPT:
             del held[next(iter(held))]
-        found = CompiledSteps(
-            StaticSteps(base, soft, config, size.rows, size.columns, backend, device)
-        )
+        steps = StaticSteps(base, soft, config, size.rows, size.columns, backend, device)
+        found = CompiledSteps(steps, required=config.compile_rollout is True)
     # The last one used is the last one to go.
     held[size] = found
     return found

@@ -8,18 +8,10 @@ they look up (Falcon-H1 multiplies it), caches that are not used. Models whose r
 changes with the length (dynamic NTK, longrope) rotate keys that are cached by one set of
 frequencies and those of a full forward by another: they are served up to their original context.
 
-The bound is that of rounding. With u the unit roundoff of the dtype, a layer makes some six stages
-of independent relative errors, each of RMS u / sqrt(3) for rounding what it stores, and sqrt(n)
-times that in float32 for a sum of n products. What reaches the logits is the root of their sum of
-squares, times the model's own amplification, which is measured: how far the logits move where the
-embeddings move by one unit in the last place. Twice that is the bound; but at most a quarter of
-the logits' spread, and at least half of what bfloat16 rounds at one place: some recurrent models
-compute a step by another formula than a sequence, and a thousandth of the spread is no other
-policy. float64 is held to float32's bound, in which many models keep parts.
+The bound is that of `lepo_kernels.rollout.rounding`.
 """
 
 import functools
-import math
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -30,24 +22,13 @@ from torch import Tensor, nn
 from lepo_kernels.dispatch import is_autocast_enabled
 from lepo_kernels.rollout._modules import evaluating, swapped_forward
 from lepo_kernels.rollout.lm_head import LmHead
-from lepo_kernels.rollout.model_cache import (
-    cache_argument,
-    check_grown,
-    fill_static,
-    make_cache,
-    step_arguments,
-)
+from lepo_kernels.rollout.prompt_then_steps import embedded, prompt_then_steps
 from lepo_kernels.rollout.rotary import original_context
+from lepo_kernels.rollout.rounding import distance, rounding_bound
 from lepo_kernels.rollout.soft_embedding import SoftEmbedding
 
 # Tokens of the two prompts, and of the steps that follow them.
 _LONG, _SHORT, _STEPS = 6, 3, 2
-_STAGES_PER_LAYER = 6
-_MARGIN = 2.0
-# Of the logits' own spread; no rounding excuses more.
-_LARGEST_BOUND = 0.25
-_LEAST_BOUND = torch.finfo(torch.bfloat16).eps / 4
-_HALF = (torch.bfloat16, torch.float16)
 
 _served: "weakref.WeakKeyDictionary[nn.Module, set[tuple[str, str, torch.dtype, str]]]" = (
     weakref.WeakKeyDictionary()
@@ -212,7 +193,7 @@ class _Probe:
         bound = self._bound(full, **inputs)
         # A short sequence brings the original frequencies back.
         self._alone(self.ids)
-        figure = self._figure(cached[0], full[0, -_STEPS - 1 :])
+        figure = distance(cached[0], full[0, -_STEPS - 1 :], self.dtype)
         if figure <= bound:
             return ""
         return (
@@ -244,7 +225,7 @@ class _Probe:
         return logits
 
     def _through_embedding(self, ids: Tensor, **inputs: Any) -> Tensor:
-        return self._full(inputs_embeds=self._embedded(ids), **inputs)
+        return self._full(inputs_embeds=embedded(self.soft, ids), **inputs)
 
     def _cached(
         self,
@@ -252,61 +233,30 @@ class _Probe:
         position_ids: Tensor,  # [n, S]
         attention_mask: Tensor | None = None,  # [n, S]
     ) -> Tensor:  # [n, 1 + _STEPS, V]
-        cache = make_cache(self.base, "dynamic", 0)
-        static = self.implementation == "static"
-
-        def forward(first: int, last: int, **inputs: Any) -> Tensor:
-            seen = None if attention_mask is None else attention_mask[:, :last]
-            if static and first > 0:
-                # All columns, as rollouts have it: the model itself leaves out those to come.
-                seen = torch.ones_like(ids) if attention_mask is None else attention_mask
-            output = self.base(
-                **{cache_argument(self.base): cache},
-                use_cache=True,
-                **step_arguments(self.base),
-                **inputs,
-                attention_mask=seen,
-                position_ids=position_ids[:, first:last],
-            )
-            logits: Tensor = output.logits[:, -1]
-            return logits
-
-        found = [forward(0, _LONG, input_ids=ids[:, :_LONG])]
-        if static:
-            grown, cache = cache, make_cache(self.base, "static", ids.shape[1])
-            fill_static(cache, grown, torch.arange(len(ids), device=ids.device), _LONG)
-        for step in range(_LONG, ids.shape[1]):
-            embedded = self._embedded(ids[:, step : step + 1])
-            found.append(forward(step, step + 1, inputs_embeds=embedded))
-            check_grown(self.base, cache, step + 1)
-        return torch.stack(found, dim=1)
-
-    def _embedded(self, ids: Tensor) -> Tensor:
-        weights = torch.ones(*ids.shape, 1, dtype=torch.float32, device=ids.device)
-        return self.soft.mix(ids[..., None], weights)
+        return prompt_then_steps(
+            self.base,
+            self.soft,
+            self.implementation,
+            ids,
+            position_ids,
+            attention_mask,
+            prompt=_LONG,
+        )
 
     def _bound(
         self,
         logits: Tensor,  # [1, S, V]
         **inputs: Tensor,
     ) -> float:
-        """What rounding alone may do to the logits; see the head of this file."""
-        config = self.base.config.get_text_config()
-        unit = torch.finfo(self.dtype).eps / 2
-        wide = torch.finfo(torch.float32).eps / 2
-        width = int(getattr(config, "intermediate_size", None) or 4 * self._width)
-        stage = (unit + wide * math.sqrt(width)) / math.sqrt(3)
-        layers = int(getattr(config, "num_hidden_layers", None) or 32)
-        made = stage * math.sqrt(_STAGES_PER_LAYER * layers)
+        """What rounding alone may do to the logits."""
         moved = self._run("input_ids alone", self._moved, input_ids=self.ids, **inputs)
-        amplification = max(1.0, self._figure(moved[0], logits[0]) / (2 * unit))
-        bound = max(_MARGIN * made * amplification, _LEAST_BOUND)
-        return min(bound, _LARGEST_BOUND)
-
-    @property
-    def _width(self) -> int:
         weight: Any = self.soft.module.weight
-        return int(weight.shape[1])
+        return rounding_bound(
+            self.base.config.get_text_config(),
+            int(weight.shape[1]),
+            self.dtype,
+            distance(moved[0], logits[0], self.dtype),
+        )
 
     def _moved(self, **inputs: Tensor) -> Tensor:
         """Logits where each entry of the embeddings has moved by a unit in the last place."""
@@ -322,33 +272,15 @@ class _Probe:
             return self._full(**inputs)
 
     def _compare(self, name: str, found: Tensor, wanted: Tensor) -> None:
-        figure = self._figure(found, wanted)
+        figure = distance(found, wanted, self.dtype)
         if not figure <= self.bound:
-            distance = (found.log_softmax(-1) - wanted.log_softmax(-1)).abs().max()
+            nats = (found.log_softmax(-1) - wanted.log_softmax(-1)).abs().max()
             raise ValueError(
                 f"model: {type(self.base).__name__} cannot be served: logits of {name} differ from "
                 f"those of input_ids alone by {figure:.3g} of their spread (bound {self.bound:.2g} "
                 f"in {str(self.dtype).removeprefix('torch.')}), log-probabilities by up to "
-                f"{float(distance):.3g} nats; rollout and training would not be of the same policy"
+                f"{float(nats):.3g} nats; rollout and training would not be of the same policy"
             )
-
-    def _figure(
-        self,
-        found: Tensor,  # [M, V]
-        wanted: Tensor,  # [M, V]
-    ) -> float:
-        """RMS difference of the logits over the RMS of their deviations from the mean.
-
-        Of M positions the largest; in half precision the median, since rounding there may send a
-        token to another expert at some of them.
-        """
-        real = wanted.isfinite().all(dim=0)
-        found, wanted = found[:, real].double(), wanted[:, real].double()
-        spread = (wanted - wanted.mean(-1, keepdim=True)).square().mean(-1)
-        apart = found - wanted
-        apart = (apart - apart.mean(-1, keepdim=True)).square().mean(-1)
-        each = (apart / spread.clamp(min=torch.finfo(torch.float32).tiny)).sqrt()
-        return float(each.median() if self.dtype in _HALF else each.max())
 
 
 def _probe_ids(base: Any, rows: int) -> Tensor:  # [1, _LONG + _STEPS]

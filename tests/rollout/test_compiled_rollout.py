@@ -4,14 +4,18 @@ import copy
 import functools
 import gc
 import itertools
+import logging
 import weakref
 
 import pytest
 import torch
+from torch._dynamo.exc import Unsupported
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from lepo_kernels.rollout import compiled_steps
+from lepo_kernels.rollout import latent_generate as latent_generate_module
 from lepo_kernels.rollout.compiled_steps import KEPT, round_columns, round_rows
+from lepo_kernels.rollout.decoding_way import DecodingWay
 from lepo_kernels.rollout.latent_generate import latent_generate
 from tests.rollout.models import prompts, settings, tiny_model
 from tests.rollout.test_latent_generate import MANY_EOS, assert_same
@@ -69,6 +73,30 @@ def test_what_is_kept_goes_with_the_model(compilations):
     del model
     gc.collect()
     assert gone() is None
+
+
+def refusing(step):
+    def refuse(base):
+        raise Unsupported("a graph break\nand where it is", [])
+
+    return refuse
+
+
+def test_what_torch_cannot_compile_is_an_error_or_runs_eager(monkeypatch, caplog):
+    monkeypatch.setattr(compiled_steps, "compile_step", refusing)
+    model = tiny_model("llama")
+    with pytest.raises(Unsupported):
+        latent_generate(model, *prompts(), settings(compile_rollout=True))
+    # As where the settings leave it open, and the device is a GPU.
+    monkeypatch.setattr(
+        latent_generate_module, "decoding_way", lambda base, config: DecodingWay("static", True)
+    )
+    with caplog.at_level(logging.WARNING):
+        for seed in (1, 2):
+            found = latent_generate(model, *prompts(), settings(), seed=seed)
+    assert [message.partition(":")[2] for message in caplog.messages] == [" a graph break"] * 2
+    monkeypatch.undo()
+    assert_same(found, latent_generate(model, *prompts(), settings(), seed=2))
 
 
 def test_sizes_are_rounded_up():
