@@ -8,11 +8,12 @@ there: a median within 15 % confirms it, another refutes its model.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from benchmarks.gpu_run.measured import KEPT, REAL, Sizes
+from benchmarks.gpu_run.rollout_fact import LAYERS
 from benchmarks.gpu_run.work import product
 from tools.triton_report import models
 
@@ -25,6 +26,8 @@ _DECODE_OPS = 40 + 1310
 # which are a product, three row kernels and 46 ops of [1024] or [1024, 30] numbers. The seconds of
 # a small one that follows another are inferred, as is the number of a part of the vocabulary.
 _LOSS_OPS, _BLOCK_OPS, _SMALL, _PART_OPS = 71, 46, 1.5e-6, 15
+# Of a layer in a compiled step, whose chains of small ops are one kernel each: inferred.
+_LAYER_KERNELS = 12
 # The casting path of a multiplication of mixed dtypes, to a copy: inferred.
 _CASTING = 0.67
 
@@ -113,6 +116,16 @@ def predictions(sizes: Sizes = REAL) -> Iterator[Prediction]:
     weights = float(sizes.model.bytes(torch.bfloat16))
     step = Piece("launches", weights, host=_DECODE_OPS * _ISSUE)
     yield Prediction(f"decoding step, {sizes.model.name}", (step,))
+    yield _compiled_step(sizes)
+
+
+def _compiled_step(sizes: Sizes) -> Prediction:
+    """Of a rollout's latent phase: one replayed graph, on a few of the model's layers."""
+    few = replace(sizes.model, layers=min(LAYERS, sizes.model.layers))
+    weights = Piece("the weights", float(few.bytes(torch.bfloat16)))
+    waits = few.layers * _LAYER_KERNELS * _SMALL + _STEP_LATENCY
+    pieces = (weights, Piece("latency", waits=waits))
+    return Prediction(f"compiled rollout, {sizes.model.name}", pieces)
 
 
 def _products(sizes: Sizes) -> Iterator[Prediction]:

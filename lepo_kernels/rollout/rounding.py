@@ -4,10 +4,10 @@ With u the unit roundoff of the dtype, a layer makes some six stages of independ
 errors, each of RMS u / sqrt(3) for rounding what it stores, and sqrt(n) times that in float32 for a
 sum of n products. What reaches the logits is the root of their sum of squares, times the model's
 own amplification, which is measured: how far the logits move where the embeddings move by one unit
-in the last place. Twice that is the bound; but at most a quarter of the logits' spread, and not less
-than half of what bfloat16 rounds at one place: some recurrent models compute a step by another formula
-than a sequence, and a thousandth of the spread is no other policy. float64 is held to float32's
-bound, in which many models keep parts.
+in the last place. Twice that is the bound; but at most a quarter of the logits' spread, and at
+least half of what bfloat16 rounds at one place: some recurrent models compute a step by another
+formula than a sequence, and a thousandth of the spread is no other policy. float64 is held to
+float32's bound, in which many models keep parts.
 """
 
 import math

@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lepo_kernels.rollout import choosing
+from lepo_kernels.rollout import choosing, static_decoder
 from lepo_kernels.rollout import decoder as module
 from lepo_kernels.rollout.latent_generate import latent_generate
 from tests.rollout.models import (
@@ -476,6 +476,41 @@ def test_at_most_one_wait_a_step(llama, noise, monkeypatch):
     # Entry i is from the end of step i to that of step i + 1. No row can end in a latent step or in
     # the suffix.
     assert steps == [0] * 6 + [1] * 5
+
+
+# Rows end, or leave the latent phase, between looks; all of them may be done before the next one.
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"latent_eos": "stop"},
+        {"latent_length": 0, "latent_suffix_ids": ()},
+        {"latent_length": 8, "cold_stop_entropy": 4.2, "cold_stop_steps": 1},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_rare_looks_change_nothing(llama, changes, cache, monkeypatch):
+    config = settings(
+        eos_token_ids=MANY_EOS, max_new_tokens=30, cache_implementation=cache, **changes
+    )
+    expected = latent_generate(llama, *prompts(), config, seed=8)
+    for part in (module, static_decoder):
+        monkeypatch.setattr(part, "steps_between_looks", lambda device: 4)
+    told = []
+    rare = latent_generate(
+        llama, *prompts(), config, seed=8, progress=lambda done, _: told.append(done)
+    )
+    assert_same(rare, expected)
+    assert rare.completion_ids.shape == expected.completion_ids.shape
+    # The end was seen at the next multiple of 4.
+    longest = expected.completion_ids.shape[1]
+    assert longest < 30
+    assert told[-1] == -(-longest // 4) * 4
+
+
+def test_a_gpu_is_asked_more_rarely_than_a_cpu():
+    assert module.steps_between_looks(torch.device("cpu")) == 1
+    assert module.steps_between_looks(torch.device("cuda")) == 8
 
 
 def wrong_prompts(change):
