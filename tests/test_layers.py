@@ -14,7 +14,7 @@ ROOT = Path(lepo_kernels.__file__).parent
 FLOORS = (
     ("validation", "structures", "dtypes", "version", "suggest", "extras", "streams", "printable"),
     ("formulas", "native", "console"),
-    ("backends",),
+    ("backends", "methods"),
     ("dispatch",),
     ("ops",),
     ("parallel", "environment"),

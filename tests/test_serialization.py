@@ -29,6 +29,7 @@ def results():
         latent_ids=torch.zeros(1, 1, 2, dtype=torch.int64),
         latent_weights=torch.zeros(1, 1, 2),
         latent_count=torch.zeros(1, 1, dtype=torch.int64),
+        latent_scores=torch.zeros(1, 1, 0),
         log_probs=torch.zeros(1, 3),
         entropy=torch.zeros(1, 3),
         row_keys=torch.zeros(1, dtype=torch.int64),
@@ -45,7 +46,9 @@ def results():
         ),
         rollout,
         PolicyLoss(torch.tensor(0.5), row, row, row, row.to(torch.int8), None, "plain", 0.0),
-        PolicyLogProbs(ids, torch.ones(1, 2), scored.logits, scored.lse, scored.entropy),
+        PolicyLogProbs(
+            ids, torch.ones(1, 2), scored.logits, scored.lse, scored.entropy, torch.ones(1) > 0
+        ),
     )
 
 

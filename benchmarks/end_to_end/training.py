@@ -158,6 +158,7 @@ def random_experience(
         latent_ids=scores.indices.reshape(rows, latent, TOP_K),
         latent_weights=scores.values.mul(4).softmax(-1).reshape(rows, latent, TOP_K),
         latent_count=torch.full((rows, latent), TOP_K, device=device),
+        latent_scores=torch.zeros(rows, latent, 0, device=device),
         log_probs=zeros,
         entropy=zeros.clone(),
         row_keys=torch.arange(rows, device=device),

@@ -19,6 +19,7 @@ from lepo_kernels.cli.errors import UsageError
 from lepo_kernels.cli.options import ALL
 from lepo_kernels.cli.saved_settings import NO_SETTINGS, SavedSettings
 from lepo_kernels.cli.yaml_file import read_yaml
+from lepo_kernels.methods import Method, method_named
 
 NULL = ("null", "none")
 _SWITCH = {"true": True, "false": None}
@@ -78,7 +79,9 @@ def parse(
         for key, value in saved.values.items()
         if key in parser.hints and key not in from_file and key not in cli_given
     }
+    chosen, taken = _of_method(from_file, cli_given, words, saved.values, taken)
     parser.set_defaults(**(defaults or {}))
+    parser.set_defaults(**{k: v for k, v in chosen.defaults.items() if k in parser.hints})
     parser.set_yaml_defaults(taken, source=saved.source)
     parser.set_yaml_defaults(in_file)
     namespace, rest = parser.parse_known_args(words)
@@ -92,6 +95,41 @@ def parse(
     names = from_file.keys() | cli_given | taken.keys()
     given = {name: value for name, value in values.items() if name in names}
     return Parsed(options, given, cli_given, from_file, saved.values, taken)
+
+
+def _of_method(
+    from_file: Mapping[str, Any],
+    cli_given: set[str],
+    words: list[str],
+    saved: Mapping[str, Any],
+    taken: dict[str, Any],
+) -> tuple[Method, dict[str, Any]]:
+    """The method, and the saved settings that are taken.
+
+    Where another method than the saved one is asked for, what either of them publishes is not.
+
+    Raises:
+        UsageError: there is no such method.
+    """
+    asked = _word_of("method", words) if "method" in cli_given else from_file.get("method")
+    earlier = saved.get("method") or "lepo"
+    try:
+        method = method_named(asked or earlier)
+        before = method_named(earlier)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    if method != before:
+        published = method.defaults.keys() | before.defaults.keys() | method.fixed.keys()
+        taken = {key: value for key, value in taken.items() if key not in published}
+    return method, taken
+
+
+def _word_of(name: str, words: list[str]) -> str | None:
+    """An option's value on the command line."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument(*_spellings(name), dest=name)
+    found: str | None = getattr(parser.parse_known_args(words)[0], name)
+    return found
 
 
 def peek(command: str, words: list[str], names: tuple[str, ...]) -> dict[str, Any]:

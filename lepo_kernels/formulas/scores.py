@@ -22,6 +22,9 @@ from lepo_kernels.validation import (
     check_tensor,
 )
 
+# exp() of it is finite in float32, with room for an advantage.
+_LARGEST_EXPONENT = 80.0
+
 
 def hard_log_prob(
     logits: Tensor,  # [N]
@@ -140,11 +143,13 @@ def latent_grpo_log_density(
     *,
     mask: Tensor | None = None,  # [N, K]
 ) -> Tensor:  # [N]
-    """Mean log-density of perturbed log-probabilities against the whole vocabulary, bounded.
+    """Mean log-density of perturbed log-probabilities, with a gradient that is bounded.
 
-    Latent-GRPO (arXiv 2604.27998): with ``d = scores - (a - LSE)``, the mean of ``-d - exp(-d)``.
-    Where a row's advantage is not positive and d < 0, that is mirrored to ``d - exp(d)``, so that
-    the gradient in ``a`` is ``exp(d) - 1``, in (-1, 0), and not the unbounded ``1 - exp(-d)``.
+    Latent-GRPO (arXiv 2604.27998): with ``d = scores - (a - LSE)``, against the whole vocabulary,
+    the mean of ``-d - exp(-d)``. Its derivative in ``a`` is ``1 - exp(-d)``, which has no bound
+    for d < 0. Where a row's advantage is not positive and d < 0 it is that of the mirrored density
+    ``d - exp(d)`` instead, ``exp(d) - 1``, in (-1, 0). The value is the plain one everywhere, as
+    the authors' code has it (a straight-through estimator), so that ratios are of one function.
 
     Args:
         logits: [N, K], ``a`` at the kept ids.
@@ -160,9 +165,63 @@ def latent_grpo_log_density(
     mask = _check_entries(logits, scores, mask)
     check_tensor("lse", lse, (logits.shape[0],), FLOAT_DTYPES, logits.device)
     check_tensor("advantages", advantages, (logits.shape[0],), FLOAT_DTYPES, logits.device)
-    d = _fill(scores.detach(), mask) - (_fill(logits, mask) - _wide(lse)[:, None])
-    d = torch.where((advantages <= 0)[:, None] & (d < 0), -d, d)
-    return _mean_gumbel_log_density(d, mask)
+    d = _deviation(logits, lse, scores, mask)
+    plain = _mean_gumbel_log_density(d.detach(), mask)
+    mirrored = (advantages <= 0)[:, None] & (d < 0)
+    moving = _mean_gumbel_log_density(torch.where(mirrored, -d, d), mask)
+    # The plain value, with the derivative of the other.
+    return plain + (moving - moving.detach())
+
+
+def bounded_gumbel_slopes(
+    logits: Tensor,  # [N, K]
+    lse: Tensor,  # [N]
+    scores: Tensor,  # [N, K]
+    advantages: Tensor,  # [N]
+) -> Tensor:  # [N, K]
+    """The derivative of `latent_grpo_log_density` by the logits; that by lse is minus its sum."""
+    mask = scores > -torch.inf
+    d = _deviation(logits, lse, scores, mask)
+    mirrored = (advantages <= 0)[:, None] & (d < 0)
+    plain = -torch.expm1(-d.clamp_min(-_LARGEST_EXPONENT)).masked_fill(d < -_LARGEST_EXPONENT, 0)
+    slope = torch.where(mirrored, torch.expm1(d), plain)
+    return slope.masked_fill(~mask, 0) / mask.sum(dim=-1, keepdim=True).clamp_min(1)
+
+
+def gumbel_slopes(
+    logits: Tensor,  # [N, K]
+    scores: Tensor,  # [N, K]
+    min_log_prob: float,
+    clamp: tuple[float, float] | None,
+    epsilon: float,
+) -> Tensor:  # [N, K]
+    """The derivative of `gumbel_log_density` by the logits; that by lse is 0."""
+    mask = scores > -torch.inf
+    a, q = _fill(logits, mask), _fill(scores, mask)
+    p = kept_softmax(logits, mask)
+    log_prob = (p + epsilon).log() if epsilon > 0 else a - _kept_lse(a, mask)[:, None]
+    d = q - log_prob
+    counts = mask & (log_prob > min_log_prob)
+    moves = counts & (d >= -_LARGEST_EXPONENT)
+    if clamp is not None:
+        moves &= (d >= clamp[0]) & (d <= clamp[1])
+    u = -torch.expm1(-d.masked_fill(~moves, 0))
+    if epsilon > 0:
+        u = u * p / (p + epsilon)
+    u = u.masked_fill(~moves, 0) / counts.sum(dim=-1, keepdim=True).clamp_min(1)
+    return u - p * u.sum(dim=-1, keepdim=True)
+
+
+def exp_concrete_slopes(
+    logits: Tensor,  # [N, K]
+    scores: Tensor,  # [N, K]
+) -> Tensor:  # [N, K]
+    """The derivative of `exp_concrete_log_density` by the logits; that by lse is 0."""
+    mask = scores > -torch.inf
+    gaps = _fill(logits, mask) - _fill(scores, mask)
+    share = (gaps - _kept_lse(gaps, mask)[:, None]).exp()
+    size = mask.sum(dim=-1, keepdim=True).to(gaps.dtype)
+    return (1 - size * share).masked_fill(~mask, 0)
 
 
 def exp_concrete_log_density(
@@ -249,6 +308,26 @@ def gaussian_log_density(
     return -distance / 2 - constant
 
 
+def kept_softmax(
+    logits: Tensor,  # [N, K]
+    kept: Tensor,  # [N, K] bool
+) -> Tensor:  # [N, K]
+    """The softmax over the kept entries of each row, 0 at the others."""
+    a = _fill(logits, kept)
+    return (a - _kept_lse(a, kept)[:, None]).exp().masked_fill(~kept, 0)
+
+
+def _deviation(
+    logits: Tensor,  # [N, K]
+    lse: Tensor,  # [N]
+    scores: Tensor,  # [N, K]
+    mask: Tensor,  # [N, K]
+) -> Tensor:  # [N, K]
+    """How far a perturbed log-probability is above the policy's own; 0 on padding."""
+    d = _fill(scores.detach(), mask) - (_fill(logits, mask) - _wide(lse)[:, None])
+    return d.masked_fill(~mask, 0)
+
+
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
@@ -280,6 +359,6 @@ def _kept_lse(x: Tensor, mask: Tensor) -> Tensor:  # [N]
 def _mean_gumbel_log_density(d: Tensor, mask: Tensor) -> Tensor:  # [N]
     """Mean of ``-d - exp(-d)`` over the entries that count; 0 where none does."""
     # Filled before exp too: an entry that overflows there would have the gradient 0 * inf.
-    d = d.masked_fill(~mask, 0)
+    d = clip(d.masked_fill(~mask, 0), low=-_LARGEST_EXPONENT)
     density = (-d - (-d).exp()).masked_fill(~mask, 0)
     return density.sum(dim=-1) / mask.sum(dim=-1).clamp_min(1)

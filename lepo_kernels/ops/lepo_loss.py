@@ -13,14 +13,10 @@ import torch
 from torch import Tensor
 
 from lepo_kernels import dispatch
-from lepo_kernels.formulas.lepo_objective import (
-    LepoLoss,
-    LossSettings,
-    RowFacts,
-    check_facts,
-    check_settings,
-    objective_of,
-)
+from lepo_kernels.formulas.latent_scores import SOFT
+from lepo_kernels.formulas.latent_scores import latent_score as score_named
+from lepo_kernels.formulas.lepo_objective import LepoLoss, objective_of
+from lepo_kernels.formulas.loss_rows import LossSettings, RowFacts, check_loss
 from lepo_kernels.ops._library import save, saved, torch_op
 from lepo_kernels.ops.linear_log_probs import (
     linear_log_probs_op,
@@ -47,6 +43,9 @@ def lepo_loss(
     epsilon_high: float | None = None,
     delta: float | None = None,
     latent_kl: str = "k3",
+    latent_score: str = SOFT,
+    latent_ratio: bool = False,
+    recorded: Tensor | None = None,  # [N, K]
     bias: Tensor | None = None,  # [V]
     softcap: float | None = None,
     inv_temperature: float | Tensor = 1.0,  # [] or [N]
@@ -72,7 +71,8 @@ def lepo_loss(
             discrete row.
         weights: [N, K] constants: the mixture weights of a latent row; one-hot on a discrete row.
         latent, advantages, row_weights, old_log_prob, ref_log_probs, beta, epsilon, epsilon_high,
-            delta, latent_kl: see `lepo_objective`.
+            delta, latent_kl, latent_score, latent_ratio, recorded: see `lepo_objective`. A score
+            without a written-out derivative is not fused: the logits are formed twice.
         bias, softcap, inv_temperature, backend: see `linear_log_probs`.
 
     Returns:
@@ -86,19 +86,26 @@ def lepo_loss(
     upper = epsilon if epsilon_high is None else epsilon_high
     head = prepare_head(hidden, lm_head, bias, softcap)
     selection = prepare_selection(head, ids, inv_temperature)
-    facts = RowFacts(weights, latent, advantages, row_weights, old_log_prob, ref_log_probs)
-    check_facts(ids, facts)
-    settings = check_settings(
-        LossSettings(beta, epsilon, upper, delta, latent_kl), ref_log_probs is not None
+    facts = RowFacts(
+        weights, latent, advantages, row_weights, old_log_prob, ref_log_probs, recorded
     )
-    dtype = head.hidden.dtype
-    op, chosen = dispatch.resolve_or_fall_back("lepo_loss", hidden.device, backend, dtype)
+    settings = LossSettings(beta, epsilon, upper, delta, latent_kl, latent_score, latent_ratio)
+    settings = check_loss(ids, facts, settings)
+    op, chosen = _kernel_for(head, settings, backend)
     if op != "lepo_loss":
         scored = linear_log_probs_op(head, selection, rows_at_a_time(None, head), False, chosen)
         return objective_of(scored.logits, scored.lse, facts, settings)
     needs = Needs(*(_will_be_asked_for(x) for x in (head.hidden, head.lm_head, head.bias)))
     results = _lepo_loss(head, selection, facts.detach(), settings, needs, chosen)
     return LepoLoss(*results[:5])
+
+
+def _kernel_for(head: Head, settings: LossSettings, backend: str | None) -> tuple[str, str]:
+    """The op, or what stands in for it, and the backend."""
+    device, dtype = head.hidden.device, head.hidden.dtype
+    if score_named(settings.latent_score).slopes is None:
+        return "linear_log_probs", dispatch.resolve("linear_log_probs", device, backend, dtype)
+    return dispatch.resolve_or_fall_back("lepo_loss", device, backend, dtype)
 
 
 def _will_be_asked_for(x: Tensor | None) -> bool:

@@ -7,14 +7,9 @@ own.
 import torch.distributed as dist
 from torch import Tensor
 
-from lepo_kernels.formulas.lepo_objective import (
-    LepoLoss,
-    LossSettings,
-    RowFacts,
-    check_facts,
-    check_settings,
-    objective_of,
-)
+from lepo_kernels.formulas.latent_scores import SOFT
+from lepo_kernels.formulas.lepo_objective import LepoLoss, objective_of
+from lepo_kernels.formulas.loss_rows import LossSettings, RowFacts, check_loss
 from lepo_kernels.parallel.linear_log_probs import vocab_parallel_linear_log_probs
 from lepo_kernels.parallel.shards import Ranks
 from lepo_kernels.validation import INDEX_DTYPES, check_tensor
@@ -39,6 +34,9 @@ def vocab_parallel_lepo_loss(
     epsilon_high: float | None = None,
     delta: float | None = None,
     latent_kl: str = "k3",
+    latent_score: str = SOFT,
+    latent_ratio: bool = False,
+    recorded: Tensor | None = None,  # [N, K]
     bias: Tensor | None = None,  # [V_r]
     softcap: float | None = None,
     inv_temperature: float | Tensor = 1.0,  # [] or [N]
@@ -54,7 +52,8 @@ def vocab_parallel_lepo_loss(
         hidden, lm_head, ids, group, first_id, vocab_size, bias, softcap, inv_temperature, backend:
             see `vocab_parallel_linear_log_probs`.
         weights, latent, advantages, row_weights, old_log_prob, ref_log_probs, beta, epsilon,
-            epsilon_high, delta, latent_kl: see `lepo_kernels.lepo_objective`.
+            epsilon_high, delta, latent_kl, latent_score, latent_ratio, recorded: see
+            `lepo_kernels.lepo_objective`.
 
     Returns:
         `LepoLoss`. Differentiable in ``hidden``, ``lm_head`` and ``bias``.
@@ -62,14 +61,15 @@ def vocab_parallel_lepo_loss(
     Raises:
         TypeError, ValueError, IndexError, RuntimeError: see both.
     """
-    facts = RowFacts(weights, latent, advantages, row_weights, old_log_prob, ref_log_probs)
+    facts = RowFacts(
+        weights, latent, advantages, row_weights, old_log_prob, ref_log_probs, recorded
+    )
     upper = epsilon if epsilon_high is None else epsilon_high
-    settings = LossSettings(beta, epsilon, upper, delta, latent_kl)
+    settings = LossSettings(beta, epsilon, upper, delta, latent_kl, latent_score, latent_ratio)
 
     def check() -> None:
         check_tensor("ids", ids, ("N", "K"), INDEX_DTYPES)
-        check_facts(ids, facts)
-        check_settings(settings, ref_log_probs is not None)
+        check_loss(ids, facts, settings)
 
     # Before the head's ranks wait for each other.
     Ranks(group, first_id, vocab_size).prepare(check)

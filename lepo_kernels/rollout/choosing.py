@@ -13,6 +13,7 @@ from torch import Tensor
 from lepo_kernels.formulas.scores import hard_log_prob, soft_log_prob
 from lepo_kernels.ops.sample_latent import sample_latent
 from lepo_kernels.rollout.config import LatentGenerationConfig
+from lepo_kernels.rollout.mixture_draw import changed_draw, changes_draw, recorded_scores
 from lepo_kernels.rollout.schedule import Phase
 from lepo_kernels.rollout.soft_embedding import SoftEmbedding, add_embedding_noise
 
@@ -30,6 +31,7 @@ class Choice(NamedTuple):
     ids: Tensor | None = None  # [n, K]; None where no row is in the latent phase
     weights: Tensor | None = None  # [n, K]
     kept: Tensor | None = None  # [n] int32, entries the sampler kept
+    scores: Tensor | None = None  # [n, K] float32, what the method records of each entry
 
 
 class Place(NamedTuple):
@@ -64,6 +66,7 @@ class Chooser:
         self._seed, self._backend = seed, backend
         self._eos = torch.tensor(config.eos_token_ids, device=device)
         self._suffix = torch.tensor(config.latent_suffix_ids, dtype=torch.int64, device=device)
+        self._latent_ends = torch.tensor(config.latent_end_ids, dtype=torch.int64, device=device)
         absent = _absent_ids(config, soft, vocab)
         ids = torch.tensor(absent, dtype=torch.int64, device=device)
         unmixed = torch.cat([self._eos, ids]) if config.latent_eos == "mask" else ids
@@ -113,44 +116,64 @@ class Chooser:
             return token != self._eos
         return (token[:, None] != self._eos).all(dim=1)
 
-    def follow_entropy(
+    def leave_latents(
         self,
         choice: Choice,
         place: Place,
         cold_steps: Tensor,  # [n] int64
     ) -> tuple[Tensor, Tensor]:  # [n], [n]
-        """Cold stop: rows of low entropy for enough steps go on to the suffix.
+        """Rows that end their latent phase with this step, and go on to the suffix.
+
+        They are those of low entropy for enough steps (cold stop), and those whose likeliest id
+        says so.
 
         Returns:
             The rows' steps of low entropy in a row, and where their latent phase ends.
         """
         threshold = self._config.cold_stop_entropy
-        assert threshold is not None, "no cold stop"
         latent = place.step < place.latent_end
-        cold = latent & (choice.entropy < threshold)
-        cold_steps = torch.where(cold, cold_steps + 1, 0)
-        leaves = latent & (cold_steps >= self._config.cold_stop_steps)
+        leaves = torch.zeros_like(latent)
+        if threshold is not None:
+            cold = latent & (choice.entropy < threshold)
+            cold_steps = torch.where(cold, cold_steps + 1, 0)
+            leaves = latent & (cold_steps >= self._config.cold_stop_steps)
+        if self._latent_ends.numel():
+            leaves = leaves | (latent & (choice.token[:, None] == self._latent_ends).any(dim=1))
         return cold_steps, torch.where(leaves, place.step + 1, place.latent_end)
 
     def _mixture(self, logits: Tensor, place: Place) -> Choice:
         config = self._config
         # "soft" perturbs the mixed embedding instead.
         noise = config.noise if config.samples_latents and config.noise != "soft" else "none"
+        tau = config.tau if noise == "gumbel" else 1.0
         sample, embedding = self._soft.latent_step(
             logits,
             **self._draw(place, noise),
-            tau=config.tau if noise == "gumbel" else 1.0,
+            tau=tau,
             noise_clamp=config.noise_clamp if noise == "gumbel" else None,
             num_draws=config.num_draws if noise == "categorical" else 1,
             exclude_ids=self._unmixed,
         )
+        if changes_draw(config):
+            sample, embedding = changed_draw(sample, config, tau), None
         if embedding is None:
             embedding = self._soft.mix(sample.ids, sample.weights)
+        scores = recorded_scores(
+            sample,
+            embedding,
+            config,
+            self._soft,
+            seed=self._seed,
+            row_keys=place.keys,
+            step=place.step,
+            backend=self._backend,
+        )
         log_prob = soft_log_prob(sample.logits, sample.lse, sample.weights)
         ids, weights = sample.ids, sample.weights
         if ids.shape[1] > WIDE:
             width = int(sample.count.max())
             ids, weights = ids[:, :width], weights[:, :width]
+            scores = None if scores is None else scores[:, :width]
         return Choice(
             sample.shadow,
             log_prob.float(),
@@ -159,6 +182,7 @@ class Chooser:
             ids,
             weights.float(),
             sample.count,
+            scores,
         )
 
     def _with_noise(self, embedding: Tensor, place: Place) -> Tensor:

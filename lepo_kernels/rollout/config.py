@@ -21,6 +21,9 @@ from lepo_kernels.validation import (
 NOISES = ("gumbel", "gaussian", "dirichlet", "soft", "none", "categorical")
 LATENT_EOS = ("mask", "stop")
 CACHES = ("auto", "dynamic", "static")
+DRAW_WEIGHTS = ("uniform", "probability")
+# What a rollout can record of each entry of a mixture.
+RECORDS = ("kept", "vocab", "embedding_noise")
 # The noises that a setting acts on; with any other it must keep its default, or a run would be
 # another than its settings say.
 ACTS_ON = {
@@ -28,6 +31,7 @@ ACTS_ON = {
     "noise_scale": ("gaussian", "dirichlet", "soft"),
     "noise_clamp": ("gumbel",),
     "num_draws": ("categorical",),
+    "draw_weights": ("categorical",),
 }
 
 
@@ -57,6 +61,13 @@ class LatentGenerationConfig:
             only: "none" switches them off.
         noise_clamp: range (low, high) the Gumbel noise is clamped to.
         num_draws: draws of "categorical".
+        draw_weights: how "categorical" weighs its draws: "uniform", or "probability", renormalised.
+        mixture_top_k: entries that a mixture keeps of those that were perturbed, by their perturbed
+            logits (Latent-GRPO, arXiv 2604.27998); None keeps all.
+        record_scores: what the record holds of each entry, for the method's score: "kept" or
+            "vocab", the perturbed logit less the log-sum-exp of the kept entries or of the whole
+            vocabulary; "embedding_noise", the projection of the noise "soft" on its embedding over
+            sigma; None records nothing.
         temperature: divides the logits before everything else, on latent and discrete steps alike.
         top_k: entries kept of the vocabulary; None keeps all.
         top_p: mass kept of what top-k left.
@@ -70,6 +81,8 @@ class LatentGenerationConfig:
         cold_stop_entropy: ends the latent phase of a row early once its entropy (in nats) has been
             below this for ``cold_stop_steps`` consecutive steps (Soft Thinking, arXiv 2505.15778).
         cold_stop_steps: see ``cold_stop_entropy``.
+        latent_end_ids: ids that end the latent phase of a row, where one is its likeliest: the step
+            is the phase's last, and the suffix follows.
         cache_implementation: "dynamic" (finished rows leave the batch), "static" (a cache of fixed
             size, in which all rows stay), or "auto": static where steps are compiled.
         compile_rollout: whether a step (forward, draw, embedding, test for the end) is one compiled
@@ -95,6 +108,9 @@ class LatentGenerationConfig:
     noise_scale: float = 1.0
     noise_clamp: tuple[float, float] | None = None
     num_draws: int = 3
+    draw_weights: str = "uniform"
+    mixture_top_k: int | None = None
+    record_scores: str | None = None
     temperature: float = 1.0
     top_k: int | None = 30
     top_p: float = 0.95
@@ -105,11 +121,12 @@ class LatentGenerationConfig:
     latent_eos: str = "mask"
     cold_stop_entropy: float | None = None
     cold_stop_steps: int = 256
+    latent_end_ids: tuple[int, ...] = ()
     cache_implementation: str = "auto"
     compile_rollout: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("eos_token_ids", "latent_suffix_ids", "suppress_tokens"):
+        for name in ("eos_token_ids", "latent_suffix_ids", "suppress_tokens", "latent_end_ids"):
             object.__setattr__(self, name, _as_ids(name, getattr(self, name)))
         self._check_lengths()
         self._check_sampling()
@@ -163,6 +180,10 @@ class LatentGenerationConfig:
         check_number("min_p", self.min_p, 0.0, 1.0)
         check_integer("num_draws", self.num_draws, 1, MAX_DRAWS)
         check_integer("cold_stop_steps", self.cold_stop_steps, 1)
+        check_choice("draw_weights", self.draw_weights, DRAW_WEIGHTS)
+        if self.mixture_top_k is not None:
+            check_integer("mixture_top_k", self.mixture_top_k, 1)
+        self._check_record()
         if self.top_k is not None:
             check_integer("top_k", self.top_k, 1)
         if self.cold_stop_entropy is not None:
@@ -186,6 +207,18 @@ class LatentGenerationConfig:
                 "compile_rollout: steps on a dynamic cache are not compiled; take "
                 "cache_implementation 'auto' or 'static'"
             )
+
+    def _check_record(self) -> None:
+        if self.record_scores is None:
+            return
+        check_choice("record_scores", self.record_scores, RECORDS)
+        needed = "soft" if self.record_scores == "embedding_noise" else "gumbel"
+        if self.noise != needed:
+            raise ValueError(
+                f"record_scores: {self.record_scores!r} is of noise={needed!r}, got {self.noise!r}"
+            )
+        if self.record_scores == "embedding_noise" and self.top_k is None:
+            raise ValueError("record_scores: 'embedding_noise' needs a top_k, got None")
 
     def _check_ignored(self) -> None:
         defaults = {field.name: field.default for field in fields(self)}

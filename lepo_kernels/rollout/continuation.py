@@ -238,6 +238,8 @@ class _Continuation:
             latent_ids=phase.ids,
             latent_weights=phase.weights,
             latent_count=(phase.weights > 0).sum(dim=-1),
+            # What was recorded is of the mixtures that were sampled.
+            latent_scores=phase.weights[..., :0],
             log_probs=self.log_probs[:, :steps],
             entropy=self.entropy[:, :steps],
             row_keys=rollout.row_keys,

@@ -111,10 +111,8 @@ class Decoder:
             phase = Phase.LATENT
         choice = chooser.choose(logits, place, phase, may_force=self.schedule.may_force(step))
         self.record.append(choice, self.live)
-        if phase is not Phase.TOKEN and self.config.cold_stop_entropy is not None:
-            self.cold_steps, self.latent_end = chooser.follow_entropy(
-                choice, place, self.cold_steps
-            )
+        if phase is not Phase.TOKEN and self.schedule.may_leave:
+            self.cold_steps, self.latent_end = chooser.leave_latents(choice, place, self.cold_steps)
         if self.schedule.may_end(step):
             self.live = self.live & chooser.goes_on(choice.token)
         return choice.embedding

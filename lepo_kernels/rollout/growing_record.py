@@ -65,19 +65,26 @@ class GrowingRecord:
         mixed = [[c for c in s.choices if c.ids is not None] for s in self._segments]
         width = max((c.ids.shape[1] for s in mixed for c in s), default=0)  # type: ignore[union-attr]
 
-        def wide(name: str) -> list[list[Tensor]]:
-            return [[pad(t := getattr(c, name), (0, width - t.shape[1])) for c in s] for s in mixed]
+        def wide(name: str, fill: float = 0) -> list[list[Tensor]]:
+            return [
+                [pad(t := getattr(c, name), (0, width - t.shape[1]), value=fill) for c in s]
+                for s in mixed
+            ]
 
         B = latent_end.shape[0]
         if width == 0:
             ids = token.new_zeros(B, 0, 0)
             weights, kept = log_prob.new_zeros(B, 0, 0), token.new_zeros(B, 0)
+            scores = weights
         else:
             ids, weights = self._gather(wide("ids")), self._gather(wide("weights"))
             kept = self._gather([[c.kept for c in s] for s in mixed])  # type: ignore[misc]
+            scores = weights[..., :0]
+            if any(c.scores is not None for s in mixed for c in s):
+                scores = self._gather(wide("scores", -torch.inf))
         live = self._gather([s.live for s in self._segments])
         return RecordedSteps(
-            token, log_prob, entropy, live, ids, weights, kept, latent_end, unfinished
+            token, log_prob, entropy, live, ids, weights, kept, scores, latent_end, unfinished
         )
 
     def _gather(self, values: list[list[Tensor]]) -> Tensor:  # [B, S, ...]

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lepo_kernels.formulas.latent_scores import ScoredRows
+from lepo_kernels.formulas.ratios import score_of
 from lepo_kernels.formulas.scores import soft_log_prob
 from lepo_kernels.rollout.layout import LayoutSettings
 from lepo_kernels.rollout.lm_head import LmHead
@@ -28,6 +30,8 @@ class PolicyLogProbs:
         logits: [M, K] float32, logits / temperature at ``ids``.
         lse: [M] float32, log-sum-exp over the whole vocabulary.
         entropy: [M] float32, over the whole vocabulary.
+        latent: [M] bool, which steps are latent.
+        recorded: [M, K] float32, what the rollout recorded for the method's score, or None.
     """
 
     ids: Tensor
@@ -35,11 +39,23 @@ class PolicyLogProbs:
     logits: Tensor
     lse: Tensor
     entropy: Tensor
+    latent: Tensor
+    recorded: Tensor | None = None
 
     @property
     def log_prob(self) -> Tensor:
         """[M]: sum_k w_k log pi(id_k), which on a discrete step is log pi(id)."""
         return soft_log_prob(self.logits, self.lse, self.weights)
+
+    def score(self, latent_score: str) -> Tensor:  # [M], or [M, K] of a score with slots
+        """What has the importance ratio: `log_prob`, and on latent steps the score of a name.
+
+        Args:
+            latent_score: see `lepo_kernels.formulas.latent_scores`.
+        """
+        # No score has a value that depends on advantages.
+        rows = ScoredRows(self.weights, self.recorded, torch.zeros_like(self.lse))
+        return score_of(latent_score, self.log_prob, self.logits, self.lse, self.latent, rows)
 
 
 torch.serialization.add_safe_globals([PolicyLogProbs])
@@ -90,4 +106,6 @@ def policy_log_probs(
         layout=LayoutSettings(share_prompts, packing),
         backend=backend,
     )
-    return PolicyLogProbs(steps.ids, steps.weights, logits, lse, entropy)
+    return PolicyLogProbs(
+        steps.ids, steps.weights, logits, lse, entropy, steps.latent, steps.recorded
+    )

@@ -45,7 +45,7 @@ def policy_loss(
     advantages: Tensor,  # [M]
     row_weights: Tensor,  # [M]
     *,
-    old_log_prob: Tensor | None = None,  # [M]
+    old_log_prob: Tensor | None = None,  # [M], or [M, >= K] of a score with slots
     ref_log_probs: Tensor | None = None,  # [M, >= K]
     temperature: float = 1.0,
     router_loss_scale: float = 1.0,
@@ -68,7 +68,8 @@ def policy_loss(
         hidden_gradient: called in the backward pass with which steps are latent, [M] bool, and the
             gradient of their hidden states, [M, D], which it must not change.
         backend: see `lepo_kernels.backend`.
-        **settings: ``beta`` and the others of `lepo_objective`.
+        **settings: ``beta`` and the others of `lepo_objective`; what a latent score reads is the
+            rollout's record.
 
     Returns:
         `PolicyLoss` of the M steps; differentiable in all parameters of the model, the embedding
@@ -83,12 +84,18 @@ def policy_loss(
         kept = steps.ids.shape[1]
         if hidden_gradient is not None and hidden.requires_grad:
             hidden.register_hook(partial(hidden_gradient, steps.latent))
+        old = old_log_prob
+        if old is not None and old.dim() == 2:
+            old = old[:, :kept]
         return head.lepo_loss(
             hidden,
-            *steps,
+            steps.ids,
+            steps.weights,
+            steps.latent,
             advantages,
             row_weights,
-            old_log_prob=old_log_prob,
+            recorded=steps.recorded,
+            old_log_prob=old,
             ref_log_probs=None if ref_log_probs is None else ref_log_probs[:, :kept],
             temperature=temperature,
             **settings,

@@ -32,6 +32,9 @@ class LatentRollout:
         latent_ids: [B, L, K] int64, entries of the mixture at step t (0 where not latent).
         latent_weights: [B, L, K] float32, their weights (0 where unused or not latent).
         latent_count: [B, L] int64, number of entries the sampler kept (0 where not latent).
+        latent_scores: [B, L, K] float32, what the method's score needs of each entry (-inf where
+            there is none); [B, L, 0] where it needs nothing. See ``record_scores`` of
+            `LatentGenerationConfig`.
         log_probs: [B, T] float32: sum_k w_k log pi(id_k) on latent steps, log pi(id) on sampled
             ones, 0 elsewhere.
         entropy: [B, T] float32, of the policy over the whole vocabulary; 0 where not an action.
@@ -53,6 +56,7 @@ class LatentRollout:
     latent_ids: Tensor
     latent_weights: Tensor
     latent_count: Tensor
+    latent_scores: Tensor
     log_probs: Tensor
     entropy: Tensor
     row_keys: Tensor
@@ -87,6 +91,13 @@ class LatentRollout:
         }
         for name, (shape, dtype) in wanted.items():
             check_tensor(name, getattr(self, name), shape, (dtype,), self.prompt_ids.device)
+        device = self.prompt_ids.device
+        check_tensor("latent_scores", self.latent_scores, (B, L, "K"), (torch.float32,), device)
+        if self.latent_scores.shape[2] not in (0, K):
+            raise ValueError(
+                f"latent_scores: expected {K} entries per step (latent_ids), or none, got "
+                f"{self.latent_scores.shape[2]}"
+            )
 
     def __len__(self) -> int:
         return self.prompt_ids.shape[0]
@@ -139,7 +150,7 @@ class LatentRollout:
         for name in _tensor_names():
             tensors = [getattr(part, name) for part in parts]
             sizes = [max(sizes) for sizes in zip(*(t.shape[1:] for t in tensors), strict=True)]
-            fill = pad_token_id if name == "completion_ids" else 0
+            fill = {"completion_ids": pad_token_id, "latent_scores": -torch.inf}.get(name, 0)
             joined[name] = torch.cat([_padded(tensor, sizes, fill) for tensor in tensors])
         return replace(first, **joined)  # type: ignore[arg-type]
 
@@ -182,12 +193,13 @@ _PER_STEP = (
     "latent_ids",
     "latent_weights",
     "latent_count",
+    "latent_scores",
     "log_probs",
     "entropy",
 )
 
 
-def _padded(tensor: Tensor, sizes: list[int], fill: int) -> Tensor:
+def _padded(tensor: Tensor, sizes: list[int], fill: float) -> Tensor:
     """``tensor`` [M, ...] with its trailing dimensions padded at the end to ``sizes``."""
     if list(tensor.shape[1:]) == sizes:
         return tensor

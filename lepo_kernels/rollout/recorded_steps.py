@@ -19,6 +19,7 @@ class RecordedSteps(NamedTuple):
     ids: Tensor  # [B, L, K] int64, of the steps that may be latent
     weights: Tensor  # [B, L, K] float32
     kept: Tensor  # [B, L]
+    scores: Tensor  # [B, L, K] float32, or [B, L, 0] where nothing is recorded
     latent_end: Tensor  # [B] int64, the step at which the latent phase ends
     unfinished: Tensor  # [B] bool
 
@@ -47,6 +48,7 @@ def as_rollout(steps: RecordedSteps, config: LatentGenerationConfig, **given: An
         # Not by a product: what a finished row holds may be NaN.
         latent_weights=steps.weights[:, :L].masked_fill(~mixed[..., None], 0),
         latent_count=steps.kept[:, :L].long() * mixed,
+        latent_scores=steps.scores[:, :L].masked_fill(~mixed[..., None], -torch.inf),
         log_probs=steps.log_prob[:, :S].masked_fill(~action, 0),
         entropy=steps.entropy[:, :S].masked_fill(~action, 0),
         truncated=steps.unfinished,

@@ -28,6 +28,10 @@ class Schedule:
         self._first_left = config.latent_length
         if config.cold_stop_entropy is not None:
             self._first_left = min(config.latent_length, config.cold_stop_steps)
+        if config.latent_end_ids:
+            self._first_left = min(config.latent_length, 1)
+        # Whether rows can leave it at all before all of them do.
+        self.may_leave = config.cold_stop_entropy is not None or bool(config.latent_end_ids)
 
     def phase(self, step: int) -> Phase:
         """The phase of a step."""

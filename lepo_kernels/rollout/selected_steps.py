@@ -27,6 +27,7 @@ class SelectedSteps(NamedTuple):
     ids: Tensor  # [M, K] int64; on a discrete step its id, repeated
     weights: Tensor  # [M, K] float32; on a discrete step (1, 0, ..., 0)
     latent: Tensor  # [M] bool
+    recorded: Tensor | None  # [M, K] float32, -inf where nothing is; None if no step has a record
 
 
 class OnSteps(NamedTuple):
@@ -99,15 +100,21 @@ def _chosen_at(rollout: LatentRollout, at: Steps) -> SelectedSteps:
     ids = rollout.completion_ids[row, step][:, None]
     weights = torch.ones(ids.shape, dtype=torch.float32, device=ids.device)
     latent = rollout.latent_mask[row, step]
-    if not bool(latent.any()):
-        return SelectedSteps(ids, weights, latent)
     L, K = rollout.latent_ids.shape[1:]
+    has_record = rollout.latent_scores.shape[2] > 0
+    if not bool(latent.any()):
+        nothing = torch.full_like(weights, -torch.inf) if has_record else None
+        return SelectedSteps(ids, weights, latent, nothing)
     ids = ids.expand(-1, K)
     weights = torch.nn.functional.pad(weights, (0, K - 1))
     stored = step.clamp(max=L - 1)
     mixed = latent[:, None]
+    recorded = None
+    if has_record:
+        recorded = rollout.latent_scores[row, stored].masked_fill(~mixed, -torch.inf)
     return SelectedSteps(
         torch.where(mixed, rollout.latent_ids[row, stored], ids),
         torch.where(mixed, rollout.latent_weights[row, stored], weights),
         latent,
+        recorded,
     )

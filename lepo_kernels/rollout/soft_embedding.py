@@ -111,6 +111,14 @@ class SoftEmbedding:
         sample, mixed = latent_step(logits, self._table(), backend=self._backend, **draw)
         return sample, self._scaled(mixed)
 
+    def embedded(
+        self,
+        ids: Tensor,  # [..., K]
+    ) -> Tensor:  # [..., K, D]
+        """The embeddings of tokens, as the module gives them."""
+        rows: Tensor = self._plain_forward(ids)
+        return rows
+
     def _table(self) -> Tensor:
         module: Any = self.module
         table: Tensor = module.weight
@@ -188,13 +196,28 @@ def add_embedding_noise(
         step: an int, or [N] int64.
         backend: see `lepo_kernels.backend`.
     """
+    sigma, noise = embedding_noise(
+        embedding, strength, seed=seed, row_keys=row_keys, step=step, backend=backend
+    )
+    return (embedding.float() + sigma * noise).to(embedding.dtype)
+
+
+def embedding_noise(
+    embedding: Tensor,  # [N, D]
+    strength: float,
+    *,
+    seed: int | Tensor,
+    row_keys: Tensor,  # [N]
+    step: int | Tensor,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:  # [N, 1], [N, D]
+    """Sigma, and the normal numbers that it multiplies; see `add_embedding_noise`."""
     dimensions = torch.arange(embedding.shape[-1], device=embedding.device)
     noise = normal_noise(
         seed, row_keys, step, dimensions, draw=EMBEDDING_NOISE_DRAW, backend=backend
     )
-    exact = embedding.float()
-    sigma = strength * exact.detach().pow(2).mean(dim=-1, keepdim=True).sqrt()
-    return (exact + sigma * noise).to(embedding.dtype)
+    sigma = strength * embedding.detach().float().pow(2).mean(dim=-1, keepdim=True).sqrt()
+    return sigma, noise
 
 
 @contextmanager

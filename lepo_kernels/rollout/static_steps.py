@@ -74,7 +74,7 @@ class StaticSteps:
         self._entropy = self._state((T, rows), torch.float32)
         # Their widths are known with the first choice.
         self._embedding: Tensor | None = None
-        self._mixtures: tuple[Tensor, Tensor, Tensor] | None = None
+        self._mixtures: list[Tensor] | None = None
         self._chooser: Chooser | None = None
 
     def begin(self, base: Any, prompts: Prompts, seed: int) -> None:
@@ -119,10 +119,19 @@ class StaticSteps:
             mixtures.append(token.new_zeros(rows, 0))
         else:
             mixtures = [x[:count, :rows].transpose(0, 1).clone() for x in self._mixtures]
-        ids, weights, kept = mixtures
+        ids, weights, kept, *scores = mixtures
         latent_end, unfinished = self._latent_end[:rows].clone(), self._live[:rows].clone()
         return RecordedSteps(
-            token, log_prob, entropy, live, ids, weights, kept, latent_end, unfinished
+            token,
+            log_prob,
+            entropy,
+            live,
+            ids,
+            weights,
+            kept,
+            scores[0] if scores else weights[..., :0],
+            latent_end,
+            unfinished,
         )
 
     def _prefill(
@@ -155,8 +164,8 @@ class StaticSteps:
         may_force = self._may_force and phase is not Phase.LATENT
         choice = self._chooser.choose(logits, place, phase, may_force=may_force)
         self._write(choice)
-        if phase is not Phase.TOKEN and self._config.cold_stop_entropy is not None:
-            cold_steps, latent_end = self._chooser.follow_entropy(choice, place, self._cold_steps)
+        if phase is not Phase.TOKEN and self._schedule.may_leave:
+            cold_steps, latent_end = self._chooser.leave_latents(choice, place, self._cold_steps)
             self._cold_steps.copy_(cold_steps)
             self._latent_end.copy_(latent_end)
         if phase is not Phase.LATENT or self._config.latent_eos == "stop":
@@ -174,11 +183,12 @@ class StaticSteps:
         self._was_live.index_copy_(0, at, self._live[None])
         if choice.ids is None or choice.weights is None or choice.kept is None:
             return
-        mixture = (choice.ids, choice.weights, choice.kept)
+        mixture = [choice.ids, choice.weights, choice.kept]
+        if choice.scores is not None:
+            mixture.append(choice.scores)
         if self._mixtures is None:
             L = self._config.latent_length
-            ids, weights, kept = (self._state((L, *x.shape), x.dtype) for x in mixture)
-            self._mixtures = (ids, weights, kept)
+            self._mixtures = [self._state((L, *x.shape), x.dtype) for x in mixture]
         for column, value in zip(self._mixtures, mixture, strict=True):
             column.index_copy_(0, at, value[None])
 

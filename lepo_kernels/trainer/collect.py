@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from lepo_kernels.methods import method_named
 from lepo_kernels.rollout.config import LatentGenerationConfig
 from lepo_kernels.rollout.engine import RolloutEngine, RolloutRequest
 from lepo_kernels.rollout.layout import LayoutSettings
@@ -16,7 +17,12 @@ from lepo_kernels.rollout.record import LatentRollout
 from lepo_kernels.trainer.advantages import Advantages, group_advantages
 from lepo_kernels.trainer.agreement import SamplingAgreement
 from lepo_kernels.trainer.config import LEPOConfig
-from lepo_kernels.trainer.experience import Experience, step_log_probs, training_order
+from lepo_kernels.trainer.experience import (
+    Experience,
+    StepScores,
+    step_scores,
+    training_order,
+)
 from lepo_kernels.trainer.latent_use import latent_use_metrics
 from lepo_kernels.trainer.prompts import encode_prompts
 from lepo_kernels.trainer.reward_step import RewardedRollout, reward_rollout
@@ -191,12 +197,12 @@ class Collector:
         old_log_prob = ref_log_probs = None
         with self.accelerator.autocast():
             if args.updates_per_rollout > 1:
-                old_log_prob, _ = self._step_log_probs(policy, rollout)
-                used = rollout.action_mask
-                self.agreement.add(policy, rollout.log_probs[used], old_log_prob[used])
+                old = self._step_scores(policy, rollout)
+                old_log_prob, used = old.score, rollout.action_mask
+                self.agreement.add(policy, rollout.log_probs[used], old.log_prob[used])
             if reference is not None:
                 with reference as model:
-                    _, ref_log_probs = self._step_log_probs(model, rollout)
+                    ref_log_probs = self._step_scores(model, rollout).log_probs
         return Experience(
             rollout=rollout,
             advantages=advantages.float().to(device)[order],
@@ -205,12 +211,13 @@ class Collector:
             ref_log_probs=ref_log_probs,
         )
 
-    def _step_log_probs(self, model: Any, rollout: LatentRollout) -> tuple[Tensor, Tensor]:
-        return step_log_probs(
+    def _step_scores(self, model: Any, rollout: LatentRollout) -> StepScores:
+        return step_scores(
             model,
             rollout,
             self.args.temperature,
             self.args.per_device_train_batch_size,
+            latent_score=method_named(self.args.method).latent_score,
             layout=LayoutSettings(self.args.share_prompts, self.args.packing),
         )
 

@@ -3,13 +3,16 @@
 `config_checks` checks them.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
-from lepo_kernels.rollout.config import CACHES, NOISES
+from lepo_kernels.methods import method_named
+from lepo_kernels.rollout.config import CACHES, DRAW_WEIGHTS, NOISES
 from lepo_kernels.trainer.advantages import SCALE_REWARDS
 from lepo_kernels.trainer.config_checks import check_config
 from lepo_kernels.trainer.distribution import check_settings as check_distribution
@@ -21,7 +24,8 @@ class LEPOConfig(TrainingArguments):
     """Settings of `LEPOTrainer`.
 
     Names follow TRL's GRPO settings where the two methods share them. ``latent_length=0`` gives
-    plain GRPO. Lengths are in tokens (columns of the completion).
+    plain GRPO. Lengths are in tokens (columns of the completion). ``method`` names another method
+    (`lepo_kernels.methods`), whose published settings are then the defaults.
 
     Raises:
         ValueError: a setting is out of range, or two settings contradict each other; the message
@@ -48,6 +52,15 @@ class LEPOConfig(TrainingArguments):
     )
     logging_steps: float = field(default=1, metadata={"help": "Log every so many optimizer steps."})
 
+    method: str = field(
+        default="lepo",
+        metadata={
+            "help": "lepo, grpo, soft_grpo, latent_grpo, multiplex or soft_tokens (for sampling "
+            "alone soft_thinking, stochastic_soft_thinking, too), or one that is registered. "
+            "Settings that are not given take its published values."
+        },
+    )
+
     # Latent phase
     latent_length: int = field(
         default=16, metadata={"help": "Soft steps L before the first discrete token; 0 is GRPO."}
@@ -70,6 +83,21 @@ class LEPOConfig(TrainingArguments):
         default=None, metadata={"help": "Range LOW HIGH that Gumbel noise is clamped to."}
     )
     num_draws: int = field(default=3, metadata={"help": "Draws per step of the categorical noise."})
+    draw_weights: str = field(
+        default="uniform",
+        metadata={"help": f"How the categorical noise weighs its draws, one of {DRAW_WEIGHTS}."},
+    )
+    mixture_top_k: int | None = field(
+        default=None,
+        metadata={"help": "Entries a mixture keeps after the noise, by perturbed logit."},
+    )
+    latent_end: str = field(
+        default="",
+        metadata={
+            "help": "Text of one token that ends the latent phase where it is likeliest, as "
+            "</think>; default none."
+        },
+    )
     latent_eos: str = field(
         default="mask",
         metadata={"help": "EOS in the latent phase: 'mask' forbids it, 'stop' ends the row."},
@@ -270,3 +298,16 @@ class LEPOConfig(TrainingArguments):
         assert self.steps_per_generation is not None
         micro_batches = self.num_iterations * self.steps_per_generation
         return int(micro_batches // self.gradient_accumulation_steps)
+
+
+def _with_method_defaults(init: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(init)
+    def complete(self: LEPOConfig, *args: Any, **settings: Any) -> None:
+        published = method_named(settings.get("method", "lepo")).defaults
+        init(self, *args, **{**published, **settings})
+
+    return complete
+
+
+# Which settings were given is known here alone.
+LEPOConfig.__init__ = _with_method_defaults(LEPOConfig.__init__)  # type: ignore[method-assign]

@@ -9,7 +9,8 @@ import math
 from dataclasses import fields
 from typing import Any
 
-from lepo_kernels.formulas.lepo_objective import LossSettings, check_settings
+from lepo_kernels.formulas.loss_rows import LossSettings, check_settings
+from lepo_kernels.methods import method_named
 from lepo_kernels.rollout.engine import check_rollout_engine
 from lepo_kernels.trainer.advantages import SCALE_REWARDS
 from lepo_kernels.trainer.evaluation_settings import check_evaluation_settings
@@ -59,9 +60,21 @@ def check_config(args: Any) -> None:
     """
     _check_supported(args)
     _check_choices(args)
+    _check_method(args)
     _check_duration(args)
     _check_ranges(args)
     _check_batches(args)
+
+
+def _check_method(args: Any) -> None:
+    """Refuse what would make another method of it."""
+    method = method_named(args.method)
+    if not method.trains:
+        raise ValueError(
+            f"method: {method.name!r} samples and does not train; take it for lepo generate, "
+            "lepo eval or latent_generate"
+        )
+    method.check(args)
 
 
 def _check_supported(args: Any) -> None:
@@ -116,9 +129,9 @@ def _check_ranges(args: Any) -> None:
     check_sampling(args)
     _check_samples_differ(args)
     upper = args.epsilon if args.epsilon_high is None else args.epsilon_high
-    # The trainer has reference log-probs whenever beta asks for them.
-    settings = LossSettings(args.beta, args.epsilon, upper, args.delta, args.latent_kl)
-    check_settings(settings, has_reference=True)
+    method = method_named(args.method)
+    numbers = (args.beta, args.epsilon, upper, args.delta, args.latent_kl)
+    check_settings(LossSettings(*numbers, method.latent_score, method.latent_ratio))
     check_evaluation_settings(args)
     check_weights(args.reward_weights)
     check_timeout(args.reward_timeout)
@@ -164,4 +177,9 @@ def _check_batches(args: Any) -> None:
             "num_generations: a rollout of per_device_train_batch_size * steps_per_generation "
             f"= {args.samples_per_rollout} samples does not hold whole groups of "
             f"{args.num_generations}"
+        )
+    if args.updates_per_rollout > 1 and not method_named(args.method).off_policy:
+        raise ValueError(
+            f"method: the loss of {args.method!r} holds for one update per rollout, got "
+            f"{args.updates_per_rollout} (num_iterations, steps_per_generation)"
         )

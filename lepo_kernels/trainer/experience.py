@@ -2,11 +2,12 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lepo_kernels.formulas.latent_scores import SOFT
 from lepo_kernels.rollout.layout import LayoutSettings
 from lepo_kernels.rollout.policy_log_probs import policy_log_probs
 from lepo_kernels.rollout.record import LatentRollout
@@ -22,8 +23,9 @@ class Experience:
         rollout: the recorded samples.
         advantages: [B] float32.
         token_weights: [B, T] float32: the loss's normalisation; 0 leaves a step out.
-        old_log_prob: [B, T] float32 log-probabilities under the sampling policy, computed on the
-            mixtures by a training forward; None while the policy has not moved.
+        old_log_prob: [B, T] float32 log-probabilities under the sampling policy, on latent steps
+            the method's score, computed by a training forward; [B, T, K] of a score with slots;
+            None while the policy has not moved.
         ref_log_probs: [B, T, K] float32 log-probabilities of each step's ids under the reference
             policy; None without a KL term.
     """
@@ -97,53 +99,78 @@ def training_order(
     return drawn.gather(1, prompts.argsort(dim=1, stable=True)).flatten()
 
 
+class StepScores(NamedTuple):
+    """Of every recorded step, on the mixtures; 0 where there is no action."""
+
+    log_prob: Tensor  # [B, T]: the (soft) log-probability
+    log_probs: Tensor  # [B, T, K]: of each of its ids
+    score: Tensor  # [B, T], or [B, T, K] of a score with slots: what has the importance ratio
+
+
 @torch.no_grad()
-def step_log_probs(
+def step_scores(
     model: torch.nn.Module,
     rollout: LatentRollout,
     temperature: float,
     batch_size: int,
     *,
+    latent_score: str = SOFT,
     layout: LayoutSettings = _ANY_LAYOUT,
-) -> tuple[Tensor, Tensor]:  # [B, T], [B, T, K]
-    """Log-probabilities of every recorded step, on the mixtures, without gradient.
+) -> StepScores:
+    """Log-probabilities and scores of every recorded step, without gradient, float32.
 
     Args:
         model: the policy or the reference.
         rollout: the recorded samples.
         temperature: T of the policy.
         batch_size: samples per forward.
+        latent_score: the method's score of latent steps.
         layout: which layouts a forward may take.
-
-    Returns:
-        Per step the (soft) log-probability [B, T] and the log-probability of each of its ids
-        [B, T, K], float32, 0 where there is no action.
     """
     was_training = model.training
     model.eval()
     try:
         parts = [
-            _step_log_probs(model, rollout.select(index), temperature, layout)
+            _step_scores(model, rollout.select(index), temperature, latent_score, layout)
             for index in torch.arange(len(rollout), device=rollout.completion_ids.device).split(
                 batch_size
             )
         ]
     finally:
         model.train(was_training)
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+    return StepScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _step_log_probs(
-    model: torch.nn.Module, rollout: LatentRollout, temperature: float, layout: LayoutSettings
-) -> tuple[Tensor, Tensor]:
+def _step_scores(
+    model: torch.nn.Module,
+    rollout: LatentRollout,
+    temperature: float,
+    latent_score: str,
+    layout: LayoutSettings,
+) -> StepScores:
     step_mask = rollout.action_mask
     scored = policy_log_probs(
         model, rollout, step_mask, temperature=temperature, **layout._asdict()
     )
-    per_id = scored.logits - scored.lse[:, None]
-    log_prob = per_id.new_zeros(step_mask.shape)
-    log_prob[step_mask] = scored.log_prob
-    # A batch without latent steps comes with one id per step, whatever K is.
-    log_probs = per_id.new_zeros(*step_mask.shape, max(1, rollout.latent_ids.shape[2]))
-    log_probs[..., : per_id.shape[1]][step_mask] = per_id
-    return log_prob, log_probs
+    K = max(1, rollout.latent_ids.shape[2])
+    log_probs = scored.logits - scored.lse[:, None]
+    values = (scored.log_prob, log_probs, scored.score(latent_score))
+    return StepScores(*(_at_steps(x, step_mask, K) for x in values))
+
+
+def _at_steps(
+    values: Tensor,  # [M] or [M, <= K]
+    step_mask: Tensor,  # [B, T] bool, of M steps
+    K: int,
+) -> Tensor:  # [B, T] or [B, T, K]
+    """Where the steps are, and 0 elsewhere.
+
+    A batch without latent steps comes with one id per step, whatever K is.
+    """
+    if values.dim() == 1:
+        placed = values.new_zeros(step_mask.shape)
+        placed[step_mask] = values
+        return placed
+    placed = values.new_zeros(*step_mask.shape, K)
+    placed[..., : values.shape[1]][step_mask] = values
+    return placed

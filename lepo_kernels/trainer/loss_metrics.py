@@ -12,6 +12,7 @@ def add_loss_metrics(
     result: PolicyLoss,
     discrete: Tensor,  # [M] bool
     has_kl: bool,
+    latent_ratio: bool = False,
 ) -> None:
     """Add the metrics of the steps that a loss is of.
 
@@ -20,6 +21,7 @@ def add_loss_metrics(
         result: the loss of M steps.
         discrete: which of them are sampled tokens, not latent steps.
         has_kl: whether the loss has a KL term.
+        latent_ratio: whether latent steps have importance ratios.
     """
     means.add(
         {
@@ -34,5 +36,8 @@ def add_loss_metrics(
     means.add_masked("clip_ratio/high_mean", result.clipped == 1, discrete)
     means.add_masked("clip_ratio/region_mean", result.clipped != 0, discrete)
     means.add_masked("ratio", result.ratio, discrete)
+    if latent_ratio:
+        means.add_masked("latent/ratio", result.ratio, ~discrete)
+        means.add_masked("latent/clip_ratio", result.clipped != 0, ~discrete)
     if has_kl:
         means.add_masked("kl", result.kl, torch.ones_like(discrete))

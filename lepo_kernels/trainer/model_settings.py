@@ -31,6 +31,7 @@ SECTIONS = ("prompts", "task", "sampling", "evaluation", "training", "data")
 
 # Settings of `LEPOConfig` that say how a policy samples and is evaluated.
 SAMPLING = (
+    "method",
     "latent_length",
     "latent_suffix",
     "noise",
@@ -38,6 +39,9 @@ SAMPLING = (
     "noise_scale",
     "noise_clamp",
     "num_draws",
+    "draw_weights",
+    "mixture_top_k",
+    "latent_end",
     "latent_eos",
     "cold_stop_entropy",
     "cold_stop_steps",

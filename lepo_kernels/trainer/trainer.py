@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.trainer_callback import TrainerCallback
 
+from lepo_kernels.methods import method_named
 from lepo_kernels.rollout.engine import RolloutEngine, make_rollout_engine
 from lepo_kernels.rollout.policy_loss import policy_loss
 from lepo_kernels.trainer.adapters import report_dropout
@@ -51,7 +52,7 @@ from lepo_kernels.validation import NonFiniteRowError
 
 
 class LEPOTrainer(ResumableTrainer):
-    """Train a causal language model with LEPO (arXiv 2604.17892).
+    """Train a causal language model with LEPO (arXiv 2604.17892), or a method of its family.
 
     Args:
         model: a causal language model, or a name or folder for ``from_pretrained``.
@@ -98,6 +99,7 @@ class LEPOTrainer(ResumableTrainer):
         if not isinstance(args, LEPOConfig):
             raise TypeError(f"args: expected a LEPOConfig, got {type(args).__name__}")
         check_settings(args)
+        self.method = method_named(args.method)
         self.rewards = Rewards(reward_funcs, args.reward_weights, args.reward_timeout)
         check_dataset("train_dataset", train_dataset, self.rewards)
         check_dataset("eval_dataset", eval_dataset, self.rewards, several=True)
@@ -280,13 +282,21 @@ class LEPOTrainer(ResumableTrainer):
             epsilon_high=args.epsilon_high,
             delta=args.delta,
             latent_kl=args.latent_kl,
+            latent_score=self.method.latent_score,
+            latent_ratio=self.method.latent_ratio,
         )
         if batch.old_log_prob is None:  # before any update: the first forward of these samples
             used = step_mask & ((batch.advantages != 0)[:, None] | (args.beta > 0))
             sampled, trained = batch.rollout.log_probs[used], result.log_prob[used[step_mask]]
             self.agreement.add(model, sampled, trained)
         discrete = ~batch.rollout.latent_mask[step_mask]
-        add_loss_metrics(self._means, result, discrete, has_kl=args.beta > 0)
+        add_loss_metrics(
+            self._means,
+            result,
+            discrete,
+            has_kl=args.beta > 0,
+            latent_ratio=self.method.latent_ratio,
+        )
         # The token weights already sum over the update; the Trainer divides by its micro-batches.
         loss = result.loss * args.gradient_accumulation_steps
         return (loss, result) if return_outputs else loss

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lepo_kernels.formulas.kinks import clip
-from lepo_kernels.formulas.lepo_objective import LARGEST_EXPONENT, ratio_of
+from lepo_kernels.formulas.ratios import LARGEST_EXPONENT, ratio_of
 from lepo_kernels.formulas.scores import gumbel_log_density
 
 LOW, HIGH = -0.5, 1.25

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from lepo_kernels import lepo_objective
+from lepo_kernels.formulas.latent_scores import LATENT_SCORES
 from lepo_kernels.formulas.lepo_gradient import lepo_gradient
-from lepo_kernels.formulas.lepo_objective import LossSettings, RowFacts
+from lepo_kernels.formulas.loss_rows import LossSettings, RowFacts
 from tests.seeds import seeded
 
 # Distances of the log-probability from the old one: the same; inside; on the edges of the clipping
@@ -15,6 +16,8 @@ from tests.seeds import seeded
 DISTANCES = (0.0, 0.125, 0.25, -0.25, 0.75, 0.5, 2.0, -2.0, 100.0, -800.0)
 LOW, HIGH, CAP = torch.tensor([-0.25, 0.25, 0.75], dtype=torch.float64).exp().tolist()
 # Both differences are exact.
+# LEPO's own score, as where none is named.
+PUBLISHED = {"latent_score": "soft_log_prob", "latent_ratio": False, "recorded": None}
 EDGES = {"epsilon": 1 - LOW, "epsilon_high": HIGH - 1, "delta": CAP}
 
 
@@ -50,6 +53,7 @@ def case(kept):
 
 def structured(**options):
     """The keywords of `lepo_objective` as the structures that it makes of them."""
+    options = {**PUBLISHED, **options}
     return (
         RowFacts(*(options[name] for name in RowFacts._fields)),
         LossSettings(*(options[name] for name in LossSettings._fields)),
@@ -79,6 +83,47 @@ def test_it_is_what_autograd_gives(kept, with_old, beta, latent_kl, with_delta):
     assert expected[0].isfinite().all()
     for x, y in zip(ours, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
+
+
+def noisy(logits, lse, kept):
+    """Scores as a rollout records them, far above and below the policy's; some rows are short."""
+    recorded = (logits - lse[:, None]).detach().nan_to_num(neginf=-3.0)
+    recorded = recorded + torch.randn_like(recorded) * 2
+    if kept > 1:
+        recorded[::3, -1] = -math.inf
+    return recorded
+
+
+@pytest.mark.parametrize("kept", [1, 4])
+@pytest.mark.parametrize("score", LATENT_SCORES)
+@pytest.mark.parametrize("latent_ratio", [False, True])
+@pytest.mark.parametrize(("beta", "latent_kl"), [(0.0, "k3"), (0.4, "exact"), (0.4, "score")])
+def test_of_every_latent_score_it_is_what_autograd_gives(
+    kept, score, latent_ratio, beta, latent_kl
+):
+    logits, lse, facts, old, ref = case(kept)
+    facts["recorded"] = noisy(logits, lse, kept)
+    if LATENT_SCORES[score].slots:
+        old = old[:, None] + torch.randn(len(old), kept, dtype=torch.float64) / 2
+    # A reference that is near: the exponential of what a density differs by is huge elsewhere.
+    ref = (logits - lse[:, None]).nan_to_num(neginf=-3.0) + torch.randn_like(logits) / 4
+    settings = {
+        **EDGES,
+        "old_log_prob": old,
+        "ref_log_probs": ref,
+        "beta": beta,
+        "latent_kl": latent_kl,
+        "delta": EDGES["delta"],
+        "latent_score": score,
+        "latent_ratio": latent_ratio,
+    }
+    leaves = [x.requires_grad_() for x in (logits, lse)]
+    expected = torch.autograd.grad(lepo_objective(logits, lse, **facts, **settings).loss, leaves)
+    with torch.no_grad():
+        ours = lepo_gradient(logits, lse, *structured(**facts, **settings))
+    assert expected[0].isfinite().all()
+    for x, y in zip(ours, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
 
 
 def corner(distance, advantage, beyond=0.0, with_delta=False):

@@ -239,9 +239,12 @@ def _lepo_loss(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
         # A reference that is surer of the ids than the policy has gradients beyond float16.
         old, reference = -torch.rand(ROWS), -40 - torch.rand(ROWS, ids.shape[1])
         rows = (weights, latent, torch.randn(ROWS), row_weights, old, reference)
-        settings = (0.1, 0.2, 0.3, None, "k3")
+        numbers = (0.1, 0.2, 0.3, None, "k3")
         needs = (True, True, head[2] is not None)
-        yield *head, ids, scale, *rows, *settings, *needs
+        yield *head, ids, scale, *rows, None, *numbers, "soft_log_prob", False, *needs
+        recorded = -torch.rand(ROWS, ids.shape[1])
+        score = ("latent_grpo_log_density", True)
+        yield *head, ids, scale, *rows, recorded, *numbers, *score, *needs
 
 
 def _lepo_loss_backward(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:

@@ -21,6 +21,8 @@ from torch.utils._pytree import tree_leaves
 
 import lepo_kernels
 from lepo_kernels import BackendUnavailableError
+from lepo_kernels.formulas.latent_scores import LATENT_SCORES, LatentScore
+from lepo_kernels.formulas.loss_rows import LATENT_KL
 from lepo_kernels.validation import FLOAT_DTYPES, INDEX_DTYPES
 from tests.ops.argument_strategies import HUGE, NOT_CHOICES, NOT_TENSORS, Draft, Skip
 from tests.ops.helpers import backends_of
@@ -321,12 +323,14 @@ def lepo_loss(draft: Draft, backend: str) -> None:
     )
     put_float(draft, "advantages", (rows,))
     put_float(draft, "row_weights", (rows,))
+    score = put_latent_score(draft, rows, kept)
+    of_each = (rows, kept) if score is not None and score.slots else (rows,)
     put_float(
         draft,
         "old_log_prob",
-        (rows,),
+        of_each,
         optional=True,
-        good=lambda: draft.pick(None, draft.tensor((rows,), torch.float32)),
+        good=lambda: draft.pick(None, draft.tensor(of_each, torch.float32)),
     )
     beta = draft.put("beta", lambda: draft.pick(0, 0.04), lambda: draft.bad_number(-1, math.inf))
     needs_reference = isinstance(beta, float) and beta > 0
@@ -353,8 +357,31 @@ def lepo_loss(draft: Draft, backend: str) -> None:
         lambda: draft.pick(None, draft.number(2.5, 9)),
         lambda: draft.bad_number(0, 1, -1, math.inf, optional=True),
     )
-    draft.put("latent_kl", lambda: draft.pick("k3", "exact"), lambda: draft.pick(*NOT_CHOICES))
+    draft.put("latent_kl", lambda: draft.pick(*LATENT_KL), lambda: draft.pick(*NOT_CHOICES))
     draft.put_backend(backend)
+
+
+def put_latent_score(draft: Draft, rows: int, kept: int) -> LatentScore | None:
+    """The score's name, and what it reads; None where it has no known name."""
+    name = draft.put(
+        "latent_score", lambda: draft.pick(*LATENT_SCORES), lambda: draft.pick(*NOT_CHOICES)
+    )
+    draft.put(
+        "latent_ratio", lambda: draft.pick(False, True), lambda: draft.pick(None, 1, "true", 0.5)
+    )
+    score = LATENT_SCORES.get(name) if isinstance(name, str) else None
+    reads_record = score is not None and score.reads_record
+    # Whether it may be None depends on the score, so it is never spoiled by None.
+    put_float(
+        draft,
+        "recorded",
+        (rows, kept),
+        optional=True,
+        good=lambda: draft.pick(
+            draft.tensor((rows, kept), torch.float32), *(() if reads_record else (None,))
+        ),
+    )
+    return score
 
 
 def philox_words(draft: Draft, backend: str, *, noise: bool = False) -> None:

@@ -8,7 +8,7 @@ import torch
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from lepo_kernels.trainer.experience import step_log_probs
+from lepo_kernels.trainer.experience import step_scores
 from lepo_kernels.trainer.manifest import write_manifest
 from lepo_kernels.trainer.starting_point import REFERENCE_FILE, StartingPoint
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -76,11 +76,11 @@ def test_the_reference_is_the_policy_at_the_start(make_trainer, name):
     assert kls(trainer)[0] == pytest.approx(0.0, abs=1e-6)
     assert kls(trainer)[-1] > 1e-5
     rollout = trainer._run.experience.rollout
-    expected = step_log_probs(start, rollout, 1.0, 8)
-    moved = step_log_probs(trainer.model, rollout, 1.0, 8)
+    expected = step_scores(start, rollout, 1.0, 8)
+    moved = step_scores(trainer.model, rollout, 1.0, 8)
     before = weights(trainer.model)
     with trainer.reference.of(trainer.model) as reference:
-        got = step_log_probs(reference, rollout, 1.0, 8)
+        got = step_scores(reference, rollout, 1.0, 8)
     # The same function by the same kernels.
     assert torch.equal(got[0], expected[0])
     assert not torch.equal(moved[0], expected[0])

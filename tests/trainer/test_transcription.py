@@ -11,48 +11,8 @@ import math
 import pytest
 import torch
 
-from lepo_kernels.trainer.experience import step_log_probs
-from tests.tiny import tiny_model
-
-
-def float64_model():
-    # Without a padding id: nn.Embedding gives the row of one no gradient, a matrix product does.
-    return tiny_model(dtype=torch.float64, pad_token_id=None)
-
-
-def letters_reward(completions, **_):
-    """Differs between almost any two completions."""
-    return [float(sum(map(ord, text)) % 7) for text in completions]
-
-
-def dense_inputs(model, rollout):
-    """Embeddings [B, P + T, D] with every mixture formed as a one-hot-weighted [V] product."""
-    table = model.get_input_embeddings().weight
-    ids = torch.cat([rollout.prompt_ids, rollout.completion_ids], 1)
-    columns = torch.nn.functional.one_hot(ids, table.shape[0]).to(table.dtype)
-    prompt = rollout.prompt_ids.shape[1]
-    for b in range(len(rollout)):
-        for t in range(rollout.latent_ids.shape[1]):
-            if rollout.latent_mask[b, t]:
-                z = torch.zeros(table.shape[0], dtype=table.dtype)
-                z.index_add_(
-                    0, rollout.latent_ids[b, t], rollout.latent_weights[b, t].to(table.dtype)
-                )
-                columns[b, prompt + t] = z
-    return columns @ table
-
-
-def dense_log_pi(model, rollout, temperature):
-    """log pi of every completion step over the whole vocabulary, [B, T, V]."""
-    mask = torch.cat([rollout.prompt_mask, rollout.completion_mask], 1).long()
-    logits = model(
-        inputs_embeds=dense_inputs(model, rollout),
-        attention_mask=mask,
-        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-    ).logits
-    prompt = rollout.prompt_ids.shape[1]
-    steps = rollout.completion_ids.shape[1]
-    return torch.log_softmax(logits[:, prompt - 1 : prompt - 1 + steps] / temperature, -1)
+from lepo_kernels.trainer.experience import step_scores
+from tests.trainer.dense import dense_log_pi, float64_model, letters_reward, perturbed
 
 
 def step_terms(rollout, b, t):
@@ -102,17 +62,6 @@ def transcribed_loss(model, old, reference, experience, args):
                 args.loss_type, rollout, b, args.max_completion_length
             )
     return total
-
-
-def perturbed(model, scale, seed):
-    """A copy of the model a little way off."""
-    other = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.add_(scale * noise)
-    return other
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
@@ -180,7 +129,7 @@ def test_old_log_probs_are_those_of_the_rollout(make_trainer):
     rollout = experience.rollout
     recorded = torch.where(rollout.action_mask, rollout.log_probs, 0.0)
     torch.testing.assert_close(experience.old_log_prob.float(), recorded, rtol=0, atol=1e-5)
-    _, per_id = step_log_probs(trainer.model, rollout, trainer.args.temperature, batch_size=3)
+    _, per_id, _ = step_scores(trainer.model, rollout, trainer.args.temperature, batch_size=3)
     mixed = (per_id[:, :2] * rollout.latent_weights).nan_to_num(0.0).sum(-1)
     torch.testing.assert_close(
         mixed[rollout.latent_mask[:, :2]],
@@ -206,6 +155,7 @@ def as_discrete(rollout):
         latent_ids=rollout.latent_ids[:, :0],
         latent_weights=rollout.latent_weights[:, :0],
         latent_count=rollout.latent_count[:, :0],
+        latent_scores=rollout.latent_scores[:, :0],
     )
 
 

@@ -28,7 +28,8 @@ from lepo_kernels.backends.cpu.linear_log_probs import (
 from lepo_kernels.backends.cpu.memory import fresh
 from lepo_kernels.backends.cpu.products import Factor, Products, products_for
 from lepo_kernels.formulas.lepo_gradient import lepo_gradient
-from lepo_kernels.formulas.lepo_objective import LossSettings, RowFacts, objective_of
+from lepo_kernels.formulas.lepo_objective import objective_of
+from lepo_kernels.formulas.loss_rows import LossSettings, RowFacts
 from lepo_kernels.structures import (
     Head,
     HeadGradients,

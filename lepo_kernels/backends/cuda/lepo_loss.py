@@ -9,7 +9,7 @@ from torch import Tensor
 from lepo_kernels.backends.cuda.linear_log_probs import row_kernels
 from lepo_kernels.backends.gpu import loss
 from lepo_kernels.backends.gpu.loss import lepo_loss_backward
-from lepo_kernels.formulas.lepo_objective import LossSettings, RowFacts
+from lepo_kernels.formulas.loss_rows import LossSettings, RowFacts
 from lepo_kernels.structures import Head, Needs, Selection
 
 __all__ = ["lepo_loss", "lepo_loss_backward"]

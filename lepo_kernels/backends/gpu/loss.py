@@ -29,7 +29,8 @@ from lepo_kernels.backends.gpu.head import statistics_of
 from lepo_kernels.backends.gpu.loss_blocks import UsedRows, add_gradients
 from lepo_kernels.backends.gpu.loss_gradients import LossGradients
 from lepo_kernels.backends.gpu.row_kernels import RowKernels
-from lepo_kernels.formulas.lepo_objective import LossSettings, RowFacts, objective_of
+from lepo_kernels.formulas.lepo_objective import objective_of
+from lepo_kernels.formulas.loss_rows import LossSettings, RowFacts
 from lepo_kernels.structures import Head, HeadGradients, Needs, Selection
 
 # Without gradients, chunks of the default size of `linear_log_probs`.

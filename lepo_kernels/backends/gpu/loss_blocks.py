@@ -10,7 +10,7 @@ from lepo_kernels.backends.gpu.loss_gradients import LossGradients
 from lepo_kernels.backends.gpu.products import wide_product
 from lepo_kernels.backends.gpu.row_kernels import RowKernels, States
 from lepo_kernels.formulas.lepo_gradient import lepo_gradient
-from lepo_kernels.formulas.lepo_objective import LossSettings, RowFacts
+from lepo_kernels.formulas.loss_rows import LossSettings, RowFacts
 
 # Enough rows for the products to read the head at a fraction of the memory's rate, and for their
 # time to hide what the host does for a block.
