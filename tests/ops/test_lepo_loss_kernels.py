@@ -11,6 +11,8 @@ import lepo_kernels
 from lepo_kernels import dispatch, lepo_loss, lepo_objective, linear_log_probs
 from lepo_kernels.backends.cpu import lepo_loss as cpu_kernel
 from lepo_kernels.backends.gpu import loss_blocks
+from lepo_kernels.formulas.latent_scores import LATENT_SCORES, ScoredRows
+from lepo_kernels.formulas.ratios import score_of
 from tests.ops.helpers import (
     LOW_DTYPES,
     LargestTensor,
@@ -93,11 +95,17 @@ def assert_agrees(kept, with_old, beta, latent_kl, delta, with_head_options):
     options |= {} if beta is None else {"beta": beta, **ref}
     if with_head_options:
         options |= {"softcap": 4.0, "inv_temperature": torch.rand(N) + 0.5}
-    ours = run(lepo_loss, leaves, facts, with_head_options, **options)
-    expected = run(composed, leaves, facts, with_head_options, **options)
+    compare(leaves, facts, options, with_head_options)
+
+
+def compare(leaves, facts, options, with_bias):
+    """The fused loss and its gradients are as near to float64 as what it fuses."""
+    beta = options.get("beta")
+    ours = run(lepo_loss, leaves, facts, with_bias, **options)
+    expected = run(composed, leaves, facts, with_bias, **options)
     wide = [x.detach().double().requires_grad_() for x in leaves]
     with lepo_kernels.backend("reference"):
-        oracle = run(composed, wide, facts, with_head_options, **options)
+        oracle = run(composed, wide, facts, with_bias, **options)
     assert [x.dtype for x in ours] == [x.dtype for x in expected]
     loss, log_prob, kl, ratio, clipped = oracle[:5]
     assert torch.equal(ours[4], clipped)
@@ -107,6 +115,36 @@ def assert_agrees(kept, with_old, beta, latent_kl, delta, with_head_options):
     for place in (0, 1, 2, 3, *range(5, len(oracle))):
         parts = (x[place] for x in (ours, expected, oracle))
         assert_no_worse_than_plain(*parts, torch.float32, V, sizes[place])
+
+
+# What each of a method's scores may make of a latent row: with a ratio and a KL of scores, and as
+# LEPO has it; duplicates and padding included.
+@pytest.mark.usefixtures("_small_blocks", "_same_products")
+@pytest.mark.parametrize("score", sorted(LATENT_SCORES))
+@pytest.mark.parametrize("latent_ratio", [False, True])
+def test_it_serves_every_latent_score(score, latent_ratio):
+    leaves, facts = make()
+    ids, weights, latent, *_ = facts
+    with torch.no_grad():
+        scored = linear_log_probs(*leaves[:2], ids)
+    log_probs = scored.logits - scored.lse[:, None]
+    # As noise that is clamped to (-1.5, 3) leaves them.
+    recorded = log_probs + 4.5 * torch.rand(N, 4) - 1.5
+    recorded[0, -1], recorded[~latent] = -math.inf, -math.inf
+    rows = ScoredRows(weights, recorded, torch.zeros(N))
+    log_prob = (weights * log_probs).sum(-1)
+    old = score_of(score, log_prob, scored.logits, scored.lse, latent, rows)
+    options = {
+        "latent_score": score,
+        "latent_ratio": latent_ratio,
+        "recorded": recorded,
+        "old_log_prob": old + torch.randn_like(old) / 8,
+        "ref_log_probs": log_probs + torch.randn(N, 4) / 8,
+        "beta": 0.3,
+        "latent_kl": "score",
+        "delta": 1.5,
+    }
+    compare(leaves, facts, options, False)
 
 
 @pytest.mark.large
