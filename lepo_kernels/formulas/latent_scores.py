@@ -100,8 +100,11 @@ def latent_score(name: str) -> LatentScore:
     """The score of a name.
 
     Raises:
+        TypeError: the name is not a text.
         ValueError: there is none.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"latent_score: expected a str, got {type(name).__name__}")
     if name not in LATENT_SCORES:
         known = ", ".join(map(repr, LATENT_SCORES))
         raise ValueError(f"latent_score: expected one of {known}, got {name!r}")

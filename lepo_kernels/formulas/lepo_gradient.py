@@ -19,7 +19,7 @@ from lepo_kernels.formulas.ratios import (
     per_entry,
     score_of,
 )
-from lepo_kernels.formulas.row_kl import ref_score
+from lepo_kernels.formulas.row_kl import ref_score, row_kl
 from lepo_kernels.formulas.scores import soft_log_prob
 
 
@@ -33,7 +33,8 @@ def lepo_gradient(
     log_prob = soft_log_prob(logits, lse, facts.weights)
     weights = facts.weights.to(log_prob.dtype)
     score = score_of(settings.latent_score, log_prob, logits, lse, facts.latent, facts.scored())
-    by_score = _by_score(score, Ratios.of(score, facts, settings), facts, settings)
+    ratios = Ratios.of(score, facts, settings)
+    by_score = _by_score(score, ratios, facts, settings)
     if settings.beta > 0 and settings.latent_kl == "score":
         by_score = by_score + settings.beta * _score_kl_slope(score, logits, facts, settings)
     of_log_prob = by_score if by_score.dim() == 1 else by_score[:, :1].sum(dim=-1)
@@ -41,7 +42,16 @@ def lepo_gradient(
         of_log_prob = of_log_prob.masked_fill(facts.latent, 0.0)
     total = weights * of_log_prob[:, None]
     if settings.beta > 0:
-        total = total + settings.beta * _kl_slope(logits, lse, weights, facts, settings)
+        kl_slope = _kl_slope(logits, lse, weights, facts, settings)
+        if settings.kl_times_ratio:
+            # Of a product: the ratio moves with the log-probability of a discrete row.
+            ratio = ratios.discrete_values
+            kl = row_kl(score, logits, lse, facts, settings)
+            capped = _is_capped(ratios)
+            still = facts.latent | (capped if capped.dim() == 1 else capped[:, :1].any(dim=-1))
+            kl_slope = ratio[:, None] * kl_slope
+            kl_slope = kl_slope + weights * (kl * ratio).masked_fill(still, 0.0)[:, None]
+        total = total + settings.beta * kl_slope
     scale = facts.row_weights.to(log_prob.dtype)
     left_out = ~facts.used()
     total = (scale[:, None] * total).masked_fill(left_out[:, None], 0.0)
@@ -80,18 +90,36 @@ def _by_score(
 ) -> Tensor:  # as score
     """Of a row's loss, without its KL term, by the score."""
     advantages = per_entry(facts.advantages.to(score.dtype), score)
-    values = ratios.values
-    stopped = clipped_rows(values, advantages, settings.epsilon, settings.epsilon_high) != 0
-    if settings.delta is not None:
-        stopped |= (values > settings.delta) & (advantages < 0)
-    stopped |= ~ratios.moving | (score - ratios.old > LARGEST_EXPONENT)
-    slope = (-advantages * values).masked_fill(stopped, 0.0)
+    slope = _ratio_slope(ratios, advantages, settings)
     if settings.latent_ratio:
         return slope
     surrogate = (-advantages).expand_as(score)
     if score.dim() == 2:
         surrogate = surrogate.masked_fill(~ratios.entries, 0.0)
     return torch.where(per_entry(facts.latent, score), surrogate, slope)
+
+
+def _ratio_slope(
+    ratios: Ratios,
+    advantages: Tensor,  # [N] or [N, 1]
+    settings: LossSettings,
+) -> Tensor:  # [N], or [N, K] of a score with slots
+    """Of the surrogate of rows that have a ratio, by the score."""
+    values = ratios.values
+    if settings.surrogate == "cispo":
+        return (-advantages * values.clamp(max=settings.epsilon_high)).masked_fill(
+            ~ratios.moving, 0.0
+        )
+    stopped = clipped_rows(values, advantages, settings) != 0
+    if settings.delta is not None:
+        stopped |= (values > settings.delta) & (advantages < 0)
+    stopped |= ~ratios.moving | _is_capped(ratios)
+    return (-advantages * values).masked_fill(stopped, 0.0)
+
+
+def _is_capped(ratios: Ratios) -> Tensor:  # as the ratios
+    """Where a ratio stands still, being as large as it may be."""
+    return ratios.score - ratios.old > LARGEST_EXPONENT
 
 
 def _score_kl_slope(

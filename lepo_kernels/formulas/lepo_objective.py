@@ -58,6 +58,9 @@ def lepo_objective(
     latent_score: str = SOFT,
     latent_ratio: bool = False,
     recorded: Tensor | None = None,  # [N, K]
+    sequences: Tensor | None = None,  # [N] int64
+    surrogate: str = "ppo",
+    kl_times_ratio: bool = False,
 ) -> LepoLoss:
     """LEPO's loss (arXiv 2604.17892) from selected logits and their log-sum-exp.
 
@@ -102,6 +105,12 @@ def lepo_objective(
         latent_ratio: whether latent rows have clipped ratios, or the plain ``-A s``.
         recorded: [N, K] what the rollout recorded for the score, -inf on padding; for scores that
             read it.
+        sequences: [N] which sequence a row is of: its discrete rows then share one ratio, the
+            exponential of their mean log-ratio (GSPO, arXiv 2507.18071); None gives each its own.
+        surrogate: ``"ppo"`` as above, or ``"cispo"`` (arXiv 2506.13585): where there is a ratio,
+            ``l = -min(rho, epsilon_high) A s`` with rho a constant.
+        kl_times_ratio: whether the KL term of discrete rows is multiplied by their ratio, which
+            makes its gradient unbiased off the policy (TRL's ``use_bias_correction_kl``).
 
     Returns:
         `LepoLoss`. Differentiable in ``logits`` and ``lse``; everything else is constant.
@@ -110,10 +119,27 @@ def lepo_objective(
         TypeError, ValueError: an argument has the wrong dtype, shape, device or range.
     """
     facts = RowFacts(
-        weights, latent, advantages, row_weights, old_log_prob, ref_log_probs, recorded
+        weights,
+        latent,
+        advantages,
+        row_weights,
+        old_log_prob,
+        ref_log_probs,
+        recorded,
+        sequences,
     )
     upper = epsilon if epsilon_high is None else epsilon_high
-    settings = LossSettings(beta, epsilon, upper, delta, latent_kl, latent_score, latent_ratio)
+    settings = LossSettings(
+        beta,
+        epsilon,
+        upper,
+        delta,
+        latent_kl,
+        latent_score,
+        latent_ratio,
+        surrogate,
+        kl_times_ratio,
+    )
     return objective_of(logits, lse, facts, settings)
 
 
@@ -137,7 +163,7 @@ def objective_of(
     ratios = Ratios.of(score, facts, settings)
     values = ratios.values
     advantages = per_entry(facts.advantages.to(log_prob.dtype), values)
-    clipped = clipped_rows(values, advantages, settings.epsilon, settings.epsilon_high)
+    clipped = clipped_rows(values, advantages, settings)
     row_loss = _row_loss(ratios, values, clipped, facts, settings)
 
     kl = torch.zeros_like(log_prob)
@@ -145,6 +171,8 @@ def objective_of(
         # Without a KL term it is a metric only, and may be infinite.
         with torch.set_grad_enabled(torch.is_grad_enabled() and settings.beta > 0):
             kl = row_kl(score, logits, lse, facts, settings).masked_fill(~used, 0.0)
+            if settings.kl_times_ratio:
+                kl = kl * ratios.discrete_values
     if settings.beta > 0:
         row_loss = row_loss + settings.beta * kl
 
@@ -165,7 +193,10 @@ def _row_loss(
 ) -> Tensor:  # [N]
     advantages = facts.advantages.to(values.dtype)
     each = per_entry(advantages, values)
-    bounded = bounded_ratio(values, each, clipped, settings)
+    if settings.surrogate == "cispo":
+        bounded = values.detach().clamp(max=settings.epsilon_high) * ratios.score
+    else:
+        bounded = bounded_ratio(values, each, clipped, settings)
     clipped_loss = _sum_of_entries(-each * bounded, ratios.entries)
     if settings.latent_ratio:
         return clipped_loss

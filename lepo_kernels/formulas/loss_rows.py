@@ -15,6 +15,7 @@ from lepo_kernels.validation import (
 )
 
 LATENT_KL = ("k3", "exact", "score")
+SURROGATES = ("ppo", "cispo")
 
 
 class RowFacts(NamedTuple):
@@ -27,6 +28,7 @@ class RowFacts(NamedTuple):
     old_log_prob: Tensor | None  # [N], or [N, K] of a score with slots
     ref_log_probs: Tensor | None  # [N, K]
     recorded: Tensor | None  # [N, K]
+    sequences: Tensor | None  # [N] int64
 
     def at(self, rows: slice | Tensor) -> "RowFacts":
         """Of some of the rows."""
@@ -39,7 +41,10 @@ class RowFacts(NamedTuple):
     def used(self) -> Tensor:  # [N] bool
         """The rows that are not left out; see `LepoLoss`."""
         weighted = self.row_weights != 0
-        return weighted if self.ref_log_probs is not None else weighted & (self.advantages != 0)
+        # A sequence's ratio is of all its rows.
+        if self.ref_log_probs is not None or self.sequences is not None:
+            return weighted
+        return weighted & (self.advantages != 0)
 
     def scored(self) -> ScoredRows:
         """What a latent score may read."""
@@ -56,6 +61,8 @@ class LossSettings(NamedTuple):
     latent_kl: str
     latent_score: str
     latent_ratio: bool
+    surrogate: str
+    kl_times_ratio: bool
 
 
 def check_loss(
@@ -90,6 +97,13 @@ def check_loss(
         check_tensor("recorded", facts.recorded, (rows, kept), FLOAT_DTYPES, device)
     elif score.reads_record:
         raise ValueError(f"recorded: needed by latent_score={score.name!r}, got None")
+    if facts.sequences is not None:
+        check_tensor("sequences", facts.sequences, (rows,), (torch.int64,), device)
+        if score.slots:
+            raise ValueError(
+                f"sequences: latent_score={score.name!r} has a ratio in each slot, which no "
+                "sequence has"
+            )
     return settings
 
 
@@ -99,13 +113,15 @@ def check_settings(settings: LossSettings) -> LossSettings:
     Raises:
         TypeError, ValueError: one is out of range.
     """
-    beta, epsilon, epsilon_high, delta, latent_kl, score, latent_ratio = settings
-    beta = check_number("beta", beta, 0.0)
-    epsilon = check_number("epsilon", epsilon, 0.0, 1.0, low_included=False)
-    epsilon_high = check_number("epsilon_high", epsilon_high, 0.0, low_included=False)
+    beta = check_number("beta", settings.beta, 0.0)
+    epsilon = check_number("epsilon", settings.epsilon, 0.0, 1.0, low_included=False)
+    epsilon_high = check_number("epsilon_high", settings.epsilon_high, 0.0, low_included=False)
+    delta = settings.delta
     if delta is not None:
         delta = check_number("delta", delta, 1 + epsilon_high, low_included=False)
-    check_choice("latent_kl", latent_kl, LATENT_KL)
-    latent_score(score)
-    check_flag("latent_ratio", latent_ratio)
-    return LossSettings(beta, epsilon, epsilon_high, delta, latent_kl, score, latent_ratio)
+    check_choice("latent_kl", settings.latent_kl, LATENT_KL)
+    latent_score(settings.latent_score)
+    check_flag("latent_ratio", settings.latent_ratio)
+    check_choice("surrogate", settings.surrogate, SURROGATES)
+    check_flag("kl_times_ratio", settings.kl_times_ratio)
+    return settings._replace(beta=beta, epsilon=epsilon, epsilon_high=epsilon_high, delta=delta)

@@ -52,6 +52,8 @@ class Ratios(NamedTuple):
     old: Tensor  # the same of the policy that sampled
     entries: Tensor  # bool, the same: which numbers the loss has; of a row without slots, its own
     moving: Tensor  # bool, the same: which of them have a ratio that is not 1
+    sequences: Tensor | None  # [N]: discrete rows of one number share a ratio
+    latent: Tensor  # [N] bool
 
     @classmethod
     def of(cls, score: Tensor, facts: RowFacts, settings: LossSettings) -> "Ratios":
@@ -63,12 +65,37 @@ class Ratios(NamedTuple):
             first = torch.arange(score.shape[1], device=score.device) == 0
             entries = torch.where(facts.latent[:, None], facts.weights != 0, first)
         has_ratio = used if settings.latent_ratio else used & ~facts.latent
-        return cls(score, old, entries, entries & per_entry(has_ratio, score))
+        moving = entries & per_entry(has_ratio, score)
+        return cls(score, old, entries, moving, facts.sequences, facts.latent)
 
     @property
     def values(self) -> Tensor:
-        """exp(score - old); 1 where it does not move."""
-        return ratio_of(self.score, self.old, self.moving)
+        """exp(score - old), of a sequence the exponential of its mean; 1 where it does not move."""
+        if self.sequences is None:
+            return ratio_of(self.score, self.old, self.moving)
+        apart = self.score - self.old
+        discrete = self.moving & ~self.latent
+        mean = _mean_of_sequences(apart, self.sequences, discrete)
+        return ratio_of(torch.where(discrete, mean, apart), torch.zeros_like(apart), self.moving)
+
+    @property
+    def discrete_values(self) -> Tensor:  # [N]
+        """The ratios of discrete rows; 1 on latent ones."""
+        values = self.values if self.score.dim() == 1 else self.values[:, :1].sum(dim=-1)
+        return values.masked_fill(self.latent, 1.0)
+
+
+def _mean_of_sequences(
+    x: Tensor,  # [N]
+    sequences: Tensor,  # [N]
+    counted: Tensor,  # [N] bool
+) -> Tensor:  # [N]
+    """For each row, the mean of the rows of its sequence that are counted; 0 where none is."""
+    _, place = sequences.unique(return_inverse=True)
+    zeros = x.new_zeros(len(sequences))
+    total = zeros.index_add(0, place, x.masked_fill(~counted, 0.0))
+    count = zeros.index_add(0, place, counted.to(x.dtype))
+    return (total / count.clamp_min(1))[place]
 
 
 def per_entry(
@@ -82,16 +109,17 @@ def per_entry(
 def clipped_rows(
     ratio: Tensor,  # [N] or [N, K]
     advantages: Tensor,  # [N] or [N, 1]
-    epsilon: float,
-    epsilon_high: float,
+    settings: LossSettings,
 ) -> Tensor:  # int8, as ratio
     """-1 where the ratio is clipped from below, +1 where from above, 0 elsewhere.
 
     Only a ratio beyond its range, on the side where the advantage would push it further, is; one on
-    an edge is not.
+    an edge is not. CISPO's has no lower end, and ``epsilon_high`` is the upper one.
     """
-    below = (ratio < 1 - epsilon) & (advantages < 0)
-    above = (ratio > 1 + epsilon_high) & (advantages > 0)
+    if settings.surrogate == "cispo":
+        return ((ratio > settings.epsilon_high) & (advantages > 0)).to(torch.int8)
+    below = (ratio < 1 - settings.epsilon) & (advantages < 0)
+    above = (ratio > 1 + settings.epsilon_high) & (advantages > 0)
     return above.to(torch.int8) - below.to(torch.int8)
 
 

@@ -46,6 +46,9 @@ def lepo_loss(
     latent_score: str = SOFT,
     latent_ratio: bool = False,
     recorded: Tensor | None = None,  # [N, K]
+    sequences: Tensor | None = None,  # [N] int64
+    surrogate: str = "ppo",
+    kl_times_ratio: bool = False,
     bias: Tensor | None = None,  # [V]
     softcap: float | None = None,
     inv_temperature: float | Tensor = 1.0,  # [] or [N]
@@ -71,8 +74,9 @@ def lepo_loss(
             discrete row.
         weights: [N, K] constants: the mixture weights of a latent row; one-hot on a discrete row.
         latent, advantages, row_weights, old_log_prob, ref_log_probs, beta, epsilon, epsilon_high,
-            delta, latent_kl, latent_score, latent_ratio, recorded: see `lepo_objective`. A score
-            without a written-out derivative is not fused: the logits are formed twice.
+            delta, latent_kl, latent_score, latent_ratio, recorded, sequences, surrogate,
+            kl_times_ratio: see `lepo_objective`. A score without a written-out derivative is not
+            fused, nor are sequences: their logits are formed twice.
         bias, softcap, inv_temperature, backend: see `linear_log_probs`.
 
     Returns:
@@ -87,11 +91,28 @@ def lepo_loss(
     head = prepare_head(hidden, lm_head, bias, softcap)
     selection = prepare_selection(head, ids, inv_temperature)
     facts = RowFacts(
-        weights, latent, advantages, row_weights, old_log_prob, ref_log_probs, recorded
+        weights,
+        latent,
+        advantages,
+        row_weights,
+        old_log_prob,
+        ref_log_probs,
+        recorded,
+        sequences,
     )
-    settings = LossSettings(beta, epsilon, upper, delta, latent_kl, latent_score, latent_ratio)
+    settings = LossSettings(
+        beta,
+        epsilon,
+        upper,
+        delta,
+        latent_kl,
+        latent_score,
+        latent_ratio,
+        surrogate,
+        kl_times_ratio,
+    )
     settings = check_loss(ids, facts, settings)
-    op, chosen = _kernel_for(head, settings, backend)
+    op, chosen = _kernel_for(head, facts, settings, backend)
     if op != "lepo_loss":
         scored = linear_log_probs_op(head, selection, rows_at_a_time(None, head), False, chosen)
         return objective_of(scored.logits, scored.lse, facts, settings)
@@ -100,10 +121,15 @@ def lepo_loss(
     return LepoLoss(*results[:5])
 
 
-def _kernel_for(head: Head, settings: LossSettings, backend: str | None) -> tuple[str, str]:
-    """The op, or what stands in for it, and the backend."""
+def _kernel_for(
+    head: Head, facts: RowFacts, settings: LossSettings, backend: str | None
+) -> tuple[str, str]:
+    """The op, or what stands in for it, and the backend.
+
+    What a row's gradient is must be known from its own logits.
+    """
     device, dtype = head.hidden.device, head.hidden.dtype
-    if score_named(settings.latent_score).slopes is None:
+    if facts.sequences is not None or score_named(settings.latent_score).slopes is None:
         return "linear_log_probs", dispatch.resolve("linear_log_probs", device, backend, dtype)
     return dispatch.resolve_or_fall_back("lepo_loss", device, backend, dtype)
 

@@ -37,6 +37,9 @@ def vocab_parallel_lepo_loss(
     latent_score: str = SOFT,
     latent_ratio: bool = False,
     recorded: Tensor | None = None,  # [N, K]
+    sequences: Tensor | None = None,  # [N] int64
+    surrogate: str = "ppo",
+    kl_times_ratio: bool = False,
     bias: Tensor | None = None,  # [V_r]
     softcap: float | None = None,
     inv_temperature: float | Tensor = 1.0,  # [] or [N]
@@ -52,8 +55,8 @@ def vocab_parallel_lepo_loss(
         hidden, lm_head, ids, group, first_id, vocab_size, bias, softcap, inv_temperature, backend:
             see `vocab_parallel_linear_log_probs`.
         weights, latent, advantages, row_weights, old_log_prob, ref_log_probs, beta, epsilon,
-            epsilon_high, delta, latent_kl, latent_score, latent_ratio, recorded: see
-            `lepo_kernels.lepo_objective`.
+            epsilon_high, delta, latent_kl, latent_score, latent_ratio, recorded, sequences,
+            surrogate, kl_times_ratio: see `lepo_kernels.lepo_objective`.
 
     Returns:
         `LepoLoss`. Differentiable in ``hidden``, ``lm_head`` and ``bias``.
@@ -62,10 +65,27 @@ def vocab_parallel_lepo_loss(
         TypeError, ValueError, IndexError, RuntimeError: see both.
     """
     facts = RowFacts(
-        weights, latent, advantages, row_weights, old_log_prob, ref_log_probs, recorded
+        weights,
+        latent,
+        advantages,
+        row_weights,
+        old_log_prob,
+        ref_log_probs,
+        recorded,
+        sequences,
     )
     upper = epsilon if epsilon_high is None else epsilon_high
-    settings = LossSettings(beta, epsilon, upper, delta, latent_kl, latent_score, latent_ratio)
+    settings = LossSettings(
+        beta,
+        epsilon,
+        upper,
+        delta,
+        latent_kl,
+        latent_score,
+        latent_ratio,
+        surrogate,
+        kl_times_ratio,
+    )
 
     def check() -> None:
         check_tensor("ids", ids, ("N", "K"), INDEX_DTYPES)

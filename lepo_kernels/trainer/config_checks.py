@@ -131,7 +131,8 @@ def _check_ranges(args: Any) -> None:
     upper = args.epsilon if args.epsilon_high is None else args.epsilon_high
     method = method_named(args.method)
     numbers = (args.beta, args.epsilon, upper, args.delta, args.latent_kl)
-    check_settings(LossSettings(*numbers, method.latent_score, method.latent_ratio))
+    of_method = (method.latent_score, method.latent_ratio)
+    check_settings(LossSettings(*numbers, *of_method, "ppo", False))
     check_evaluation_settings(args)
     check_weights(args.reward_weights)
     check_timeout(args.reward_timeout)

@@ -17,7 +17,14 @@ DISTANCES = (0.0, 0.125, 0.25, -0.25, 0.75, 0.5, 2.0, -2.0, 100.0, -800.0)
 LOW, HIGH, CAP = torch.tensor([-0.25, 0.25, 0.75], dtype=torch.float64).exp().tolist()
 # Both differences are exact.
 # LEPO's own score, as where none is named.
-PUBLISHED = {"latent_score": "soft_log_prob", "latent_ratio": False, "recorded": None}
+PUBLISHED = {
+    "latent_score": "soft_log_prob",
+    "latent_ratio": False,
+    "recorded": None,
+    "sequences": None,
+    "surrogate": "ppo",
+    "kl_times_ratio": False,
+}
 EDGES = {"epsilon": 1 - LOW, "epsilon_high": HIGH - 1, "delta": CAP}
 
 
@@ -97,9 +104,13 @@ def noisy(logits, lse, kept):
 @pytest.mark.parametrize("kept", [1, 4])
 @pytest.mark.parametrize("score", LATENT_SCORES)
 @pytest.mark.parametrize("latent_ratio", [False, True])
-@pytest.mark.parametrize(("beta", "latent_kl"), [(0.0, "k3"), (0.4, "exact"), (0.4, "score")])
+@pytest.mark.parametrize("surrogate", ["ppo", "cispo"])
+@pytest.mark.parametrize(
+    ("beta", "latent_kl", "kl_times_ratio"),
+    [(0.0, "k3", False), (0.4, "exact", True), (0.4, "score", False), (0.4, "k3", True)],
+)
 def test_of_every_latent_score_it_is_what_autograd_gives(
-    kept, score, latent_ratio, beta, latent_kl
+    kept, score, latent_ratio, surrogate, beta, latent_kl, kl_times_ratio
 ):
     logits, lse, facts, old, ref = case(kept)
     facts["recorded"] = noisy(logits, lse, kept)
@@ -116,6 +127,8 @@ def test_of_every_latent_score_it_is_what_autograd_gives(
         "delta": EDGES["delta"],
         "latent_score": score,
         "latent_ratio": latent_ratio,
+        "surrogate": surrogate,
+        "kl_times_ratio": kl_times_ratio,
     }
     leaves = [x.requires_grad_() for x in (logits, lse)]
     expected = torch.autograd.grad(lepo_objective(logits, lse, **facts, **settings).loss, leaves)

@@ -241,10 +241,11 @@ def _lepo_loss(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:
         rows = (weights, latent, torch.randn(ROWS), row_weights, old, reference)
         numbers = (0.1, 0.2, 0.3, None, "k3")
         needs = (True, True, head[2] is not None)
-        yield *head, ids, scale, *rows, None, *numbers, "soft_log_prob", False, *needs
+        lepo = ("soft_log_prob", False, "ppo", False)
+        yield *head, ids, scale, *rows, None, None, *numbers, *lepo, *needs
         recorded = -torch.rand(ROWS, ids.shape[1])
-        score = ("latent_grpo_log_density", True)
-        yield *head, ids, scale, *rows, recorded, *numbers, *score, *needs
+        other = ("latent_grpo_log_density", True, "cispo", True)
+        yield *head, ids, scale, *rows, recorded, None, *numbers, *other, *needs
 
 
 def _lepo_loss_backward(dtype: torch.dtype, vocab: int) -> Iterator[Arguments]:

@@ -69,8 +69,9 @@ def test_rows_in_groups_make_a_whole(held, dtype, backend, monkeypatch):
     leaves, facts = make(dtype)
     # The public function leaves float16 to other ops; the kernel takes it.
     ids, *facts_of_rows = facts
-    arguments = (*leaves, 5.0, ids, torch.full((1,), 0.7), *facts_of_rows, None, None, None)
-    needs = (0.0, 0.2, 0.2, None, "k3", "soft_log_prob", False, True, True, True)
+    arguments = (*leaves, 5.0, ids, torch.full((1,), 0.7), *facts_of_rows, *[None] * 4)
+    settings = (0.0, 0.2, 0.2, None, "k3", "soft_log_prob", False, "ppo", False)
+    needs = (*settings, True, True, True)
     with torch.no_grad():
         ours = kernel_of("lepo_loss", backend)(*arguments, *needs)
     plain, exact = (composed(leaves, facts, real) for real in (torch.float32, torch.float64))

@@ -380,19 +380,19 @@ def test_opcheck(backend):
     leaves, (ids, *facts) = make()
     old, ref = off_policy(N, 4)
     scale = torch.rand(N) + 0.5
-    settings = (0.1, 0.2, 0.3, None, "exact", "latent_grpo_log_density", True)
+    settings = (0.1, 0.2, 0.3, None, "exact", "latent_grpo_log_density", True, "ppo", True)
     recorded = -torch.rand(N, 4)
     ops = torch.ops.lepo_kernels
     torch.library.opcheck(
         ops.lepo_loss.default,
         (*leaves, 3.0, ids, scale, *facts, old["old_log_prob"], ref["ref_log_probs"],
-         recorded, *settings, True, True, True, backend),
+         recorded, None, *settings, True, True, True, backend),
     )  # fmt: skip
     detached = [x.detach() for x in leaves]
     torch.library.opcheck(
         ops.lepo_loss.default,
-        (*detached[:2], None, None, ids, scale[:1], *facts, None, None, None, 0.0,
-         0.2, 0.3, None, "exact", "soft_log_prob", False, False, False, False, backend),
+        (*detached[:2], None, None, ids, scale[:1], *facts, *[None] * 4, 0.0, 0.2, 0.3,
+         None, "exact", "soft_log_prob", False, "ppo", False, False, False, False, backend),
     )  # fmt: skip
     torch.library.opcheck(
         ops.lepo_loss_backward.default,
@@ -409,9 +409,8 @@ def test_opcheck_of_transposed_inputs(advantage, backend):
     torch.library.opcheck(
         torch.ops.lepo_kernels.lepo_loss.default,
         (transposed(hidden), transposed(lm_head), None, None, ids, torch.ones(1), *facts,
-         advantages, row_weights, None, None, None, 0.0, 0.2, 0.2, None, "k3",
-         "soft_log_prob", False, True, True, False,
-         backend),
+         advantages, row_weights, *[None] * 4, 0.0, 0.2, 0.2, None, "k3",
+         "soft_log_prob", False, "ppo", False, True, True, False, backend),
         test_utils=("test_schema", "test_faketensor"),
     )  # fmt: skip
 

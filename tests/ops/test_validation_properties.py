@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 import lepo_kernels
 from lepo_kernels import BackendUnavailableError
 from lepo_kernels.formulas.latent_scores import LATENT_SCORES, LatentScore
-from lepo_kernels.formulas.loss_rows import LATENT_KL
+from lepo_kernels.formulas.loss_rows import LATENT_KL, SURROGATES
 from lepo_kernels.validation import FLOAT_DTYPES, INDEX_DTYPES
 from tests.ops.argument_strategies import HUGE, NOT_CHOICES, NOT_TENSORS, Draft, Skip
 from tests.ops.helpers import backends_of
@@ -372,6 +372,15 @@ def put_latent_score(draft: Draft, rows: int, kept: int) -> LatentScore | None:
     score = LATENT_SCORES.get(name) if isinstance(name, str) else None
     reads_record = score is not None and score.reads_record
     # Whether it may be None depends on the score, so it is never spoiled by None.
+    is_slotted = score is not None and score.slots
+    in_pairs = torch.arange(rows) // 2
+    draft.put(
+        "sequences",
+        lambda: None if is_slotted else draft.pick(None, in_pairs),
+        lambda: draft.bad_tensor(in_pairs, (torch.int64,), bound=(0,), optional=True),
+    )
+    draft.put("surrogate", lambda: draft.pick(*SURROGATES), lambda: draft.pick(*NOT_CHOICES))
+    draft.put("kl_times_ratio", lambda: draft.pick(False, True), lambda: draft.pick(None, 1, "x"))
     put_float(
         draft,
         "recorded",
