@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from benchmarks.end_to_end import models
 from benchmarks.gpu_run import left_out
 from benchmarks.gpu_run.decode_fact import decode_step
 from benchmarks.gpu_run.product_checks import padded
-from benchmarks.gpu_run.rollout_fact import rollout_steps
+from benchmarks.gpu_run.rollout_fact import LAYERS, rollout_steps
 from benchmarks.gpu_run.serving import Place
 from benchmarks.gpu_run.work import Work, product
 from benchmarks.timing import Call
@@ -101,19 +101,19 @@ def facts_of(sizes: Sizes, place: Place) -> Iterator[Fact]:
 
 def _decoding(sizes: Sizes, place: Place) -> Iterator[Fact]:
     backend = place.backend_of("latent_step") or ""
-    work = Work(bytes=float(sizes.model.bytes(torch.bfloat16)))
+    few = replace(sizes.model, layers=min(LAYERS, sizes.model.layers))
     # On a CPU nothing is compiled.
     compiling = ("transformers", "triton") if place.is_cuda else ("transformers",)
-    for what, measure, setup, needed in (
-        ("decoding step", decode_step, BUILDING, ("transformers",)),
-        ("compiled rollout", rollout_steps, BUILDING + 2 * COMPILING, compiling),
+    for what, measure, model, setup, needed in (
+        ("decoding step", decode_step, sizes.model, BUILDING, ("transformers",)),
+        ("compiled rollout", rollout_steps, few, BUILDING + 2 * COMPILING, compiling),
     ):
         lacking = left_out.lacks(*needed)
-        made = OfModel(measure, sizes.model, place.device, backend)
+        made = OfModel(measure, model, place.device, backend)
         yield Fact(
             f"{what}, {sizes.model.name}",
             lambda made=made: made,  # type: ignore[misc]
-            work,
+            Work(bytes=float(model.bytes(torch.bfloat16))),
             setup=setup,
             missing=f"{lacking} is not installed" if lacking else _missing(backend),
         )
