@@ -41,7 +41,7 @@ class Schedule:
 
     def may_force(self, step: int) -> bool:
         """Whether a row may be in the suffix."""
-        return self._first_left <= step < self._latent_length + self._suffix
+        return self._suffix > 0 and self._first_left <= step < self._latent_length + self._suffix
 
     def may_end(self, step: int) -> bool:
         """Whether a row may end with this step."""

@@ -8,6 +8,7 @@ waits for the device.
 import torch
 from torch import Tensor
 
+from lepo_kernels.dtypes import accumulation_dtype
 from lepo_kernels.rollout.record import LatentRollout
 from lepo_kernels.trainer.metrics import MetricMeans
 
@@ -60,7 +61,7 @@ class LatentGradientShare:
         gradient: Tensor,  # [M, D]
     ) -> None:
         """Add the gradient of the hidden states of M steps; one that is not finite is left out."""
-        norms = torch.linalg.vector_norm(gradient, dim=1, dtype=torch.float32)
+        norms = torch.linalg.vector_norm(gradient, dim=1, dtype=accumulation_dtype(gradient.dtype))
         squares = norms.double().square()
         sums = torch.stack([torch.where(latent, squares, 0.0).sum(), squares.sum()])
         sums = torch.where(sums.isfinite().all(), sums, torch.zeros_like(sums))

@@ -287,7 +287,8 @@ def test_each_phase_has_a_switch_of_its_own(llama, noise):
         return latent_generate(llama, ids, mask, config, seed=3)
 
     def differ(rows):
-        return bool((rows != rows[:1]).any())
+        # Products may round equal rows of a batch otherwise.
+        return not torch.allclose(rows.double(), rows[:1].double(), rtol=0, atol=1e-4)
 
     calm = sample(False, True)
     assert not differ(calm.latent_weights)
