@@ -209,6 +209,7 @@ class Collector:
             token_weights=self._token_weights(rollout),
             old_log_prob=old_log_prob,
             ref_log_probs=ref_log_probs,
+            counts=self._high_entropy(rollout),
         )
 
     def _step_scores(self, model: Any, rollout: LatentRollout) -> StepScores:
@@ -221,6 +222,24 @@ class Collector:
             layout=LayoutSettings(self.args.share_prompts, self.args.packing),
         )
 
+    def _high_entropy(self, rollout: LatentRollout) -> Tensor | None:  # [B, T] bool
+        """The steps of each update that are not discrete tokens of too low an entropy."""
+        if self.args.top_entropy_quantile == 1:
+            return None
+        discrete = rollout.action_mask & ~rollout.latent_mask
+        size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        counts = torch.ones_like(discrete)
+        for update in torch.arange(len(rollout), device=discrete.device).split(size):
+            mask, entropy = discrete[update], rollout.entropy[update]
+            own = entropy[mask]
+            every = own
+            if self.accelerator.num_processes > 1:
+                every = torch.tensor(gather_object(own.tolist()), device=own.device)
+            if every.numel() > 0:
+                least = torch.quantile(every.float(), 1 - self.args.top_entropy_quantile)
+                counts[update] = ~mask | (entropy >= least)
+        return counts
+
     def _token_weights(self, rollout: LatentRollout) -> Tensor:  # [B, T]
         """Weights of every update of the rollout, one after the other."""
         args = self.args
@@ -229,15 +248,15 @@ class Collector:
             mask = mask & ~rollout.truncated[:, None]
         size = args.per_device_train_batch_size
         updates = mask.reshape(-1, args.gradient_accumulation_steps, size, mask.shape[1])
+        counts = self.accelerator.reduce(updates.sum((1, 2, 3)).float(), "mean")
+        if args.normalize_over == "generation":
+            counts = counts.mean().expand(len(updates))
         return torch.cat(
             [
-                token_weights(
-                    update,
-                    args.loss_type,
-                    args.max_completion_length,
-                    self.accelerator.reduce(update.sum().float(), "mean"),
-                ).reshape(-1, mask.shape[1])
-                for update in updates
+                token_weights(update, args.loss_type, args.max_completion_length, count).reshape(
+                    -1, mask.shape[1]
+                )
+                for update, count in zip(updates, counts, strict=True)
             ]
         )
 

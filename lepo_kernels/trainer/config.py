@@ -180,14 +180,50 @@ class LEPOConfig(TrainingArguments):
         metadata={"help": f"Standard deviation that divides advantages, one of {SCALE_REWARDS}."},
     )
     loss_type: str = field(
-        default="dapo", metadata={"help": f"Normalisation over tokens, one of {LOSS_TYPES}."}
+        default="dapo",
+        metadata={
+            "help": f"Normalisation over tokens, one of {LOSS_TYPES}; cispo is dapo's, with ratios "
+            "that are constants, at most epsilon_high."
+        },
+    )
+    normalize_over: str = field(
+        default="update",
+        metadata={
+            "help": "Whose tokens dapo and cispo count: the update's, or, as TRL does, the whole "
+            "generation's, shared equally by its updates."
+        },
+    )
+    importance_sampling_level: str = field(
+        default="token",
+        metadata={
+            "help": "Whose ratio discrete tokens have: token, or sequence (GSPO): the exponential "
+            "of the mean log-ratio of a completion's discrete tokens."
+        },
+    )
+    top_entropy_quantile: float = field(
+        default=1.0,
+        metadata={
+            "help": "Share of an update's discrete tokens, by the entropy they were sampled at, "
+            "that the policy's term is of; the KL is of all."
+        },
     )
     num_iterations: int = field(
         default=1, metadata={"help": "Passes over each rollout; above 1 the clipping acts."}
     )
     beta: float = field(default=0.0, metadata={"help": "Weight of the KL to the reference."})
     latent_kl: str = field(
-        default="k3", metadata={"help": "KL on latent rows: 'k3' or 'exact' over the kept ids."}
+        default="k3",
+        metadata={
+            "help": "KL on latent rows: 'k3', 'exact' over the kept ids, or 'score': k3 on the "
+            "method's score."
+        },
+    )
+    use_bias_correction_kl: bool = field(
+        default=False,
+        metadata={
+            "help": "Multiply the KL of discrete tokens by their ratio, which makes its gradient "
+            "unbiased off the policy (TRL's default)."
+        },
     )
     epsilon: float = field(default=0.2, metadata={"help": "Lower clipping range of the ratio."})
     epsilon_high: float | None = field(

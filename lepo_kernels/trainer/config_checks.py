@@ -9,6 +9,7 @@ import math
 from dataclasses import fields
 from typing import Any
 
+from lepo_kernels.formulas.latent_scores import latent_score
 from lepo_kernels.formulas.loss_rows import LossSettings, check_settings
 from lepo_kernels.methods import method_named
 from lepo_kernels.rollout.engine import check_rollout_engine
@@ -16,9 +17,15 @@ from lepo_kernels.trainer.advantages import SCALE_REWARDS
 from lepo_kernels.trainer.evaluation_settings import check_evaluation_settings
 from lepo_kernels.trainer.rewards import check_timeout, check_weights
 from lepo_kernels.trainer.sampling import check_sampling
-from lepo_kernels.trainer.token_weights import LOSS_TYPES
+from lepo_kernels.trainer.token_weights import (
+    IMPORTANCE_SAMPLING_LEVELS,
+    LOSS_TYPES,
+    NORMALIZE_OVER,
+    surrogate_of,
+)
 from lepo_kernels.validation import (
     check_choice,
+    check_flag,
     check_integer,
     check_number,
     check_positive_number,
@@ -104,6 +111,11 @@ def _check_supported(args: Any) -> None:
 def _check_choices(args: Any) -> None:
     check_choice("scale_rewards", args.scale_rewards, SCALE_REWARDS)
     check_choice("loss_type", args.loss_type, LOSS_TYPES)
+    check_choice("normalize_over", args.normalize_over, NORMALIZE_OVER)
+    check_choice(
+        "importance_sampling_level", args.importance_sampling_level, IMPORTANCE_SAMPLING_LEVELS
+    )
+    check_flag("use_bias_correction_kl", args.use_bias_correction_kl)
     check_rollout_engine(args.rollout_engine)
 
 
@@ -132,7 +144,15 @@ def _check_ranges(args: Any) -> None:
     method = method_named(args.method)
     numbers = (args.beta, args.epsilon, upper, args.delta, args.latent_kl)
     of_method = (method.latent_score, method.latent_ratio)
-    check_settings(LossSettings(*numbers, *of_method, "ppo", False))
+    surrogate = surrogate_of(args.loss_type)
+    check_settings(LossSettings(*numbers, *of_method, surrogate, args.use_bias_correction_kl))
+    quantile = args.top_entropy_quantile
+    check_number("top_entropy_quantile", quantile, 0.0, 1.0, low_included=False)
+    if args.importance_sampling_level == "sequence" and latent_score(method.latent_score).slots:
+        raise ValueError(
+            f"importance_sampling_level: method={method.name!r} has a ratio in each slot, which no "
+            "sequence has; take 'token'"
+        )
     check_evaluation_settings(args)
     check_weights(args.reward_weights)
     check_timeout(args.reward_timeout)

@@ -28,6 +28,7 @@ class Experience:
             None while the policy has not moved.
         ref_log_probs: [B, T, K] float32 log-probabilities of each step's ids under the reference
             policy; None without a KL term.
+        counts: [B, T] bool, the steps that the policy's term is of; None for all. The KL is of all.
     """
 
     rollout: LatentRollout
@@ -35,6 +36,7 @@ class Experience:
     token_weights: Tensor
     old_log_prob: Tensor | None = None
     ref_log_probs: Tensor | None = None
+    counts: Tensor | None = None
 
     def __len__(self) -> int:
         return self.advantages.shape[0]
@@ -50,7 +52,13 @@ class Experience:
             token_weights=self.token_weights[index],
             old_log_prob=None if self.old_log_prob is None else self.old_log_prob[index],
             ref_log_probs=None if self.ref_log_probs is None else self.ref_log_probs[index],
+            counts=None if self.counts is None else self.counts[index],
         )
+
+    def step_advantages(self) -> Tensor:  # [B, T]
+        """Of each step; 0 where the policy's term is not of it."""
+        each = self.advantages[:, None].expand(self.token_weights.shape)
+        return each if self.counts is None else each.masked_fill(~self.counts, 0.0)
 
     def contributing(self, beta: float) -> "Experience":
         """Without the samples whose gradient is zero; at least one stays.

@@ -1,9 +1,11 @@
-"""The four normalisations of the loss over tokens, as TRL names them."""
+"""The normalisations of the loss over tokens, as TRL names them."""
 
 import torch
 from torch import Tensor
 
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
+NORMALIZE_OVER = ("update", "generation")
+IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence")
 
 
 def token_weights(
@@ -19,14 +21,15 @@ def token_weights(
     bnpo      mean over micro-batches of the mean over the micro-batch's tokens
     dr_grpo   sum over tokens / (sequences * max_completion_length)  (arXiv 2503.20783)
     dapo      mean over all tokens of the update  (arXiv 2503.14476)
+    cispo     the same
     ========  ==============================================================================
 
     Args:
         mask: [A, B, T]: the steps that count, for A micro-batches of B sequences.
-        loss_type: ``"grpo"``, ``"bnpo"``, ``"dr_grpo"`` or ``"dapo"``.
+        loss_type: one of these.
         max_completion_length: T's upper limit, for ``dr_grpo``.
-        total_tokens: for ``dapo``: tokens of the update, averaged over the processes that train
-            together; None counts those of ``mask``.
+        total_tokens: for ``dapo`` and ``cispo``: tokens of the update, averaged over the processes
+            that train together; None counts those of ``mask``.
 
     Returns:
         [A, B, T] float32; 0 where ``mask`` is false.
@@ -43,3 +46,8 @@ def token_weights(
         return counted / (micro_batches * sequences * max_completion_length)
     total = counted.sum() if total_tokens is None else total_tokens.to(counted.dtype)
     return counted / torch.clamp(total, min=1)
+
+
+def surrogate_of(loss_type: str) -> str:
+    """What the loss makes of a ratio: PPO's clipped one, or CISPO's constant."""
+    return "cispo" if loss_type == "cispo" else "ppo"

@@ -47,6 +47,7 @@ from lepo_kernels.trainer.rewards import RewardFunction, Rewards
 from lepo_kernels.trainer.sampler import GroupSampler
 from lepo_kernels.trainer.samples import SampleLog
 from lepo_kernels.trainer.servable import check_policy
+from lepo_kernels.trainer.token_weights import surrogate_of
 from lepo_kernels.trainer.update_guard import NonFiniteError, reward_cause
 from lepo_kernels.validation import NonFiniteRowError
 
@@ -267,7 +268,7 @@ class LEPOTrainer(ResumableTrainer):
             model,
             batch.rollout,
             step_mask,
-            batch.advantages[:, None].expand(step_mask.shape)[step_mask],
+            batch.step_advantages()[step_mask],
             batch.token_weights[step_mask],
             old_log_prob=None if batch.old_log_prob is None else batch.old_log_prob[step_mask],
             ref_log_probs=None if batch.ref_log_probs is None else batch.ref_log_probs[step_mask],
@@ -284,6 +285,9 @@ class LEPOTrainer(ResumableTrainer):
             latent_kl=args.latent_kl,
             latent_score=self.method.latent_score,
             latent_ratio=self.method.latent_ratio,
+            surrogate=surrogate_of(args.loss_type),
+            kl_times_ratio=args.use_bias_correction_kl,
+            sequences=self._sequences(step_mask),
         )
         if batch.old_log_prob is None:  # before any update: the first forward of these samples
             used = step_mask & ((batch.advantages != 0)[:, None] | (args.beta > 0))
@@ -300,6 +304,12 @@ class LEPOTrainer(ResumableTrainer):
         # The token weights already sum over the update; the Trainer divides by its micro-batches.
         loss = result.loss * args.gradient_accumulation_steps
         return (loss, result) if return_outputs else loss
+
+    def _sequences(self, step_mask: torch.Tensor) -> torch.Tensor | None:
+        """The row of each step, where the steps of a row share a ratio."""
+        if self.args.importance_sampling_level == "token":
+            return None
+        return step_mask.nonzero()[:, 0]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and add the metrics gathered since the last training log."""
