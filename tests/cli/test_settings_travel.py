@@ -354,3 +354,42 @@ def test_a_secret_is_not_written_down(config: Path, tmp_path: Path) -> None:
     for file in (tmp_path / "run").glob("*.*"):
         assert b"secret-word" not in file.read_bytes() or file.suffix == ".bin"
     assert read_settings(tmp_path / "run" / FILE)["task"]["task"] == SETTINGS["task"]
+
+
+# Methods
+
+
+def test_a_method_brings_its_settings_along(
+    config: Path, tmp_path: Path, sampled: list[dict[str, Any]]
+) -> None:
+    assert main(["train", str(config), "--method", "soft_grpo"]) == 0
+    trained = sampled[0]["config"]
+    # The file says which top_k; nothing says which tau.
+    assert (trained.tau, trained.noise_clamp, trained.top_k) == (0.1, (-1.5, 3.0), 8)
+    assert trained.record_scores == "kept"
+    settings = read_settings(tmp_path / "run" / FILE)
+    assert settings["sampling"]["method"] == "soft_grpo"
+    sampled.clear()
+    words = ["--model", str(tmp_path / "run"), "--eval_num_samples", "0"]
+    assert main(["eval", *words]) == 0
+    assert sampled[0]["config"].tau == 0.1
+    sampled.clear()
+    # Of another method, what either of them publishes is not taken from the run.
+    assert main(["eval", *words, "--method", "soft_thinking"]) == 0
+    other = sampled[0]["config"]
+    assert (other.noise, other.mixture_top_k, other.temperature) == ("none", 10, 0.6)
+    assert other.latent_length == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("soft_grop", "method: there is no 'soft_grop'; did you mean 'soft_grpo'"),
+        ("soft_thinking", "method: 'soft_thinking' samples and does not train"),
+    ],
+)
+def test_a_wrong_method_is_refused(
+    config: Path, name: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config), "--method", name]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())

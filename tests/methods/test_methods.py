@@ -2,16 +2,29 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 
+from lepo_kernels.formulas import latent_scores
 from lepo_kernels.formulas.latent_scores import LATENT_SCORES
 from lepo_kernels.methods import Method, method_named, methods, register_method
 from lepo_kernels.methods import method as registry
 from lepo_kernels.rollout.config import LatentGenerationConfig
 from lepo_kernels.trainer.config import LEPOConfig
 
-TRAINED = [method.name for method in methods() if method.trains]
+DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
+NAMES = [
+    "lepo",
+    "grpo",
+    "soft_grpo",
+    "latent_grpo",
+    "multiplex",
+    "soft_tokens",
+    "soft_thinking",
+    "stochastic_soft_thinking",
+]
+ORDER = [method_named(name) for name in NAMES]
 
 
 @pytest.fixture
@@ -25,16 +38,7 @@ def config(tmp_path, **settings):
 
 
 def test_every_method_of_the_family_is_there():
-    assert {method.name for method in methods()} == {
-        "lepo",
-        "grpo",
-        "soft_grpo",
-        "latent_grpo",
-        "multiplex",
-        "soft_tokens",
-        "soft_thinking",
-        "stochastic_soft_thinking",
-    }
+    assert {method.name for method in methods()} == set(NAMES)
 
 
 @pytest.mark.parametrize("method", methods(), ids=lambda method: method.name)
@@ -93,3 +97,18 @@ def test_a_method_is_checked_when_it_is_made():
         Method(name="x", title="X", latent_score="nothing")
     with pytest.raises(ValueError, match="defaults: x has noise='soft', which is not one of"):
         Method(name="x", title="X", defaults={"noise": "soft"}, fixed={"noise": ("gumbel",)})
+
+
+def test_the_documented_examples_run(own_registry, monkeypatch):
+    monkeypatch.setattr(latent_scores, "LATENT_SCORES", dict(LATENT_SCORES))
+    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, {})
+    assert method_named("wide_grpo").defaults["top_k"] == 20
+    assert "top_log_prob" in latent_scores.LATENT_SCORES
+
+
+def test_the_documented_table_names_every_method():
+    named = re.findall(r"^\| `(\w+)` \| \[(\S+)\]", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
+    assert named == [(method.name, method.paper) for method in ORDER]
