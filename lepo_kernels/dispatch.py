@@ -121,7 +121,9 @@ def resolve(op: str, device: torch.device, requested: str | None, *dtypes: torch
     backends = KERNELS[op][1]
     for name in candidates(device):
         # As `why_not` has it, without its words: this is part of every call.
-        if name in backends and name not in MISSING and not _lacks_dtype(name, dtypes):
+        if name not in backends or name in MISSING or _lacks_dtype(name, dtypes):
+            continue
+        if why_no_code(name, device) is None:
             return name
     raise BackendUnavailableError(f"no backend serves {op} on {device}")
 
@@ -160,7 +162,38 @@ def why_not(op: str, device: torch.device, name: str, *dtypes: torch.dtype) -> s
         return "it has no kernel for it (backends that do: " + ", ".join(KERNELS[op][1]) + ")"
     if _lacks_dtype(name, dtypes):
         return "it computes in float32; float64 is served by reference"
-    return MISSING.get(name)
+    return MISSING.get(name) or why_no_code(name, device)
+
+
+def why_no_code(name: str, device: torch.device) -> str | None:
+    """Say why a backend that is here does not run on this device; None if it does.
+
+    GPUs of one machine may be of different kinds. To ask of a GPU initialises CUDA.
+
+    Args:
+        name: a backend that is not ``MISSING``.
+        device: one whose type the backend can work on; ``cuda`` is the current one.
+    """
+    # The type is another one where something stands in for the GPU.
+    if name != "cuda" or device.type != "cuda":
+        return None
+    index = torch.cuda.current_device() if device.index is None else device.index
+    # A compiled graph keeps what was found: it need not be compiled anew when `_NO_CODE` grows.
+    if torch.compiler.is_compiling():
+        return _look_for_code(index)
+    if index not in _NO_CODE:
+        _NO_CODE[index] = _look_for_code(index)
+    return _NO_CODE[index]
+
+
+# What `why_no_code` has found: index of a GPU -> reason.
+_NO_CODE: dict[int, str | None] = {}
+
+
+def _look_for_code(index: int) -> str | None:
+    # Not get_device_capability: the compiler knows this one as a constant.
+    found = torch.cuda.get_device_properties(index)
+    return native.why_no_code(ARCHITECTURES, (found.major, found.minor))
 
 
 def _lacks_dtype(name: str, dtypes: tuple[torch.dtype, ...]) -> bool:
@@ -190,6 +223,11 @@ def _why_no_triton() -> str | None:
 MISSING: dict[str, str] = {
     name: reason for name in BACKENDS if (reason := _why_missing(name)) is not None
 }
+
+# What the CUDA library holds code for, if it can be used.
+ARCHITECTURES: tuple[str, ...] = (
+    () if "cuda" in MISSING else tuple(native.build_facts("cuda")["architectures"])
+)
 
 
 @functools.cache

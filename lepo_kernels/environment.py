@@ -30,6 +30,8 @@ REMEDIES = {
     "pip install --no-build-isolation . (docs/wheels.md)",
     "reference": "reinstall lepo_kernels",
 }
+# How to get code for a GPU that the CUDA library has none for.
+BUILD_FOR_IT = "build it with LEPO_CUDA_ARCH_LIST={capability} (docs/wheels.md)"
 
 
 def info() -> dict[str, Any]:
@@ -44,10 +46,14 @@ def info() -> dict[str, Any]:
         and on CUDA ``cuda`` and ``architectures``), and for the CPU ``instruction_set`` (the one in
         use) and ``best_instruction_set`` (the best that this machine offers).
         ``backends``: name -> None if it is here, else ``reason`` and ``remedy``.
+        ``gpus``: one entry for each GPU that is visible: ``name``, ``capability``, and
+        ``no_cuda_code``: None unless the CUDA library can be used and has no code for this GPU,
+        else ``reason`` and ``remedy``.
         ``kernels``: op -> ``chosen`` (what serves it on the device; None if nothing does) and
         ``backends`` (name -> None if it can, else why not).
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    has_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if has_gpu else "cpu")
     return {
         "version": __version__,
         "python": platform.python_version(),
@@ -56,6 +62,7 @@ def info() -> dict[str, Any]:
         "device": _describe(device),
         "libraries": {native.library_path(name).name: _library(name) for name in ("cpu", "cuda")},
         "backends": {name: _missing(name) for name in dispatch.BACKENDS},
+        "gpus": [_gpu(i) for i in range(torch.cuda.device_count())] if has_gpu else [],
         "kernels": {op: _kernel(op, device) for op in dispatch.KERNELS},
     }
 
@@ -97,6 +104,18 @@ def _library(backend: str) -> dict[str, Any] | None:
 def _missing(backend: str) -> dict[str, str] | None:
     reason = dispatch.MISSING.get(backend)
     return None if reason is None else {"reason": reason, "remedy": REMEDIES[backend]}
+
+
+def _gpu(index: int) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(index)
+    found = {"name": properties.name, "capability": f"{properties.major}.{properties.minor}"}
+    reason = None
+    if "cuda" not in dispatch.MISSING:
+        reason = dispatch.why_no_code("cuda", torch.device("cuda", index))
+    if reason is None:
+        return {**found, "no_cuda_code": None}
+    remedy = BUILD_FOR_IT.format(**found)
+    return {**found, "no_cuda_code": {"reason": reason, "remedy": remedy}}
 
 
 def _kernel(op: str, device: torch.device) -> dict[str, Any]:

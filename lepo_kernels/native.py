@@ -7,6 +7,7 @@ only the backend of that name calls. Loading them creates no CUDA context.
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,38 @@ def why_not_cuda() -> str | None:
     """Load the CUDA library; None if it can be used here, else the reason."""
     reason = _load("cuda") or _why_stale("cuda")
     return _why_not_here(build_facts("cuda")["cuda"]) if reason is None else reason
+
+
+def why_no_code(architectures: Sequence[str], capability: tuple[int, int]) -> str | None:
+    """Why a CUDA library built for these does not run on a device; None if it does.
+
+    Args:
+        architectures: such as ``9.0``, ``10.0a`` and ``12.0+PTX``.
+        capability: the device's compute capability.
+    """
+    # Torch's compiler traces this, too.
+    for architecture in architectures:
+        if _runs_on(architecture, capability):
+            return None
+    return (
+        f"its library has no code for compute capability {capability[0]}.{capability[1]} "
+        f"(built for {', '.join(architectures)})"
+    )
+
+
+def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
+    """Machine code is for its major version from its minor one on; PTX for all that came later.
+
+    But what is specific to an architecture (``a``) or to its family (``f``) stays there.
+    """
+    number, _, ptx = architecture.partition("+")
+    first, second = number.rstrip("af").split(".")
+    major, minor = int(first), int(second)
+    if number.endswith("a"):
+        return (major, minor) == capability
+    if major == capability[0]:
+        return minor <= capability[1]
+    return ptx == "PTX" and not number.endswith("f") and major < capability[0]
 
 
 def cpu_capability() -> str:

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+import torch
 
 from lepo_kernels import dispatch
 from tests import gpu_backends
 from tests.cuda_sim import library
 
 # Seen once: in the simulator's place the name is no longer missing.
-_HAS_GPU = "cuda" not in dispatch.MISSING
+NO_GPU = dispatch.MISSING.get("cuda") or dispatch.why_no_code("cuda", torch.device("cuda"))
 
 
 def why_not() -> str | None:
@@ -22,8 +23,8 @@ def why_not() -> str | None:
 
 
 def has_gpu() -> bool:
-    """Whether the real library is here, and a GPU for it."""
-    return _HAS_GPU
+    """Whether the real library is here, and a GPU that it has code for."""
+    return NO_GPU is None
 
 
 @contextmanager

@@ -11,17 +11,41 @@ import pytest
 import torch
 
 import lepo_kernels
-from lepo_kernels import BackendUnavailableError, dispatch
+from lepo_kernels import BackendUnavailableError, dispatch, native
+from lepo_kernels.cli.main import main
 
 CPU, CUDA, OTHER = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
+
+
+class Gpus:
+    """GPUs of these compute capabilities, and a CUDA library for some architectures."""
+
+    def __init__(self, monkeypatch, capabilities, architectures, current=0):
+        self.current, self.asked = current, []
+        self.found = [
+            types.SimpleNamespace(
+                name=f"GPU of {major}.{minor}", major=major, minor=minor, total_memory=1 << 30
+            )
+            for major, minor in capabilities
+        ]
+        monkeypatch.setattr(dispatch, "MISSING", {})
+        monkeypatch.setattr(dispatch, "ARCHITECTURES", architectures)
+        monkeypatch.setattr(dispatch, "_NO_CODE", {})
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: self.current)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", self.properties)
+
+    def properties(self, index):
+        self.asked.append(index)
+        return self.found[index]
 
 
 @pytest.fixture
 def table(monkeypatch):
     """An op that three backends serve, on a machine where nothing is missing."""
+    Gpus(monkeypatch, [(9, 0)], ("9.0",))
     kernels = {"op": ("family", ("cuda", "cpu", "reference"))}
     monkeypatch.setattr(dispatch, "KERNELS", kernels)
-    monkeypatch.setattr(dispatch, "MISSING", {})
     monkeypatch.setattr(dispatch, "_override", None)
 
 
@@ -88,6 +112,101 @@ def test_triton_takes_an_installation_and_a_gpu(installed, gpus, reason, monkeyp
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: found[name] or None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert dispatch._why_missing("triton") == reason
+
+
+# Torch of a ROCm installation calls its GPUs "cuda" and has no CUDA, whatever library lies there.
+def test_a_rocm_gpu_goes_to_triton(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(native, "_load", lambda backend: None)
+    monkeypatch.setattr(native, "_why_stale", lambda backend: None)
+    monkeypatch.setattr(native, "build_facts", lambda backend: {"cuda": "13.0"})
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    gpus = Gpus(monkeypatch, [(9, 4)], ())
+    missing = {name: dispatch._why_missing(name) for name in ("cuda", "triton")}
+    assert missing == {"cuda": "this torch is built without CUDA", "triton": None}
+    monkeypatch.setattr(dispatch, "MISSING", {"cuda": missing["cuda"]})
+    for op in dispatch.KERNELS:
+        assert dispatch.resolve(op, torch.device("cuda:0"), None) == "triton"
+        with pytest.raises(BackendUnavailableError, match="'cuda' cannot serve"):
+            dispatch.resolve(op, torch.device("cuda:0"), "cuda")
+    # An AMD GPU's version says nothing of what runs on it.
+    assert gpus.asked == []
+
+
+# Two GPUs of different kinds in one process, and a library with code for one of them.
+def test_each_gpu_is_served_by_what_has_code_for_it(monkeypatch):
+    gpus = Gpus(monkeypatch, [(9, 0), (10, 3)], ("9.0", "12.0+PTX"), current=1)
+    first, second = torch.device("cuda:0"), torch.device("cuda:1")
+    for _ in range(2):
+        assert dispatch.resolve("sample_latent", first, None) == "cuda"
+        assert dispatch.resolve("sample_latent", second, None) == "triton"
+        assert dispatch.resolve("sample_latent", CUDA, None) == "triton"
+    assert gpus.asked == [0, 1]
+    # Without an index it is the current one, which may change.
+    gpus.current = 0
+    assert dispatch.resolve("sample_latent", CUDA, None) == "cuda"
+    reason = r"its library has no code for compute capability 10\.3 \(built for 9\.0, 12\.0\+PTX\)"
+    with pytest.raises(BackendUnavailableError, match=reason):
+        dispatch.resolve("sample_latent", second, "cuda")
+    assert dispatch.resolve("sample_latent", first, "cuda") == "cuda"
+    # Both by one backend, an op and what it falls back to.
+    found = dispatch.resolve_or_fall_back("lepo_loss", second, None)
+    assert found == ("lepo_loss", "triton")
+
+
+def test_a_gpu_without_code_and_without_triton_is_served_by_the_reference(monkeypatch):
+    Gpus(monkeypatch, [(7, 5)], ("8.0",))
+    monkeypatch.setattr(dispatch, "MISSING", {"triton": "triton is not installed"})
+    assert dispatch.resolve("sample_latent", torch.device("cuda:0"), None) == "reference"
+
+
+def test_the_description_says_which_gpu_the_library_has_no_code_for(monkeypatch, capsys):
+    Gpus(monkeypatch, [(9, 0), (10, 3)], ("9.0",))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    fine, lacking = lepo_kernels.info()["gpus"]
+    assert fine == {"name": "GPU of 9.0", "capability": "9.0", "no_cuda_code": None}
+    assert lacking["capability"] == "10.3"
+    assert "no code for compute capability 10.3" in lacking["no_cuda_code"]["reason"]
+    assert main(["info"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "cuda on GPU 1 (GPU of 10.3): its library has no code for compute cap" in shown
+    assert "LEPO_CUDA_ARCH_LIST=10.3" in shown
+    assert "cuda on GPU 0" not in shown
+    monkeypatch.setattr(dispatch, "MISSING", {"cuda": "it is not here"})
+    assert [gpu["no_cuda_code"] for gpu in lepo_kernels.info()["gpus"]] == [None, None]
+
+
+# Traced before any call, and not again when an eager call has looked at the GPU.
+@pytest.mark.parametrize("architectures", [("9.0",), ("8.0", "12.0+PTX")])
+def test_the_choice_for_a_gpu_is_a_constant_of_a_compiled_graph(architectures, monkeypatch):
+    (gpu,) = Gpus(monkeypatch, [(9, 0)], architectures).found
+
+    # As the compiler treats the function that it stands for.
+    @torch.compiler.assume_constant_result
+    def properties(index):
+        return gpu
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    device = torch.device("cuda:0")
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    def choosing(x):
+        return x + (1 if dispatch.resolve("sample_latent", device, None) == "cuda" else 2)
+
+    torch.compiler.reset()
+    compiled = torch.compile(choosing, fullgraph=True, backend=backend)
+    wanted = {"cuda": 1, "triton": 2}["cuda" if architectures == ("9.0",) else "triton"]
+    assert compiled(torch.zeros(1)).item() == wanted
+    assert dispatch._NO_CODE == {}
+    assert choosing(torch.zeros(1)).item() == wanted
+    assert list(dispatch._NO_CODE) == [0]
+    assert compiled(torch.zeros(1)).item() == wanted
+    assert len(graphs) == 1
 
 
 @pytest.mark.usefixtures("table")

@@ -77,6 +77,30 @@ def test_why_the_cuda_library_is_not_used(built_for, torch_for, gpus, reason, mo
     assert native.why_not_cuda() == reason
 
 
+# The architecture alone, one minor version more, another major one; with PTX; for itself (`a`) or
+# its family (`f`) alone; and what a wheel holds.
+@pytest.mark.parametrize(
+    ("architectures", "runs_on", "not_on"),
+    [
+        (("8.0",), [(8, 0), (8, 9)], [(7, 5), (9, 0)]),
+        (("8.6",), [(8, 6), (8, 9)], [(8, 0)]),
+        (("9.0+PTX",), [(9, 0), (10, 3), (11, 0), (12, 1)], [(8, 9)]),
+        (("12.1+PTX",), [(12, 1), (13, 0)], [(12, 0), (11, 0)]),
+        (("9.0a", "10.0a+PTX"), [(9, 0), (10, 0)], [(10, 3), (11, 0), (12, 0)]),
+        (("10.0f+PTX",), [(10, 0), (10, 3)], [(11, 0), (12, 0)]),
+        (("8.0", "12.0+PTX"), [(8, 0), (12, 0), (12, 1), (13, 0)], [(9, 0), (11, 0)]),
+        ((), [], [(9, 0)]),
+    ],
+)
+def test_the_devices_that_a_library_has_code_for(architectures, runs_on, not_on):
+    for capability in runs_on:
+        assert native.why_no_code(architectures, capability) is None
+    for capability in not_on:
+        reason = native.why_no_code(architectures, capability)
+        assert f"no code for compute capability {capability[0]}.{capability[1]} " in reason
+        assert f"built for {', '.join(architectures)})" in reason
+
+
 def test_a_library_that_is_not_there_or_does_not_load_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(native, "library_path", lambda backend: tmp_path / f"_C_{backend}.so")
     assert native.why_not_cuda() == "this installation was built without it"

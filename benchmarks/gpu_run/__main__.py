@@ -73,7 +73,10 @@ def main(words: Sequence[str] | None = None) -> int:
         do = Commands(sys.executable, out, work)
         if found["device"]:
             major, minor = map(int, found["device"]["capability"].split("."))
-            build = not (options.no_build and is_usable(sys.executable))
+            if options.no_build and (reason := why_unusable(sys.executable)):
+                found["not_used"] = f"--no-build: {reason}: building it after all"
+                print(found["not_used"], flush=True)
+            build = not options.no_build or "not_used" in found
             todo = on_gpu(do, (major, minor), find_sanitizer(), build=build)
         else:
             print("\n".join(plan(on_gpu(do, SHOWN, find_sanitizer()), options.budget)), flush=True)
@@ -105,13 +108,12 @@ def chosen(todo: list[Step], names: str | None) -> list[Step]:
     return of_the_whole([step for step in todo if step.name in wanted])
 
 
-def is_usable(python: str) -> bool:
-    """Whether the CUDA library in the tree can be used here; says why not."""
+def why_unusable(python: str) -> str | None:
+    """Why the CUDA library in the tree cannot be used on this GPU; None if it can."""
     done = subprocess.run([python, "-c", LOAD], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no reason"])[-1]
-        print(f"--no-build: {reason}: building it after all", flush=True)
-    return done.returncode == 0
+    if done.returncode == 0:
+        return None
+    return (done.stderr.strip().splitlines() or ["no reason"])[-1]
 
 
 def plan(todo: list[Step], budget: float) -> Iterator[str]:

@@ -68,5 +68,6 @@ class Report:
     def lines(self) -> list[str]:
         """The same for people."""
         found = [f"{self.status}: {self.facts['device'].get('name', 'no GPU')}"]
+        found += filter(None, [self.facts.get("not_used")])
         found += [outcome.line() for outcome in self.failed]
         return found + [x.line() for x in self.outcomes if x.outcome != "failed"]

@@ -31,6 +31,7 @@ def serving(on_cpu: bool) -> Iterator[Place]:
     if not on_cpu:
         device = torch.device("cuda")
         here = [x for x in ("cuda", "triton") if x not in dispatch.MISSING]
+        here = [x for x in here if dispatch.why_no_code(x, device) is None]
         yield Place(device, tuple(here))
         return
     # What stands for a GPU belongs to the tests, and takes a compiler and pytest.

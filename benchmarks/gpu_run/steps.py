@@ -23,7 +23,10 @@ SANITIZER_TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 WORKERS = 8
 # Ends with the reason if the library that was just built cannot be used: without it, the tests
 # would fall back on the simulator.
-LOAD = "import sys; from lepo_kernels import dispatch; sys.exit(dispatch.MISSING.get('cuda'))"
+LOAD = (
+    "import sys, torch; from lepo_kernels import dispatch; sys.exit("
+    "dispatch.MISSING.get('cuda') or dispatch.why_no_code('cuda', torch.device('cuda')))"
+)
 _VECTORS = "tests/gpu/test_philox_vectors.py"
 # Short samples are enough: a kernel takes micro- or milliseconds there.
 _SHORT = ("--seconds", "1")

@@ -39,6 +39,12 @@ def _show(found: dict[str, Any]) -> None:
     for name, missing in found["backends"].items():
         if missing is not None:
             say(console, f"{name}: {missing['reason']}; {missing['remedy']}")
+    for index, gpu in enumerate(found["gpus"]):
+        if (lacking := gpu["no_cuda_code"]) is not None:
+            say(
+                console,
+                f"cuda on GPU {index} ({gpu['name']}): {lacking['reason']}; {lacking['remedy']}",
+            )
 
 
 def _versions(found: dict[str, Any]) -> "Table":

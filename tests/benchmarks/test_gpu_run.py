@@ -50,12 +50,32 @@ def test_a_library_from_elsewhere_is_not_built(tmp_path):
     assert sum(step.part for step in found) == pytest.approx(1.0)
 
 
-def test_a_library_that_cannot_be_used_is_built_after_all(monkeypatch, capsys):
-    monkeypatch.setattr(command, "LOAD", "import sys; sys.exit('it is for another GPU')")
-    assert not command.is_usable(sys.executable)
-    assert "it is for another GPU: building it after all" in capsys.readouterr().out
-    monkeypatch.setattr(command, "LOAD", "pass")
-    assert command.is_usable(sys.executable)
+def test_a_library_that_cannot_be_used_is_built_after_all(tmp_path, monkeypatch, capsys):
+    """And the report says why."""
+    todo = []
+
+    def run_all(steps, report, *rest):
+        todo.extend(step.name for step in steps)
+
+    def plan_of(load):
+        todo.clear()
+        monkeypatch.setattr(command, "LOAD", load)
+        command.main(["--out", str(tmp_path), "--no-build"])
+        return todo[0], capsys.readouterr().out
+
+    gpu = {"device": {"name": "a GPU", "capability": "10.3"}}
+    monkeypatch.setattr(command, "facts", lambda: dict(gpu))
+    monkeypatch.setattr(command, "run_all", run_all)
+    first, shown = plan_of("import sys; sys.exit('it has no code for this GPU')")
+    assert first == "build"
+    status, why, *_ = shown.splitlines()[-3:]
+    assert (status, why) == (
+        "incomplete: a GPU",
+        "--no-build: it has no code for this GPU: building it after all",
+    )
+    first, shown = plan_of("pass")
+    assert first == "load"
+    assert "--no-build" not in shown
 
 
 def test_the_plan_of_a_gpu_is_shown_with_what_is_missing(tmp_path):

@@ -128,14 +128,22 @@ def test_architectures(capability, name):
     assert architecture_of(capability) == name
 
 
-# What is not there, or does not load, must not be taken for what the simulator has shown.
-def test_a_library_that_cannot_be_used_ends_the_step_with_its_reason():
-    code = f"from lepo_kernels import dispatch; dispatch.MISSING['cuda'] = 'why not'; {LOAD}"
+# What is not there, does not load, or has no code for the GPU at hand must not be taken for what
+# the simulator has shown.
+@pytest.mark.parametrize(
+    ("missing", "no_code", "ends"),
+    [("why not", None, "why not"), (None, "no code for it", "no code for it"), (None, None, "")],
+)
+def test_a_library_that_cannot_be_used_ends_the_step_with_its_reason(missing, no_code, ends):
+    table = {} if missing is None else {"cuda": missing}
+    code = f"""
+from lepo_kernels import dispatch
+dispatch.MISSING = {table!r}
+dispatch.why_no_code = lambda name, device: {no_code!r} if device.type == name else "other"
+{LOAD}"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.strip().endswith("why not")
-    code = f"from lepo_kernels import dispatch; dispatch.MISSING.pop('cuda', None); {LOAD}"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    assert done.returncode == (1 if ends else 0)
+    assert done.stderr.strip().endswith(ends)
 
 
 def python(name, code, needs_library=True, gives_library=False, part=1.0, **environment):

@@ -11,14 +11,13 @@ import pytest
 import torch
 
 import lepo_kernels
-from lepo_kernels import dispatch
 from tests import cuda_backend
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if cuda_backend.has_gpu():
         return
-    skip = pytest.mark.skip(reason=f"no GPU to be used: {dispatch.MISSING['cuda']}")
+    skip = pytest.mark.skip(reason=f"no GPU to be used: {cuda_backend.NO_GPU}")
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
