@@ -115,12 +115,12 @@ __global__ void local(const int* x, int* y) {
 def compile_text(text, folder):
     source = folder / "planted.cu"
     source.write_text(text)
-    return compile_source(source, folder / "out.o", ("sm_90a",))
+    return compile_source(source, folder / "out.o", ("sm_90",))
 
 
 @needs_nvcc
 def test_a_spill_or_a_warning_fails(tmp_path):
-    with pytest.raises(CompileError, match=r"planted\.cu for sm_90a:\n.*spilled.*spilling"):
+    with pytest.raises(CompileError, match=r"planted\.cu for sm_90:\n.*spilled.*spilling"):
         compile_text(SPILLING, tmp_path)
     with pytest.raises(CompileError, match="never referenced"):
         compile_text("__global__ void kernel() { int unused; }", tmp_path)
@@ -240,14 +240,14 @@ ptxas info    : Compiling entry function '_Z5firstPf' for 'sm_80'
 ptxas info    : Function properties for _Z5firstPf
     8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads
 ptxas info    : Used 23 registers, used 1 barriers, 8 bytes cumulative stack size, 40 bytes smem
-ptxas info    : Compiling entry function '_Z6secondPf' for 'sm_90a'
+ptxas info    : Compiling entry function '_Z6secondPf' for 'sm_90'
 ptxas info    : Function properties for _Z6secondPf
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 9 registers, used 0 barriers, 376 bytes cmem[0]
 """
     assert read_report(report) == [
         Usage("first", "sm_80", registers=23, stack=8, shared=40),
-        Usage("second", "sm_90a", registers=9, stack=0, shared=0),
+        Usage("second", "sm_90", registers=9, stack=0, shared=0),
     ]
     with pytest.raises(ValueError, match="not as expected"):
         read_report(report.replace("Used 9", "Took 9"))
@@ -263,7 +263,7 @@ arch = sm_80
         /*09c0*/                   LDG.E.128.CONSTANT R8, [R8.64] ;
         /*09d0*/              @!P0 STG.E.128 [R8.64], R12 ;
         /*09e0*/                   LDS.128 R12, [0x2000] ;
-arch = sm_100a
+arch = sm_100
 \t\tFunction : _Z5firstPf
         /*0820*/                   LDG.E.ENL2.256 R8, desc[UR6][R8.64] ;
         /*0830*/                   LDL.LU R8, [R1+0x4] ;
@@ -271,7 +271,7 @@ arch = sm_100a
 """
     assert count_code(listing) == {
         ("first", "sm_80"): Code(wide_loads=1, wide_stores=1, local=0),
-        ("first", "sm_100a"): Code(wide_loads=1, wide_stores=0, local=2),
+        ("first", "sm_100"): Code(wide_loads=1, wide_stores=0, local=2),
     }
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DEFAULT_ARCHITECTURES = "8.0;9.0a;10.0a;12.0+PTX"
+DEFAULT_ARCHITECTURES = "8.0;9.0+PTX;10.0;12.0+PTX"
 # CI builds with this one, and there no kernel may spill a register. Other compilers allocate
 # registers otherwise, in every release.
 REFERENCE_TOOLKIT = "13.0"
@@ -183,7 +183,7 @@ def wanted_toolkit() -> Toolkit | None:
 
 
 def architectures(toolkit: Toolkit) -> tuple[str, ...]:
-    """The GPU architectures to compile for, such as ``9.0a`` and ``12.0+PTX``."""
+    """The GPU architectures to compile for, such as ``9.0`` and ``12.0+PTX``."""
     for name in ("LEPO_CUDA_ARCH_LIST", "TORCH_CUDA_ARCH_LIST"):
         if os.environ.get(name):
             origin, listed = f"{name}={os.environ[name]}", os.environ[name]

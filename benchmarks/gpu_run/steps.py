@@ -182,6 +182,5 @@ def parallel() -> tuple[str, ...]:
 
 
 def architecture_of(capability: tuple[int, int]) -> str:
-    """What LEPO_CUDA_ARCH_LIST calls a device; `a` is code for Hopper or Blackwell alone."""
-    major, minor = capability
-    return f"{major}.{minor}" + ("a" if capability in ((9, 0), (10, 0)) else "")
+    """What LEPO_CUDA_ARCH_LIST calls a device."""
+    return "{}.{}".format(*capability)

@@ -191,46 +191,46 @@ KERNEL = "kernel lepo::cuda::words"
     ("usage", "failure"),
     [
         ({}, f"{KERNEL}: missing"),
-        ({"lepo::cuda::words": {"sm_80": FINE}}, f"{KERNEL}: missing for sm_90a"),
+        ({"lepo::cuda::words": {"sm_80": FINE}}, f"{KERNEL}: missing for sm_90"),
         (
-            {"lepo::cuda::words": dict.fromkeys(("sm_80", "sm_90a", "sm_75"), FINE)},
+            {"lepo::cuda::words": dict.fromkeys(("sm_80", "sm_90", "sm_75"), FINE)},
             f"{KERNEL}: sm_75 was not asked for",
         ),
         (
-            {"lepo::cuda::words": {"sm_80": FINE, "sm_90a": Usage(33, 0, 0)}},
-            f"{KERNEL} on sm_90a: 33 registers, budget 32",
+            {"lepo::cuda::words": {"sm_80": FINE, "sm_90": Usage(33, 0, 0)}},
+            f"{KERNEL} on sm_90: 33 registers, budget 32",
         ),
         (
-            {"lepo::cuda::words": {"sm_80": Usage(20, 16, 0), "sm_90a": FINE}},
+            {"lepo::cuda::words": {"sm_80": Usage(20, 16, 0), "sm_90": FINE}},
             f"{KERNEL} on sm_80: stack 16, local 0 bytes",
         ),
         (
-            {"lepo::cuda::words": {"sm_80": FINE, "sm_90a": Usage(20, 0, 8)}},
-            f"{KERNEL} on sm_90a: stack 0, local 8 bytes",
+            {"lepo::cuda::words": {"sm_80": FINE, "sm_90": Usage(20, 0, 8)}},
+            f"{KERNEL} on sm_90: stack 0, local 8 bytes",
         ),
         (
             {
-                "lepo::cuda::words": {"sm_80": FINE, "sm_90a": FINE},
-                "lepo::cuda::other": {"sm_80": FINE, "sm_90a": FINE},
+                "lepo::cuda::words": {"sm_80": FINE, "sm_90": FINE},
+                "lepo::cuda::other": {"sm_80": FINE, "sm_90": FINE},
             },
             "kernel lepo::cuda::other: has no budget in budgets.json",
         ),
     ],
 )
 def test_wrong_kernels_are_named(usage, failure):
-    assert check_usage(usage, ("8.0", "9.0a"), BUDGETS) == [failure]
+    assert check_usage(usage, ("8.0", "9.0"), BUDGETS) == [failure]
 
 
 def test_right_kernels_pass():
-    usage = {"lepo::cuda::words": {"sm_80": FINE, "sm_90a": FINE}}
-    assert check_usage(usage, ("8.0", "9.0a+PTX"), BUDGETS) == []
+    usage = {"lepo::cuda::words": {"sm_80": FINE, "sm_90": FINE}}
+    assert check_usage(usage, ("8.0", "9.0+PTX"), BUDGETS) == []
 
 
 def test_a_small_spill_is_allowed_where_that_was_said():
-    per = {"sm_80": Usage(20, SMALL_SPILL, 0), "sm_90a": Usage(20, SMALL_SPILL, 1)}
-    usage, wanted = {"lepo::cuda::words": per}, ("8.0", "9.0a")
+    per = {"sm_80": Usage(20, SMALL_SPILL, 0), "sm_90": Usage(20, SMALL_SPILL, 1)}
+    usage, wanted = {"lepo::cuda::words": per}, ("8.0", "9.0")
     small = f"{KERNEL} on sm_80: stack 16, local 0 bytes"
-    large = f"{KERNEL} on sm_90a: stack 16, local 1 bytes"
+    large = f"{KERNEL} on sm_90: stack 16, local 1 bytes"
     assert check_usage(usage, wanted, BUDGETS) == [small, large]
     assert check_usage(usage, wanted, BUDGETS, SMALL_SPILL) == [large]
     assert spills(usage, 0, SMALL_SPILL) == [small]
@@ -321,12 +321,12 @@ def test_the_kernels_of_a_library_are_read_from_it(cuda_library, unpack):
     assert failures == []
     assert warned == [f"WARNING {failure}", *lines]
 
-    expected = Expected(("_C_cpu", "_C_cuda"), "13.0", ("8.0", "9.0a+PTX"))
+    expected = Expected(("_C_cpu", "_C_cuda"), "13.0", ("8.0", "9.0+PTX"))
     failures, _ = check_kernels(wheel, expected, {**budgets, "lepo::cuda::copy<double>": 40})
     assert {
         "lepo_kernels/_C_cuda.so: kernel lepo::cuda::copy<double>: missing",
-        "lepo_kernels/_C_cuda.so: kernel lepo::cuda::copy<float>: missing for sm_90a",
-        "lepo_kernels/_C_cuda.so: PTX for sm_90a: missing",
+        "lepo_kernels/_C_cuda.so: kernel lepo::cuda::copy<float>: missing for sm_90",
+        "lepo_kernels/_C_cuda.so: PTX for sm_90: missing",
         "lepo_kernels/_C_cuda.so: PTX for sm_80: was not asked for",
     } <= set(failures)
 

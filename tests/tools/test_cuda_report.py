@@ -101,12 +101,12 @@ def test_models_count_every_tensor_once(op, sizes, expected):
 @pytest.mark.parametrize(
     ("architecture", "threads", "registers", "shared", "blocks"),
     [
-        ("sm_90a", 64, 100, 5000, 8),
-        ("sm_90a", 96, 96, 0, 6),
+        ("sm_90", 64, 100, 5000, 8),
+        ("sm_90", 96, 96, 0, 6),
         ("sm_80", 32, 40, 100, 32),
         ("sm_120", 32, 20, 0, 24),
         ("sm_120", 96, 48, 0, 13),
-        ("sm_100a", 160, 65, 40000, 5),
+        ("sm_100", 160, 65, 40000, 5),
         ("sm_80", 1024, 128, 0, 0),
         ("sm_120", 128, 32, 100 << 10, 0),
     ],
@@ -116,5 +116,5 @@ def test_blocks_per_multiprocessor(architecture, threads, registers, shared, blo
 
 
 def test_occupancy_counts_warps():
-    assert occupancy("sm_90a", 96, 6) == 18 / 64
+    assert occupancy("sm_90", 96, 6) == 18 / 64
     assert occupancy("sm_120", 33, 4) == 8 / 48

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lepo_kernels.native import why_no_code
 from tools import native_build
 from tools.native_build import BuildError
 
@@ -105,11 +106,19 @@ def test_no_toolkit_is_an_error_only_if_cuda_was_asked_for(monkeypatch, capsys):
 
 def test_architectures_come_from_the_environment(make_toolkit, monkeypatch):
     toolkit = native_build.Toolkit(make_toolkit("cuda"), "13.0")
-    assert native_build.architectures(toolkit) == ("8.0", "9.0a", "10.0a", "12.0+PTX")
+    assert native_build.architectures(toolkit) == ("8.0", "9.0+PTX", "10.0", "12.0+PTX")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 9.0+PTX")
     assert native_build.architectures(toolkit) == ("8.0", "9.0+PTX")
     monkeypatch.setenv("LEPO_CUDA_ARCH_LIST", "10.0f;9.0a")
     assert native_build.architectures(toolkit) == ("10.0f", "9.0a")
+
+
+# Data centres, workstations and small boards of every generation, and one that is still to come.
+@pytest.mark.parametrize("major", [8, 9, 10, 11, 12, 13])
+def test_the_default_architectures_serve_every_gpu_from_ampere_on(major):
+    listed = native_build.DEFAULT_ARCHITECTURES.split(";")
+    for minor in (0, 1, 3, 6, 9):
+        assert why_no_code(listed, (major, minor)) is None
 
 
 @pytest.mark.parametrize(
@@ -196,7 +205,7 @@ def test_the_plan_holds_what_the_environment_says(make_toolkit, monkeypatch):
         "-DLEPO_WERROR=ON",
         "-DLEPO_FAIL_ON_SPILL=ON",
         "-DLEPO_SANITIZE=address,undefined",
-        "-DLEPO_CUDA_ARCHITECTURES=8.0;9.0a;10.0a;12.0+PTX",
+        "-DLEPO_CUDA_ARCHITECTURES=8.0;9.0+PTX;10.0;12.0+PTX",
         f"-DCMAKE_CUDA_COMPILER={home}/bin/nvcc",
     } <= set(full.configure)
     assert any(x.startswith("-DCMAKE_CUDA_COMPILER_LAUNCHER=/") for x in full.configure)

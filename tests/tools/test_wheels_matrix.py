@@ -11,14 +11,14 @@ from tools.wheel_checks.kernels import Usage
 from tools.wheels_matrix import BEGIN, END, Row
 
 USAGE = {
-    "lepo::a_kernel<float>": {"sm_80": Usage(48, 0, 0), "sm_90a": Usage(102, 8, 0)},
-    "lepo::b_kernel": {"sm_80": Usage(40, 0, 0), "sm_90a": Usage(40, 0, 4)},
+    "lepo::a_kernel<float>": {"sm_80": Usage(48, 0, 0), "sm_90": Usage(102, 8, 0)},
+    "lepo::b_kernel": {"sm_80": Usage(40, 0, 0), "sm_90": Usage(40, 0, 4)},
 }
 FINE = Row("13.4", "ok", "13.4.92", 61.6, 1_880_000, "102: `a`, sm_80", "none")
 
 
 def test_a_row_of_the_table():
-    assert wheels_matrix.most_registers(USAGE) == "102: `a_kernel<float>`, sm_90a"
+    assert wheels_matrix.most_registers(USAGE) == "102: `a_kernel<float>`, sm_90"
     assert wheels_matrix.worst(USAGE) == "2, at most 8 bytes"
     assert wheels_matrix.worst({"a": {"sm_80": Usage(1, 0, 0)}}) == "none"
     assert str(FINE) == "| 13.4 | 13.4.92 | 62 s | 1.88 MB | 102: `a`, sm_80 | none | ok |"

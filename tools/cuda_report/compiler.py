@@ -10,9 +10,9 @@ from tools.native_build import BuildError, find_toolkit
 
 ROOT = Path(__file__).resolve().parents[2]
 # Ampere, Hopper, Blackwell for data centres and for workstations.
-ARCHITECTURES = ("sm_80", "sm_90a", "sm_100a", "sm_120")
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 # The one whose PTX goes into the object, too: what reads PTX wants one version of it.
-PTX_ARCHITECTURE = "sm_100a"
+PTX_ARCHITECTURE = "sm_100"
 FLAGS = (
     *("-std=c++17", "-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra"),
     *("-I", str(ROOT / "csrc"), "-I", str(ROOT / "tests" / "cuda_sim" / "include"), "-c"),

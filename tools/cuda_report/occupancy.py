@@ -21,8 +21,8 @@ class Limits:
 
 LIMITS = {
     "sm_80": Limits(warps=64, blocks=32, shared=164 << 10, shared_per_block=163 << 10),
-    "sm_90a": Limits(warps=64, blocks=32, shared=228 << 10, shared_per_block=227 << 10),
-    "sm_100a": Limits(warps=64, blocks=32, shared=228 << 10, shared_per_block=227 << 10),
+    "sm_90": Limits(warps=64, blocks=32, shared=228 << 10, shared_per_block=227 << 10),
+    "sm_100": Limits(warps=64, blocks=32, shared=228 << 10, shared_per_block=227 << 10),
     "sm_120": Limits(warps=48, blocks=24, shared=100 << 10, shared_per_block=99 << 10),
 }
 # The same on all of these. Registers are split among four schedulers, and each warp lives on one.

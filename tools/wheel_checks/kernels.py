@@ -31,7 +31,7 @@ class Usage:
 
 
 def read_usage(cuobjdump: str, library: Path) -> dict[str, dict[str, Usage]]:
-    """Kernel -> architecture (such as ``sm_90a``) -> what it takes."""
+    """Kernel -> architecture (such as ``sm_90``) -> what it takes."""
     text = _output(cuobjdump, "--dump-resource-usage", str(library))
     found: dict[str, dict[str, Usage]] = {}
     architecture = kernel = ""
@@ -125,7 +125,7 @@ def _check_ptx(cuobjdump: str, library: Path, architectures: tuple[str, ...]) ->
 
 
 def _machine(architecture: str) -> str:
-    """``sm_90a`` of ``9.0a``."""
+    """``sm_90`` of ``9.0``."""
     return "sm_" + architecture.replace("+PTX", "").replace(".", "")
 
 

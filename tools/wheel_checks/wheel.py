@@ -11,7 +11,7 @@ class Expected:
 
     libraries: tuple[str, ...]  # of _C_cpu and _C_cuda; none for the pure-Python wheel
     cuda: str | None = None  # such as "13.0"
-    architectures: tuple[str, ...] = ()  # such as "9.0a" and "12.0+PTX"
+    architectures: tuple[str, ...] = ()  # such as "9.0" and "12.0+PTX"
     allowed_spill: int = 0  # bytes of stack of a thread that are named, and fail nothing
 
 
