@@ -48,6 +48,27 @@ def add_entries(
         table.index_put_((rows, ids.long()), values, accumulate=True)
 
 
+def running_sums(
+    x: Tensor,  # [N, K]
+) -> Tensor:  # [N, K]
+    """The sum of every prefix of each row, in a fixed order on every device."""
+    if x.device.type == "cpu":
+        return x.cumsum(dim=-1)
+    # On a GPU cumsum of floats adds in no fixed order; torch's deterministic mode refuses it.
+    return _sums_by_doubling(x)
+
+
+def _sums_by_doubling(
+    x: Tensor,  # [N, K]
+) -> Tensor:  # [N, K]
+    """Every entry holds the sum of the last 1, 2, 4, ... entries, until that is all before it."""
+    reach = 1
+    while reach < x.shape[-1]:
+        x = x + torch.nn.functional.pad(x[..., :-reach], (reach, 0))
+        reach *= 2
+    return x
+
+
 def row_statistics(
     a: Tensor,  # [N, V]
 ) -> tuple[Tensor, Tensor]:  # [N], [N]

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from lepo_kernels.backends.checks import check_ids, check_positive, check_rows, check_survivors
-from lepo_kernels.backends.reference.numerics import flush_tiny, row_statistics, top_ids
+from lepo_kernels.backends.reference.numerics import (
+    flush_tiny,
+    row_statistics,
+    running_sums,
+    top_ids,
+)
 from lepo_kernels.backends.reference.philox import (
     exponential_from_words,
     gumbel_noise,
@@ -84,7 +89,7 @@ def _filter(
     mask = kept > -torch.inf
     if top_p < 1:
         mass = kept.softmax(dim=-1)
-        nucleus = mass.cumsum(dim=-1) - mass < top_p
+        nucleus = running_sums(mass) - mass < top_p
         # Also where top_p is 0 in float32.
         nucleus[:, 0] = True
         mask &= nucleus
