@@ -258,6 +258,19 @@ def test_cold_stop_ends_the_latent_phase_of_a_row(llama):
             assert (entries[i, length:] == 0).all()
 
 
+@pytest.mark.parametrize("cache", CACHES)
+def test_cold_stop_without_a_suffix_goes_on_with_tokens(llama, cache):
+    config = settings(
+        cold_stop_entropy=10.0,
+        cold_stop_steps=2,
+        latent_suffix_ids=(),
+        cache_implementation=cache,
+    )
+    rollout = latent_generate(llama, *prompts(), config)
+    assert rollout.latent_mask.sum(dim=1).tolist() == [2, 2, 2]
+    assert torch.equal(rollout.action_mask, rollout.completion_mask)
+
+
 def test_cold_stop_takes_exactly_its_steps(llama):
     # Every step is below the threshold.
     config = settings(cold_stop_entropy=10.0, cold_stop_steps=3)
