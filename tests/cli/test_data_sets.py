@@ -28,8 +28,8 @@ def test_evaluation_by_name(name: str, model_folder: str, tmp_path: Path) -> Non
     words += ["--latent_length", "2", "--max_completion_length", "5", "--eval_num_samples", "2"]
     assert main(["eval", "--model", model_folder, "--use_cpu", *words]) == 0
     found = json.loads(output.read_text())
-    assert found["task"] == name
-    assert found["metrics"].keys() >= {"greedy_accuracy", "mean@2", "pass@2"}
+    assert [each["task"] for each in found["evaluations"]] == [name]
+    assert found["evaluations"][0]["metrics"].keys() >= {"greedy_accuracy", "mean@2", "pass@2"}
 
 
 def test_training_on_multiple_choice(config: Path, tmp_path: Path) -> None:
