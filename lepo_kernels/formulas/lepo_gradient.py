@@ -14,6 +14,7 @@ from lepo_kernels.formulas.latent_scores import SOFT, latent_score
 from lepo_kernels.formulas.loss_rows import LossSettings, RowFacts
 from lepo_kernels.formulas.ratios import (
     LARGEST_EXPONENT,
+    LARGEST_FACTOR,
     Ratios,
     clipped_rows,
     per_entry,
@@ -47,8 +48,9 @@ def lepo_gradient(
             # Of a product: the ratio moves with the log-probability of a discrete row.
             ratio = ratios.discrete_values
             kl = row_kl(score, logits, lse, facts, settings)
-            capped = _is_capped(ratios)
-            still = facts.latent | (capped if capped.dim() == 1 else capped[:, :1].any(dim=-1))
+            values = ratios.values
+            own = values if values.dim() == 1 else values[:, :1].sum(dim=-1)
+            still = facts.latent | (own > LARGEST_FACTOR)
             kl_slope = ratio[:, None] * kl_slope
             kl_slope = kl_slope + weights * (kl * ratio).masked_fill(still, 0.0)[:, None]
         total = total + settings.beta * kl_slope

@@ -109,8 +109,9 @@ def lepo_objective(
             exponential of their mean log-ratio (GSPO, arXiv 2507.18071); None gives each its own.
         surrogate: ``"ppo"`` as above, or ``"cispo"`` (arXiv 2506.13585): where there is a ratio,
             ``l = -min(rho, epsilon_high) A s`` with rho a constant.
-        kl_times_ratio: whether the KL term of discrete rows is multiplied by their ratio, which
-            makes its gradient unbiased off the policy (TRL's ``use_bias_correction_kl``).
+        kl_times_ratio: whether the KL term of discrete rows is multiplied by their ratio, at most
+            1000, which makes its gradient unbiased off the policy (TRL's
+            ``use_bias_correction_kl``).
 
     Returns:
         `LepoLoss`. Differentiable in ``logits`` and ``lse``; everything else is constant.

@@ -11,6 +11,8 @@ from lepo_kernels.formulas.loss_rows import LossSettings, RowFacts
 
 # exp() of it is finite in float32, with room for an advantage.
 LARGEST_EXPONENT = 80.0
+# What may multiply such an exponential.
+LARGEST_FACTOR = 1000.0
 
 
 def score_of(
@@ -80,9 +82,9 @@ class Ratios(NamedTuple):
 
     @property
     def discrete_values(self) -> Tensor:  # [N]
-        """The ratios of discrete rows; 1 on latent ones."""
+        """The ratios of discrete rows, at most `LARGEST_FACTOR`; 1 on latent ones."""
         values = self.values if self.score.dim() == 1 else self.values[:, :1].sum(dim=-1)
-        return values.masked_fill(self.latent, 1.0)
+        return clip(values, high=LARGEST_FACTOR).masked_fill(self.latent, 1.0)
 
 
 def _mean_of_sequences(

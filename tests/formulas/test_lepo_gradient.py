@@ -9,6 +9,7 @@ from lepo_kernels import lepo_objective
 from lepo_kernels.formulas.latent_scores import LATENT_SCORES
 from lepo_kernels.formulas.lepo_gradient import lepo_gradient
 from lepo_kernels.formulas.loss_rows import LossSettings, RowFacts
+from lepo_kernels.methods import methods
 from tests.seeds import seeded
 
 # Distances of the log-probability from the old one: the same; inside; on the edges of the clipping
@@ -16,6 +17,8 @@ from tests.seeds import seeded
 DISTANCES = (0.0, 0.125, 0.25, -0.25, 0.75, 0.5, 2.0, -2.0, 100.0, -800.0)
 LOW, HIGH, CAP = torch.tensor([-0.25, 0.25, 0.75], dtype=torch.float64).exp().tolist()
 # Both differences are exact.
+# Those of the methods are there once these are.
+SCORES = sorted({*LATENT_SCORES, *(method.latent_score for method in methods())})
 # LEPO's own score, as where none is named.
 PUBLISHED = {
     "latent_score": "soft_log_prob",
@@ -102,7 +105,7 @@ def noisy(logits, lse, kept):
 
 
 @pytest.mark.parametrize("kept", [1, 4])
-@pytest.mark.parametrize("score", LATENT_SCORES)
+@pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("latent_ratio", [False, True])
 @pytest.mark.parametrize("surrogate", ["ppo", "cispo"])
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from lepo_kernels.backends.cpu import lepo_loss as cpu_kernel
 from lepo_kernels.backends.gpu import loss_blocks
 from lepo_kernels.formulas.latent_scores import LATENT_SCORES, ScoredRows
 from lepo_kernels.formulas.ratios import score_of
+from lepo_kernels.methods import methods
 from tests.ops.helpers import (
     LOW_DTYPES,
     LargestTensor,
@@ -120,7 +121,9 @@ def compare(leaves, facts, options, with_bias):
 # What each of a method's scores may make of a latent row: with a ratio and a KL of scores, and as
 # LEPO has it; duplicates and padding included.
 @pytest.mark.usefixtures("_small_blocks", "_same_products")
-@pytest.mark.parametrize("score", sorted(LATENT_SCORES))
+@pytest.mark.parametrize(
+    "score", sorted({*LATENT_SCORES, *(method.latent_score for method in methods())})
+)
 @pytest.mark.parametrize("latent_ratio", [False, True])
 def test_it_serves_every_latent_score(score, latent_ratio):
     leaves, facts = make()

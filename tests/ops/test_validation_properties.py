@@ -23,6 +23,7 @@ import lepo_kernels
 from lepo_kernels import BackendUnavailableError
 from lepo_kernels.formulas.latent_scores import LATENT_SCORES, LatentScore
 from lepo_kernels.formulas.loss_rows import LATENT_KL, SURROGATES
+from lepo_kernels.methods import methods
 from lepo_kernels.validation import FLOAT_DTYPES, INDEX_DTYPES
 from tests.ops.argument_strategies import HUGE, NOT_CHOICES, NOT_TENSORS, Draft, Skip
 from tests.ops.helpers import backends_of
@@ -69,6 +70,10 @@ def put_logits(draft: Draft, rows: int, vocab: int, dtype: torch.dtype) -> Tenso
         return draft.tensor((rows, vocab), dtype, scale=1e30 if dtype != torch.float16 else 1e4)
 
     return draft.put("logits", good, bad, edge)
+
+
+# Those of the methods are there once these are.
+SCORES = sorted({*LATENT_SCORES, *(method.latent_score for method in methods())})
 
 
 def put_float(
@@ -363,9 +368,7 @@ def lepo_loss(draft: Draft, backend: str) -> None:
 
 def put_latent_score(draft: Draft, rows: int, kept: int) -> LatentScore | None:
     """The score's name, and what it reads; None where it has no known name."""
-    name = draft.put(
-        "latent_score", lambda: draft.pick(*LATENT_SCORES), lambda: draft.pick(*NOT_CHOICES)
-    )
+    name = draft.put("latent_score", lambda: draft.pick(*SCORES), lambda: draft.pick(*NOT_CHOICES))
     draft.put(
         "latent_ratio", lambda: draft.pick(False, True), lambda: draft.pick(None, 1, "true", 0.5)
     )
