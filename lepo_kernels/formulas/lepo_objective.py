@@ -105,8 +105,9 @@ def lepo_objective(
         latent_ratio: whether latent rows have clipped ratios, or the plain ``-A s``.
         recorded: [N, K] what the rollout recorded for the score, -inf on padding; for scores that
             read it.
-        sequences: [N] which sequence a row is of: its discrete rows then share one ratio, the
-            exponential of their mean log-ratio (GSPO, arXiv 2507.18071); None gives each its own.
+        sequences: [N] which sequence a row is of, numbers below N: its discrete rows then share
+            one ratio, the exponential of their mean log-ratio (GSPO, arXiv 2507.18071); None gives
+            each its own.
         surrogate: ``"ppo"`` as above, or ``"cispo"`` (arXiv 2506.13585): where there is a ratio,
             ``l = -min(rho, epsilon_high) A s`` with rho a constant.
         kl_times_ratio: whether the KL term of discrete rows is multiplied by their ratio, at most

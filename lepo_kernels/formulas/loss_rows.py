@@ -12,6 +12,7 @@ from lepo_kernels.validation import (
     check_flag,
     check_number,
     check_tensor,
+    checks_enabled,
 )
 
 LATENT_KL = ("k3", "exact", "score")
@@ -78,6 +79,8 @@ def check_loss(
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, device or range, or one that
             the settings need is missing.
+        IndexError: a sequence has no number that a row could have (checked on the CPU, or with
+            ``LEPO_CHECK_VALUES=1``).
     """
     (rows, kept), device = like.shape, like.device
     check_tensor("weights", facts.weights, (rows, kept), FLOAT_DTYPES, device)
@@ -98,13 +101,23 @@ def check_loss(
     elif score.reads_record:
         raise ValueError(f"recorded: needed by latent_score={score.name!r}, got None")
     if facts.sequences is not None:
-        check_tensor("sequences", facts.sequences, (rows,), (torch.int64,), device)
+        _check_sequences(facts.sequences, rows, device)
         if score.slots:
             raise ValueError(
                 f"sequences: latent_score={score.name!r} has a ratio in each slot, which no "
                 "sequence has"
             )
     return settings
+
+
+def _check_sequences(
+    sequences: Tensor,  # [N]
+    rows: int,
+    device: torch.device,
+) -> None:
+    check_tensor("sequences", sequences, (rows,), (torch.int64,), device)
+    if checks_enabled(device) and bool(((sequences < 0) | (sequences >= rows)).any()):
+        raise IndexError(f"sequences: expected numbers in [0, {rows}), the number of rows")
 
 
 def check_settings(settings: LossSettings) -> LossSettings:

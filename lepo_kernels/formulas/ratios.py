@@ -93,11 +93,10 @@ def _mean_of_sequences(
     counted: Tensor,  # [N] bool
 ) -> Tensor:  # [N]
     """For each row, the mean of the rows of its sequence that are counted; 0 where none is."""
-    _, place = sequences.unique(return_inverse=True)
     zeros = x.new_zeros(len(sequences))
-    total = zeros.index_add(0, place, x.masked_fill(~counted, 0.0))
-    count = zeros.index_add(0, place, counted.to(x.dtype))
-    return (total / count.clamp_min(1))[place]
+    total = zeros.index_add(0, sequences, x.masked_fill(~counted, 0.0))
+    count = zeros.index_add(0, sequences, counted.to(x.dtype))
+    return (total / count.clamp_min(1))[sequences]
 
 
 def per_entry(

@@ -309,7 +309,8 @@ class LEPOTrainer(ResumableTrainer):
         """The row of each step, where the steps of a row share a ratio."""
         if self.args.importance_sampling_level == "token":
             return None
-        return step_mask.nonzero()[:, 0]
+        numbered: torch.Tensor = step_mask.nonzero()[:, 0].unique(return_inverse=True)[1]
+        return numbered
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and add the metrics gathered since the last training log."""

@@ -37,7 +37,7 @@ V = PART + 37
 def _small_blocks(monkeypatch):
     monkeypatch.setattr(cpu_kernel, "_BLOCK_BYTES", 4 * 4 * V)
     monkeypatch.setattr(cpu_kernel, "_LEAST_ROWS", 1)
-    monkeypatch.setattr(cpu_kernel, "_COLUMNS", PART)
+    monkeypatch.setattr(cpu_kernel, "_COLUMNS", dict.fromkeys(cpu_kernel._COLUMNS, PART))
     monkeypatch.setattr(loss_blocks, "sizes", lambda *shape: loss_blocks.Sizes(4, 4))
 
 

@@ -380,7 +380,10 @@ def put_latent_score(draft: Draft, rows: int, kept: int) -> LatentScore | None:
     draft.put(
         "sequences",
         lambda: None if is_slotted else draft.pick(None, in_pairs),
-        lambda: draft.bad_tensor(in_pairs, (torch.int64,), bound=(0,), optional=True),
+        lambda: draft.pick(
+            draft.bad_tensor(in_pairs, (torch.int64,), bound=(0,), optional=True),
+            *((in_pairs + rows, in_pairs - 1) if rows else ()),
+        ),
     )
     draft.put("surrogate", lambda: draft.pick(*SURROGATES), lambda: draft.pick(*NOT_CHOICES))
     draft.put("kl_times_ratio", lambda: draft.pick(False, True), lambda: draft.pick(None, 1, "x"))
