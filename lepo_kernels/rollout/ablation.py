@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lepo_kernels.rollout._modules import unwrap_model
 from lepo_kernels.rollout.record import LatentRollout
-from lepo_kernels.rollout.soft_embedding import SoftEmbedding, add_embedding_noise
+from lepo_kernels.rollout.soft_embedding import SoftEmbedding
 from lepo_kernels.validation import check_choice
 
 ABLATIONS = ("shuffle", "blank", "argmax", "last_only")
@@ -54,16 +54,7 @@ def latent_phase(model: Any, rollout: LatentRollout, *, backend: str | None = No
     L = rollout.latent_ids.shape[1]
     mask = rollout.latent_mask[:, :L]
     row, step = mask.nonzero(as_tuple=True)
-    mixed = soft.mix(rollout.latent_ids[row, step], rollout.latent_weights[row, step])
-    if rollout.embedding_noise > 0:
-        mixed = add_embedding_noise(
-            mixed,
-            rollout.embedding_noise,
-            seed=rollout.seed,
-            row_keys=rollout.row_keys[row],
-            step=step,
-            backend=backend,
-        )
+    mixed = soft.mix_recorded(rollout, row, step)
     inputs = mixed.new_zeros(*mask.shape, mixed.shape[-1]).index_put((row, step), mixed)
     return LatentPhase(rollout.latent_ids, rollout.latent_weights, mask, inputs)
 

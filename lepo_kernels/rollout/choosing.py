@@ -67,7 +67,7 @@ class Chooser:
         self._eos = torch.tensor(config.eos_token_ids, device=device)
         self._suffix = torch.tensor(config.latent_suffix_ids, dtype=torch.int64, device=device)
         self._latent_ends = torch.tensor(config.latent_end_ids, dtype=torch.int64, device=device)
-        absent = _absent_ids(config, soft, vocab)
+        absent = absent_ids(config, soft, vocab)
         ids = torch.tensor(absent, dtype=torch.int64, device=device)
         unmixed = torch.cat([self._eos, ids]) if config.latent_eos == "mask" else ids
         # Ids that no step, and that no latent step may choose.
@@ -237,7 +237,7 @@ def embedding_noise(config: LatentGenerationConfig) -> float:
     return config.noise_scale if config.noise == "soft" and config.samples_latents else 0.0
 
 
-def _absent_ids(config: LatentGenerationConfig, soft: SoftEmbedding, vocab: int) -> list[int]:
+def absent_ids(config: LatentGenerationConfig, soft: SoftEmbedding, vocab: int) -> list[int]:
     """Columns of the logits without a token."""
     tokens = min(vocab, soft.rows, config.num_tokens or vocab)
     return sorted({*range(tokens, vocab), *(i for i in config.suppress_tokens if i < vocab)})

@@ -17,6 +17,7 @@ from lepo_kernels.formulas.scores import hard_log_prob
 from lepo_kernels.ops.sample_latent import sample_latent
 from lepo_kernels.rollout._modules import evaluating, unwrap_model
 from lepo_kernels.rollout.ablation import LatentPhase
+from lepo_kernels.rollout.choosing import absent_ids
 from lepo_kernels.rollout.config import LatentGenerationConfig
 from lepo_kernels.rollout.model_cache import cache_argument, make_cache, step_arguments
 from lepo_kernels.rollout.probe import check_served
@@ -154,9 +155,7 @@ class _Continuation:
 
     def _absent(self, vocab: int) -> Tensor | None:
         """The ids of ``vocab`` logits that no step may choose."""
-        config = self.config
-        tokens = min(vocab, self.soft.rows, config.num_tokens or vocab)
-        ids = sorted({*range(tokens, vocab), *(i for i in config.suppress_tokens if i < vocab)})
+        ids = absent_ids(self.config, self.soft, vocab)
         return torch.tensor(ids, dtype=torch.int64, device=self.eos.device) if ids else None
 
     def _choose(self, logits: Tensor) -> Tensor:

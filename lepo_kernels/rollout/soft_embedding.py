@@ -89,6 +89,30 @@ class SoftEmbedding:
         """Whether it embeds by the same module in the same way."""
         return self.module is other.module and self._plain_forward == other._plain_forward
 
+    def mix_recorded(
+        self,
+        rollout: LatentRollout,
+        row: Tensor,  # [M] int64
+        step: Tensor,  # [M] int64
+    ) -> Tensor:  # [M, D]
+        """What a rollout fed at latent steps of it, noise included, with gradient into the table.
+
+        Args:
+            rollout: the recorded samples.
+            row, step: [M], the steps.
+        """
+        mixed = self.mix(rollout.latent_ids[row, step], rollout.latent_weights[row, step])
+        if rollout.embedding_noise == 0:
+            return mixed
+        return add_embedding_noise(
+            mixed,
+            rollout.embedding_noise,
+            seed=rollout.seed,
+            row_keys=rollout.row_keys[row],
+            step=step,
+            backend=self._backend,
+        )
+
     def latent_step(
         self,
         logits: Tensor,  # [n, V]
@@ -265,16 +289,7 @@ def soft_inputs(
             place = row * width + rollout.prompt_ids.shape[1] + step
         else:
             place = places[row, step]
-        mixed = soft.mix(rollout.latent_ids[row, step], rollout.latent_weights[row, step])
-        if rollout.embedding_noise > 0:
-            mixed = add_embedding_noise(
-                mixed,
-                rollout.embedding_noise,
-                seed=rollout.seed,
-                row_keys=rollout.row_keys[row],
-                step=step,
-                backend=backend,
-            )
+        mixed = soft.mix_recorded(rollout, row, step)
         # No view: FSDP2 watches what this returns.
         return embedded.index_put((place // width, place % width), mixed.to(embedded.dtype))
 
